@@ -1,0 +1,56 @@
+//! Devices: where tensors live, and how much memory there is.
+
+use crate::error::{Error, ErrorKind, Result};
+use candle_core::Device;
+
+/// The first CUDA device when this build has the feature `cuda` and the machine has one, else the CPU.
+///
+/// ```
+/// let device = cltlab::auto_device()?;
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+///
+/// # Errors
+/// `Tensor` when a CUDA device is there but cannot be opened.
+pub fn auto_device() -> Result<Device> {
+    Ok(Device::cuda_if_available(0)?)
+}
+
+/// Memory that a new allocation may take, in bytes: `MemAvailable` on Linux; `None` where the
+/// system does not say.
+pub fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Refuses a task whose predicted need exceeds the memory that is free, before anything is allocated.
+///
+/// # Errors
+/// `OutOfMemory` with both figures and `remedy`.
+pub fn require_memory(task: &str, bytes: u64, remedy: &str) -> Result<()> {
+    match free_memory() {
+        Some(free) if bytes > free => Err(Error::expected(
+            ErrorKind::OutOfMemory,
+            task,
+            format_args!("a need of {}", format_bytes(bytes)),
+            format_args!("at most the {} that are free", format_bytes(free)),
+        )
+        .help(remedy)),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes for people: `1.5 GiB`.
+pub fn format_bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut unit = "B";
+    for next in ["KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
+}

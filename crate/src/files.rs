@@ -1,0 +1,78 @@
+//! Files: written whole or not at all, read with the path in every error.
+
+use crate::error::{Error, ErrorKind, Result};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Writes `bytes` to a sibling temporary file, flushes it to disk, then renames it onto `path`.
+/// A full disk or a crash leaves what was there before.
+///
+/// # Errors
+/// `DiskFull`, `MissingFile` (the folder) or `Io`, with the path.
+pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    write_atomic_with(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_atomic`], for content that is streamed out by `fill`.
+///
+/// # Errors
+/// `DiskFull`, `MissingFile` (the folder) or `Io`, with the path.
+pub fn write_atomic_with(
+    path: impl AsRef<Path>,
+    fill: impl FnOnce(&mut std::io::BufWriter<std::fs::File>) -> std::io::Result<()>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let temporary = sibling(path);
+    let written = (|| {
+        let mut out = std::io::BufWriter::new(std::fs::File::create(&temporary)?);
+        fill(&mut out)?;
+        out.flush()?;
+        out.get_ref().sync_all()?;
+        std::fs::rename(&temporary, path)
+    })();
+    written.map_err(|error| {
+        let _ = std::fs::remove_file(&temporary);
+        Error::io(path, &error)
+    })
+}
+
+fn sibling(path: &Path) -> PathBuf {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+}
+
+/// Makes a folder and its parents.
+///
+/// # Errors
+/// `Io` or `DiskFull` with the path.
+pub fn create_folder(path: impl AsRef<Path>) -> Result<()> {
+    std::fs::create_dir_all(path.as_ref()).map_err(|error| Error::io(path, &error))
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// `MissingFile` or `Io`, with the path.
+pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
+    std::fs::read(path.as_ref()).map_err(|error| Error::io(path, &error))
+}
+
+/// Reads a JSON file into `T`; the error names the file, line and field.
+///
+/// # Errors
+/// `MissingFile`, `Io`, or `BadFile` when the content is not such JSON.
+pub fn read_json<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
+    let path = path.as_ref();
+    serde_json::from_slice(&read(path)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
+}
+
+/// Writes `value` as indented JSON, whole or not at all.
+///
+/// # Errors
+/// `DiskFull` or `Io`, with the path; `NotFinite` when the value does not serialise.
+pub fn write_json<T: serde::Serialize>(path: impl AsRef<Path>, value: &T) -> Result<()> {
+    let path = path.as_ref();
+    let bytes = serde_json::to_vec_pretty(value)
+        .map_err(|error| Error::new(ErrorKind::NotFinite, format!("{}: {error}", path.display())))?;
+    write_atomic(path, &bytes)
+}

@@ -1,0 +1,73 @@
+//! A run: what one forward pass over one prompt left behind.
+//!
+//! In: token ids. Out: for each layer the residual before and after attention, what the MLP read
+//! and wrote, the attention patterns and the norm scales; the logits. This is all that a CLT, the
+//! frozen linear model and the interventions need; the weights stay in the [`Model`](crate::Model).
+
+use candle_core::Tensor;
+
+/// What a forward pass keeps. The default keeps everything; [`Capture::mlp`] only what a CLT is
+/// trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// `resid_pre`, `mlp_in` and the norm scales of each layer.
+    pub residuals: bool,
+    /// `resid_mid` and `mlp_out` of each layer.
+    pub mlp: bool,
+    /// `attn_pattern` of each layer, `[heads, tokens, tokens]`.
+    pub patterns: bool,
+    /// The logits. Without them the unembedding is not computed.
+    pub logits: bool,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Capture { residuals: true, mlp: true, patterns: true, logits: true }
+    }
+}
+
+impl Capture {
+    /// Keeps `resid_mid` and `mlp_out` only: a CLT's input and target.
+    pub const fn mlp() -> Self {
+        Capture { residuals: false, mlp: true, patterns: false, logits: false }
+    }
+
+    /// Keeps the logits only.
+    pub const fn logits() -> Self {
+        Capture { residuals: false, mlp: false, patterns: false, logits: true }
+    }
+}
+
+/// One layer of a [`Run`]. A site that was not captured is `None`.
+#[derive(Clone, Debug, Default)]
+pub struct LayerRun {
+    /// Residual stream entering the layer, `[tokens, d]`.
+    pub resid_pre: Option<Tensor>,
+    /// Residual stream before the MLP's norm, `[tokens, d]` (for a parallel block the layer's input).
+    pub resid_mid: Option<Tensor>,
+    /// What the MLP reads, after its norm, `[tokens, d]`.
+    pub mlp_in: Option<Tensor>,
+    /// What the MLP writes into the residual stream, `[tokens, d]`.
+    pub mlp_out: Option<Tensor>,
+    /// Attention patterns, `[heads, tokens (query), tokens (key)]`.
+    pub attn_pattern: Option<Tensor>,
+    /// 1/σ of the norm before attention, `[tokens, 1]`.
+    pub attn_scale: Option<Tensor>,
+    /// 1/σ of the norm before the MLP, `[tokens, 1]`.
+    pub mlp_scale: Option<Tensor>,
+}
+
+/// What one forward pass over one prompt left behind.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The token ids, first the special token if the model has one.
+    pub tokens: Vec<u32>,
+    /// Each token as text, for people.
+    pub token_text: Vec<String>,
+    /// The layers, first to last.
+    pub layers: Vec<LayerRun>,
+    /// 1/σ of the final norm, `[tokens, 1]`.
+    pub final_scale: Option<Tensor>,
+    /// Logits, `[tokens, vocab]`.
+    pub logits: Option<Tensor>,
+}

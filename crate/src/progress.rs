@@ -1,0 +1,149 @@
+//! Progress: events out, and the stop flag in.
+//!
+//! A training loop or a long attribution must not know notebooks. It sends [`Event`]s to the
+//! one sink that the notebook or the program installed, and asks [`stop_requested`] between
+//! steps: an interrupt sets that flag, the loop finishes its step and returns what it has.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
+
+/// One step of training, as the loop saw it. Losses are per token, summed over layers.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct TrainSample {
+    /// Optimiser steps done, counted from 1.
+    pub step: usize,
+    /// Steps that this run aims at.
+    pub steps: usize,
+    /// Tokens seen so far.
+    pub tokens: u64,
+    /// Sum over layers of the squared error, after normalisation.
+    pub reconstruction: f64,
+    /// The sparsity term, with its coefficient.
+    pub sparsity: f64,
+    /// The pre-activation (dead-feature) term, with its coefficient.
+    pub dead_term: f64,
+    /// Active features per token and layer.
+    pub l0: f64,
+    /// Fraction of variance unexplained, mean over layers, on the training batch.
+    pub fvu: f64,
+    /// Fraction of features that have not fired within the dead window, 0 to 1.
+    pub dead: f64,
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Tokens per second, smoothed.
+    pub tokens_per_second: f64,
+    /// Estimated seconds to the end.
+    pub seconds_left: f64,
+}
+
+/// What a long task tells the outside.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A task begins; `total` in units of `unit`, 0 when unknown.
+    Begin {
+        /// What is done, for people: "download model.safetensors".
+        task: String,
+        /// How many units there are.
+        total: u64,
+        /// The unit's name: "bytes", "rows", "tokens".
+        unit: &'static str,
+    },
+    /// `done` of the task's units are done.
+    Advance {
+        /// The task's name, as in `Begin`.
+        task: String,
+        /// Units done.
+        done: u64,
+    },
+    /// The task ended, with a short closing line.
+    End {
+        /// The task's name, as in `Begin`.
+        task: String,
+        /// Closing line, may be empty.
+        note: String,
+    },
+    /// A training step was taken.
+    Train(TrainSample),
+    /// Training ended or was stopped; the sample is the last one.
+    TrainEnd(TrainSample),
+}
+
+/// Receives events. Must be quick: it runs on the thread that works.
+pub trait Sink: Send + Sync {
+    /// Called for each event, in order.
+    fn event(&self, event: &Event);
+}
+
+static STOP: AtomicBool = AtomicBool::new(false);
+static SINK: RwLock<Option<Arc<dyn Sink>>> = RwLock::new(None);
+
+/// Installs the sink that all later events go to; `None` silences them.
+pub fn set_sink(sink: Option<Arc<dyn Sink>>) {
+    *SINK.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = sink;
+}
+
+/// Sends an event to the installed sink, if there is one.
+pub fn emit(event: Event) {
+    let sink = SINK.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+    if let Some(sink) = sink {
+        sink.event(&event);
+    }
+}
+
+/// Asks the running loop to finish its step and return. Safe to call from a signal handler.
+pub fn request_stop() {
+    STOP.store(true, Ordering::SeqCst);
+}
+
+/// True after [`request_stop`], until [`clear_stop`].
+pub fn stop_requested() -> bool {
+    STOP.load(Ordering::SeqCst)
+}
+
+/// Forgets an earlier request; each cell and each command begins with this.
+pub fn clear_stop() {
+    STOP.store(false, Ordering::SeqCst);
+}
+
+/// A counted task: emits `Begin` now, `Advance` as told (at most every 100 ms), `End` when dropped.
+///
+/// ```
+/// let mut task = cltlab::progress::Task::new("rows", 10, "rows");
+/// for row in 0..10 { task.advance(row + 1); }
+/// task.finish("10 rows");
+/// ```
+pub struct Task {
+    name: String,
+    note: String,
+    last: std::time::Instant,
+}
+
+impl Task {
+    /// Begins a task of `total` units.
+    pub fn new(name: impl Into<String>, total: u64, unit: &'static str) -> Self {
+        let name = name.into();
+        emit(Event::Begin { task: name.clone(), total, unit });
+        Task { name, note: String::new(), last: std::time::Instant::now() }
+    }
+
+    /// Says how many units are done.
+    pub fn advance(&mut self, done: u64) {
+        if self.last.elapsed().as_millis() >= 100 {
+            self.last = std::time::Instant::now();
+            emit(Event::Advance { task: self.name.clone(), done });
+        }
+    }
+
+    /// Ends the task with a closing line.
+    pub fn finish(mut self, note: impl Into<String>) {
+        self.note = note.into();
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        emit(Event::End { task: std::mem::take(&mut self.name), note: std::mem::take(&mut self.note) });
+    }
+}

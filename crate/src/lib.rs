@@ -2,9 +2,11 @@
 #![deny(missing_docs)]
 #![warn(rustdoc::broken_intra_doc_links)]
 
+pub mod clt;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod model;
 pub mod progress;
 
 pub use device::auto_device;

@@ -6,8 +6,15 @@ pub mod clt;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod hub;
 pub mod model;
 pub mod progress;
+pub mod text;
 
 pub use device::auto_device;
 pub use error::{Error, ErrorKind, Result};
+pub use model::{Model, Run};
+pub use text::{Blocks, Corpus, Tokenizer};
+
+pub use candle_core as candle;
+pub use candle_nn;

@@ -2,6 +2,7 @@
 
 use crate::clt::Activation;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::Model;
 
 /// Which value of each layer the encoders read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -70,6 +71,20 @@ impl Default for CltConfig {
 }
 
 impl CltConfig {
+    /// A CLT that fits `model`: its layers, width, name and fingerprint, with twice as many
+    /// features per layer as the model is wide and BatchTopK with k = 32. A start for a machine
+    /// without GPU; published CLTs have 16 to 32 features per unit of width.
+    pub fn for_model(model: &Model) -> Self {
+        CltConfig {
+            layers: model.layers(),
+            width: model.width(),
+            features: 2 * model.width(),
+            model_name: model.name().to_string(),
+            model_fingerprint: model.fingerprint().to_string(),
+            ..CltConfig::default()
+        }
+    }
+
     /// Checks that such a CLT can exist.
     ///
     /// # Errors

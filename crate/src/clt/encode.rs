@@ -6,7 +6,7 @@
 use crate::clt::activation::{keep, Rule};
 use crate::clt::{check, Activation, Clt, InputSite, LayerCode, SparseCode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::run::{LayerRun, Run};
+use crate::model::{LayerRun, Run};
 use candle_core::Tensor;
 
 /// Entries of the pre-activation block that is alive at a time: 64 MiB.

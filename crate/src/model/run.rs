@@ -17,24 +17,40 @@ pub struct Capture {
     /// `attn_pattern` of each layer, `[heads, tokens, tokens]`.
     pub patterns: bool,
     /// The logits. Without them the unembedding is not computed.
-    pub logits: bool,
+    pub logits: Logits,
+}
+
+/// Which positions' logits a pass computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// None.
+    None,
+    /// The last position's, `[1, vocab]`.
+    Last,
+    /// Every position's, `[tokens, vocab]`.
+    All,
 }
 
 impl Default for Capture {
     fn default() -> Self {
-        Capture { residuals: true, mlp: true, patterns: true, logits: true }
+        Capture { residuals: true, mlp: true, patterns: true, logits: Logits::All }
     }
 }
 
 impl Capture {
     /// Keeps `resid_mid` and `mlp_out` only: a CLT's input and target.
     pub const fn mlp() -> Self {
-        Capture { residuals: false, mlp: true, patterns: false, logits: false }
+        Capture { residuals: false, mlp: true, patterns: false, logits: Logits::None }
+    }
+
+    /// Keeps the last position's logits only.
+    pub const fn last_logits() -> Self {
+        Capture { residuals: false, mlp: false, patterns: false, logits: Logits::Last }
     }
 
     /// Keeps the logits only.
     pub const fn logits() -> Self {
-        Capture { residuals: false, mlp: false, patterns: false, logits: true }
+        Capture { residuals: false, mlp: false, patterns: false, logits: Logits::All }
     }
 }
 

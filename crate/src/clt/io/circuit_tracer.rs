@@ -11,6 +11,8 @@ use crate::clt::decode::values;
 use crate::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
+use crate::hub::HubRepo;
+use crate::progress;
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -75,25 +77,30 @@ impl Clt {
         files::write_json(folder.join("cltlab.json"), config)
     }
 
-    /// Reads a CLT from a folder in circuit-tracer's format, ours or theirs.
+    /// Reads a CLT in circuit-tracer's format, ours or theirs, from a folder or from the hub
+    /// (`owner/name`, `owner/name@revision`).
     ///
     /// Without `cltlab.json` the shape comes from the tensors, and the activation is JumpReLU if
     /// `threshold_0` is there, else ReLU.
     ///
     /// # Errors
     /// `MissingFile`, `BadFile` (truncated, not YAML), `BadTensor` (name, shape), `Unsupported`
-    /// (another kind of transcoder or hook), each with the file.
+    /// (another kind of transcoder or hook), each with the file; `Network` for the hub.
     pub fn load(source: &str, device: &Device) -> Result<Clt> {
-        let folder = PathBuf::from(source);
-        let own = folder.join("cltlab.json");
-        let mut config = if own.exists() { files::read_json::<CltConfig>(&own)? } else { foreign_config(&folder)? };
-        config.validate().map_err(|error| error.context(folder.display()))?;
+        let source = Source::open(source)?;
+        let own = source.optional("cltlab.json");
+        let mut config = match &own {
+            Some(path) => files::read_json::<CltConfig>(path)?,
+            None => foreign_config(&source)?,
+        };
+        config.validate().map_err(|error| error.context(source.name()))?;
         let (f, d) = (config.features, config.width);
         let jumps = matches!(config.activation, Activation::JumpRelu { .. });
+        let mut task = progress::Task::new(format!("load CLT {}", source.name()), config.layers as u64, "layers");
         let mut layers = Vec::with_capacity(config.layers);
         for l in 0..config.layers {
-            let encoder = Reader::open(folder.join(format!("W_enc_{l}.safetensors")))?;
-            let decoder = Reader::open(folder.join(format!("W_dec_{l}.safetensors")))?;
+            let encoder = Reader::open(source.file(&format!("W_enc_{l}.safetensors"))?)?;
+            let decoder = Reader::open(source.file(&format!("W_dec_{l}.safetensors"))?)?;
             layers.push(LayerWeights {
                 encoder: encoder.tensor(&format!("W_enc_{l}"), &[f, d], device)?,
                 encoder_bias: encoder.tensor(&format!("b_enc_{l}"), &[f], device)?,
@@ -101,12 +108,53 @@ impl Clt {
                 decoder: decoder.tensor(&format!("W_dec_{l}"), &[f, config.slots(l), d], device)?,
                 decoder_bias: encoder.tensor(&format!("b_dec_{l}"), &[d], device)?,
             });
+            task.advance(l as u64 + 1);
         }
-        if let (Activation::JumpRelu { threshold, .. }, false) = (&mut config.activation, own.exists()) {
+        if let (Activation::JumpRelu { threshold, .. }, true) = (&mut config.activation, own.is_none()) {
             let first = layers[0].threshold.as_ref().map(Tensor::to_vec1::<f32>).transpose()?.unwrap_or_default();
             *threshold = (first.iter().map(|&t| f64::from(t)).sum::<f64>() / first.len().max(1) as f64).max(f64::MIN_POSITIVE);
         }
         Clt::new(config, layers)
+    }
+}
+
+/// Where a CLT's files are.
+enum Source {
+    Folder(PathBuf),
+    Hub(HubRepo, String),
+}
+
+impl Source {
+    fn open(source: &str) -> Result<Self> {
+        let folder = PathBuf::from(source);
+        if folder.is_dir() {
+            return Ok(Source::Folder(folder));
+        }
+        let parts = source.split('/').count();
+        if parts == 2 && !source.starts_with(['.', '/', '~']) {
+            return Ok(Source::Hub(HubRepo::open(source)?, source.to_string()));
+        }
+        Err(Error::new(ErrorKind::MissingFile, format!("{source}: no such folder"))
+            .help("give a folder that Clt::save or circuit-tracer wrote, or a hub name owner/name"))
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Source::Folder(folder) => folder.display().to_string(),
+            Source::Hub(_, name) => name.clone(),
+        }
+    }
+
+    fn file(&self, name: &str) -> Result<PathBuf> {
+        match self {
+            Source::Folder(folder) => Ok(folder.join(name)),
+            Source::Hub(repo, _) => repo.file(name),
+        }
+    }
+
+    /// A file that may be absent.
+    fn optional(&self, name: &str) -> Option<PathBuf> {
+        self.file(name).ok().filter(|path| path.exists())
     }
 }
 
@@ -137,9 +185,9 @@ fn move_in(staged: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The configuration of a folder that another program wrote.
-fn foreign_config(folder: &Path) -> Result<CltConfig> {
-    let path = folder.join("config.yaml");
+/// The configuration of a CLT that another program wrote.
+fn foreign_config(source: &Source) -> Result<CltConfig> {
+    let path = source.file("config.yaml")?;
     let place = |field: &str| format!("{}: {field}", path.display());
     let yaml: Yaml = serde_yaml_ng::from_slice(&files::read(&path)?)
         .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
@@ -152,13 +200,14 @@ fn foreign_config(folder: &Path) -> Result<CltConfig> {
     if ![OUTPUT_HOOK, "mlp.hook_out"].contains(&yaml.feature_output_hook.as_str()) {
         return Err(Error::expected(ErrorKind::Unsupported, place("feature_output_hook"), &yaml.feature_output_hook, "hook_mlp_out or mlp.hook_out"));
     }
-    let layers = (0..).take_while(|l| folder.join(format!("W_enc_{l}.safetensors")).exists()).count();
-    let first = Reader::open(folder.join("W_enc_0.safetensors"))?;
-    let shape = first.shape("W_enc_0").unwrap_or_default();
-    let [features, width] = shape[..] else {
-        return Err(Error::expected(ErrorKind::BadTensor, "W_enc_0", format_args!("shape {shape:?}"), "[features, width]"));
+    let encoder = Reader::open(source.file("W_enc_0.safetensors")?)?;
+    let decoder = Reader::open(source.file("W_dec_0.safetensors")?)?;
+    let shape = decoder.shape("W_dec_0").unwrap_or_default();
+    let [features, layers, width] = shape[..] else {
+        let place = format!("{}/W_dec_0.safetensors: W_dec_0", source.name());
+        return Err(Error::expected(ErrorKind::BadTensor, place, format_args!("shape {shape:?}"), "[features, layers, width]"));
     };
-    let activation = match first.shape("threshold_0") {
+    let activation = match encoder.shape("threshold_0") {
         Some(_) => Activation::JumpRelu { threshold: 0.03, bandwidth: 1.0 },
         None => Activation::Relu,
     };

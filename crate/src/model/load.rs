@@ -1,0 +1,149 @@
+//! Loading: a hub name, a folder, a GGUF file or a llama2.c checkpoint to a [`Model`].
+
+use super::weights::Weights;
+use super::{attention, family, Inner, Model, ModelConfig};
+use crate::error::{Error, ErrorKind, Result};
+use crate::files;
+use crate::hub::HubRepo;
+use crate::text::{GgufVocabulary, Tokenizer};
+use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::{Device, Tensor};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+impl Model {
+    /// Loads a model in f32.
+    ///
+    /// `source` is a local folder (`config.json`, `model.safetensors` or shards, `tokenizer.json`),
+    /// a `.gguf` file, a llama2.c `.bin` checkpoint (with `tokenizer.bin` beside it), or else a
+    /// repository of the Hugging Face hub, `owner/name` or `owner/name@revision`.
+    ///
+    /// ```no_run
+    /// # use cltlab::{auto_device, Model};
+    /// let model = Model::load("SmolLM2-135M-Instruct.Q4_1.gguf", &auto_device()?)?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `MissingFile`, `BadFile` (truncated, not the format), `UnknownArchitecture`, `BadTensor`
+    /// (missing or of another shape), `Network`, `OutOfMemory`.
+    pub fn load(source: &str, device: &Device) -> Result<Model> {
+        let path = Path::new(source);
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if path.is_dir() {
+            return Self::load_folder(path, source, device);
+        }
+        match extension {
+            Some("gguf") => Self::load_gguf(path, device),
+            Some("bin") => Self::load_llama2c(path, device),
+            _ if path.exists() => Err(Error::expected(ErrorKind::BadFile, source, "a file of unknown kind", "a folder, .gguf or .bin")),
+            _ if source.starts_with(['.', '/', '~']) || source.matches('/').count() > 1 || source.is_empty() => {
+                Err(Error::new(ErrorKind::MissingFile, format!("{source}: no such file or folder"))
+                    .help("give a folder, a .gguf file, or a hub name like gpt2"))
+            }
+            _ => Self::load_folder(&fetch(source)?, source, device),
+        }
+    }
+
+    fn load_folder(folder: &Path, name: &str, device: &Device) -> Result<Model> {
+        let place = folder.join("config.json");
+        let config = family::config_from_json(&files::read_json(&place)?, &place.display().to_string())?;
+        let file = folder.join("tokenizer.json");
+        let tokenizer = if file.exists() { Some(Tokenizer::from_file(&file)?) } else { None };
+        Self::assemble(short_name(name), config, Weights::open_folder(folder)?, tokenizer, device)
+    }
+
+    fn load_gguf(path: &Path, device: &Device) -> Result<Model> {
+        let weights = Weights::open_gguf(path)?;
+        let Weights::Gguf { content, .. } = &weights else {
+            return Err(Error::new(ErrorKind::BadFile, format!("{}: not a GGUF file", path.display())));
+        };
+        let config = family::config_from_gguf(content, &path.display().to_string())?;
+        let beside = path.with_file_name("tokenizer.json");
+        let tokenizer = if beside.exists() {
+            Tokenizer::from_file(&beside)?
+        } else {
+            Tokenizer::from_gguf(&vocabulary(content)).map_err(|error| error.context(path.display()))?
+        };
+        Self::assemble(short_name(&path.to_string_lossy()), config, weights, Some(tokenizer), device)
+    }
+
+    fn load_llama2c(path: &Path, device: &Device) -> Result<Model> {
+        let (config, weights) = family::llama2c::open(path)?;
+        let beside = path.with_file_name("tokenizer.bin");
+        let tokenizer = if beside.exists() { Some(Tokenizer::from_llama2c(&beside, config.vocab)?) } else { None };
+        Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, device)
+    }
+
+    fn assemble(name: String, config: ModelConfig, weights: Weights, tokenizer: Option<Tokenizer>, device: &Device) -> Result<Model> {
+        config.validate().map_err(|error| error.context(weights.path().display()))?;
+        let parts = family::load(&config, &weights, device)?;
+        let fingerprint = fingerprint(&config, &parts)?;
+        let rotary = attention::Rotary::new(&config, device)?;
+        Ok(Model(Arc::new(Inner { name, config, parts, rotary, tokenizer, device: device.clone(), fingerprint })))
+    }
+}
+
+/// Fetches what a repository needs and returns the folder it lies in.
+fn fetch(source: &str) -> Result<PathBuf> {
+    let repo = HubRepo::open(source)?;
+    let config = repo.file("config.json")?;
+    match repo.file("model.safetensors") {
+        Ok(_) => {}
+        Err(single) => {
+            let index = repo.file("model.safetensors.index.json").map_err(|_| single)?;
+            let listing: serde_json::Value = files::read_json(&index)?;
+            let shards = listing.get("weight_map").and_then(|map| map.as_object()).into_iter().flat_map(|map| map.values());
+            let mut names: Vec<_> = shards.filter_map(|name| name.as_str()).collect();
+            names.sort_unstable();
+            names.dedup();
+            for name in names {
+                repo.file(name)?;
+            }
+        }
+    }
+    repo.file("tokenizer.json")?;
+    config.parent().map(Path::to_path_buf).ok_or_else(|| Error::new(ErrorKind::MissingFile, format!("{source}: no folder in the cache")))
+}
+
+fn short_name(source: &str) -> String {
+    let trimmed = source.trim_end_matches('/');
+    let last = trimmed.rsplit('/').next().unwrap_or(trimmed);
+    last.trim_end_matches(".gguf").to_string()
+}
+
+fn vocabulary(content: &Content) -> GgufVocabulary {
+    let get = |key: &str| content.metadata.get(&format!("tokenizer.ggml.{key}"));
+    let text = |key: &str| get(key).and_then(|value| value.to_string().ok()).cloned().unwrap_or_default();
+    let list = |key: &str| -> &[Value] { get(key).and_then(|value| value.to_vec().ok()).map_or(&[], Vec::as_slice) };
+    let strings = |key: &str| list(key).iter().filter_map(|value| value.to_string().ok().cloned()).collect();
+    GgufVocabulary {
+        model: text("model"),
+        pre: text("pre"),
+        tokens: strings("tokens"),
+        merges: strings("merges"),
+        types: list("token_type").iter().map(|value| value.to_i32().map_or(0, i32::unsigned_abs)).collect(),
+    }
+}
+
+/// FNV-1a over the configuration and every layer's first output weights.
+fn fingerprint(config: &ModelConfig, parts: &family::Parts) -> Result<String> {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut add = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    add(format!("{} {} {} {} {}", config.architecture, config.layers, config.width, config.heads, config.vocab).as_bytes());
+    let mut sample = |tensor: &Tensor| -> Result<()> {
+        for value in tensor.get(0)?.to_vec1::<f32>()? {
+            add(&value.to_le_bytes());
+        }
+        Ok(())
+    };
+    sample(&parts.embedding)?;
+    for layer in &parts.layers {
+        sample(&layer.mlp.down.weight)?;
+    }
+    Ok(format!("{hash:016x}"))
+}

@@ -1,0 +1,60 @@
+//! Norms: forward, and the frozen backward with the scale held constant.
+//!
+//! `y = center(x) · s · weight + bias`, where `center` subtracts the mean for LayerNorm and is the
+//! identity for RMSNorm, and `s = 1/σ`. In the local replacement model (*Circuit Tracing*, section
+//! on the local replacement model) `s` is a constant, so `y` is linear in `x`.
+
+use super::config::NormKind;
+use crate::error::Result;
+use candle_core::{Tensor, D};
+
+#[derive(Clone)]
+pub(crate) struct Norm {
+    pub kind: NormKind,
+    pub eps: f64,
+    /// `[d]`.
+    pub weight: Tensor,
+    /// `[d]`, LayerNorm only.
+    pub bias: Option<Tensor>,
+}
+
+impl Norm {
+    /// `x [..., d]` to `[..., d]`, by candle's fused kernels.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        Ok(match (&self.kind, &self.bias) {
+            (NormKind::Layer, Some(bias)) => candle_nn::ops::layer_norm(&x, &self.weight, bias, self.eps as f32)?,
+            _ => candle_nn::ops::rms_norm(&x, &self.weight, self.eps as f32)?,
+        })
+    }
+
+    /// `s = 1/σ`, `[..., 1]`.
+    pub(crate) fn scale(&self, x: &Tensor) -> Result<Tensor> {
+        let centred = self.centre(x)?;
+        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        Ok((variance + self.eps)?.sqrt()?.recip()?)
+    }
+
+    /// The norm with its scale given, `scale [..., 1]`.
+    pub(crate) fn forward_frozen(&self, x: &Tensor, scale: &Tensor) -> Result<Tensor> {
+        let y = self.centre(x)?.broadcast_mul(scale)?.broadcast_mul(&self.weight)?;
+        Ok(match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        })
+    }
+
+    /// The transpose of [`Norm::forward_frozen`] without its bias: `g [..., d]` at the output to
+    /// the gradient at the input.
+    pub(crate) fn back_frozen(&self, g: &Tensor, scale: &Tensor) -> Result<Tensor> {
+        let g = g.broadcast_mul(&self.weight)?;
+        Ok(self.centre(&g)?.broadcast_mul(scale)?)
+    }
+
+    fn centre(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self.kind {
+            NormKind::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+            NormKind::Rms => x.clone(),
+        })
+    }
+}

@@ -1,0 +1,81 @@
+//! The parts of a block: linear maps and the MLP. Weights are `[out, in]`, f32.
+
+pub(crate) use super::norm::Norm;
+use super::config::MlpActivation;
+use crate::error::Result;
+use candle_core::{Tensor, D};
+
+/// `y = x Wᵀ + b`.
+#[derive(Clone)]
+pub(crate) struct Linear {
+    /// `[out, in]`.
+    pub weight: Tensor,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `x [..., in]` to `[..., out]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = flat_matmul(x, &self.weight.t()?)?;
+        Ok(match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        })
+    }
+
+    /// The transpose: gradient at the output `[..., out]` to gradient at the input `[..., in]`.
+    pub(crate) fn back(&self, g: &Tensor) -> Result<Tensor> {
+        flat_matmul(g, &self.weight)
+    }
+}
+
+/// `x [..., n]` times `m [n, k]`, as one GEMM over all leading dimensions.
+pub(crate) fn flat_matmul(x: &Tensor, m: &Tensor) -> Result<Tensor> {
+    let dims = x.dims();
+    let inner = x.dim(D::Minus1)?;
+    let rows = x.elem_count() / inner;
+    let y = x.contiguous()?.reshape((rows, inner))?.matmul(m)?;
+    let mut shape = dims.to_vec();
+    shape[dims.len() - 1] = m.dim(1)?;
+    Ok(y.reshape(shape)?)
+}
+
+/// The MLP: `down(act(up(x)))`, or `down(act(gate(x)) · up(x))`. Attribution cuts it, so it has
+/// no frozen backward.
+#[derive(Clone)]
+pub(crate) struct Mlp {
+    pub activation: MlpActivation,
+    pub gate: Option<Linear>,
+    pub up: Linear,
+    pub down: Linear,
+}
+
+impl Mlp {
+    /// `x [..., d]` to `[..., d]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let act = |x: &Tensor| match self.activation {
+            MlpActivation::Gelu => x.gelu_erf(),
+            MlpActivation::GeluTanh => x.gelu(),
+            MlpActivation::Silu => x.silu(),
+        };
+        let up = self.up.forward(x)?;
+        let hidden = match &self.gate {
+            Some(gate) => (act(&gate.forward(x)?)? * up)?,
+            None => act(&up)?,
+        };
+        self.down.forward(&hidden)
+    }
+}
+
+/// One layer's weights.
+#[derive(Clone)]
+pub(crate) struct Layer {
+    pub attn_norm: Norm,
+    pub query: Linear,
+    pub key: Linear,
+    pub value: Linear,
+    pub output: Linear,
+    pub mlp_norm: Norm,
+    pub mlp: Mlp,
+}

@@ -1,0 +1,275 @@
+//! Corpus: documents from files, then blocks of token ids.
+//!
+//! Documents are tokenised, joined by the model's special token and cut into contexts of equal
+//! length, so that no position is padding. Cost: one pass over the text, 4 bytes a token.
+
+use super::Tokenizer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::{files, progress};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::RowAccessor;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Documents of text. Cheap to clone.
+#[derive(Clone)]
+pub struct Corpus {
+    name: String,
+    documents: Arc<Vec<String>>,
+}
+
+impl Corpus {
+    /// Loads a text file (blank lines, two in a row, part documents), a `.jsonl` file (one object
+    /// or string a line, field `text`), a `.parquet` file (string column `text`), or a folder of
+    /// such files in the order of their names.
+    ///
+    /// # Errors
+    /// `MissingFile`; `BadFile` with the line or column that could not be read; `BadInput` when no
+    /// text was found.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let mut documents = Vec::new();
+        if path.is_dir() {
+            let listing = std::fs::read_dir(path).map_err(|error| Error::io(path, &error))?;
+            let mut inside: Vec<_> = listing.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+            inside.sort();
+            for file in inside.iter().filter(|file| {
+                matches!(file.extension().and_then(|e| e.to_str()), Some("txt" | "jsonl" | "json" | "md" | "parquet"))
+            }) {
+                read_documents(file, &mut documents)?;
+            }
+        } else {
+            read_documents(path, &mut documents)?;
+        }
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Self::named(name, documents).map_err(|error| error.context(path.display()))
+    }
+
+    /// A corpus of these documents.
+    ///
+    /// ```
+    /// let corpus = cltlab::Corpus::from_texts(vec!["One.".to_string(), "Two.".to_string()])?;
+    /// assert_eq!(corpus.documents(), 2);
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `BadInput` when there is no text in them.
+    pub fn from_texts(texts: Vec<String>) -> Result<Self> {
+        Self::named("texts".to_string(), texts)
+    }
+
+    fn named(name: String, texts: Vec<String>) -> Result<Self> {
+        let documents: Vec<String> = texts.into_iter().filter(|text| !text.trim().is_empty()).collect();
+        if documents.is_empty() {
+            return Err(Error::new(ErrorKind::BadInput, "corpus: got no text, expected at least one document"));
+        }
+        Ok(Corpus { name, documents: Arc::new(documents) })
+    }
+
+    /// Splits by characters into the first `fraction` (for training) and the rest (held out); a
+    /// document is cut at a line end when the border falls inside it.
+    ///
+    /// # Errors
+    /// `BadInput` when the fraction is not between 0 and 1 or one side would be empty.
+    pub fn split(&self, fraction: f64) -> Result<(Corpus, Corpus)> {
+        if !(fraction > 0.0 && fraction < 1.0) {
+            return Err(Error::expected(ErrorKind::BadInput, "Corpus::split fraction", fraction, "a number between 0 and 1"));
+        }
+        let border = (self.characters() as f64 * fraction) as usize;
+        let (mut head, mut tail, mut seen) = (Vec::new(), Vec::new(), 0);
+        for document in self.documents.iter() {
+            let end = seen + document.len();
+            if end <= border {
+                head.push(document.clone());
+            } else if seen >= border {
+                tail.push(document.clone());
+            } else {
+                let mut cut = border - seen;
+                while !document.is_char_boundary(cut) {
+                    cut -= 1;
+                }
+                let cut = document[..cut].rfind('\n').map_or(cut, |at| at + 1);
+                head.push(document[..cut].to_string());
+                tail.push(document[cut..].to_string());
+            }
+            seen = end;
+        }
+        Ok((Self::named(format!("{} (first {fraction})", self.name), head)?, Self::named(format!("{} (rest)", self.name), tail)?))
+    }
+
+    /// Where the text came from.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Number of documents.
+    pub fn documents(&self) -> usize {
+        self.documents.len()
+    }
+
+    /// Bytes of UTF-8 text.
+    pub fn characters(&self) -> usize {
+        self.documents.iter().map(String::len).sum()
+    }
+
+    /// The documents.
+    pub fn texts(&self) -> &[String] {
+        &self.documents
+    }
+
+    /// Tokenises and packs into blocks of `context` ids; each block begins with `special` when the
+    /// model has such a token. Stops after `max_tokens` ids when given, so that a short experiment
+    /// does not tokenise a long corpus.
+    ///
+    /// # Shapes
+    /// Blocks of `[blocks, context]`; the last, incomplete block is dropped.
+    ///
+    /// # Errors
+    /// `BadInput` when the text is shorter than one block or the context shorter than 2.
+    pub fn blocks(&self, tokenizer: &Tokenizer, special: Option<u32>, context: usize, max_tokens: Option<usize>) -> Result<Blocks> {
+        if context < 2 {
+            return Err(Error::expected(ErrorKind::BadInput, "context", context, "at least 2 tokens"));
+        }
+        let body = context - usize::from(special.is_some());
+        let wanted = max_tokens.map_or(usize::MAX, |tokens| tokens.div_ceil(context));
+        let mut task = progress::Task::new("tokenise", self.characters() as u64, "bytes");
+        let (mut ids, mut pending, mut done) = (Vec::new(), Vec::new(), 0);
+        'documents: for (index, document) in self.documents.iter().enumerate() {
+            for piece in pieces(document) {
+                pending.extend(tokenizer.encode(piece)?);
+                done += piece.len() as u64;
+                task.advance(done);
+                let whole = pending.len() / body;
+                for chunk in pending.chunks_exact(body) {
+                    ids.extend(special);
+                    ids.extend_from_slice(chunk);
+                }
+                pending.drain(..whole * body);
+                if ids.len() / context >= wanted {
+                    ids.truncate(wanted * context);
+                    break 'documents;
+                }
+            }
+            if index + 1 < self.documents.len() {
+                pending.extend(special);
+            }
+        }
+        if ids.is_empty() {
+            return Err(Error::expected(
+                ErrorKind::BadInput,
+                format_args!("corpus '{}'", self.name),
+                format_args!("{} tokens", pending.len()),
+                format_args!("at least one context of {body}"),
+            )
+            .help("give a longer text or a shorter context"));
+        }
+        task.finish(format!("{} tokens", ids.len()));
+        Ok(Blocks { ids: Arc::new(ids), context })
+    }
+}
+
+impl std::fmt::Debug for Corpus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Corpus '{}': {} documents, {:.2} MB of text", self.name, self.documents(), self.characters() as f64 / 1e6)
+    }
+}
+
+/// Token ids packed into contexts of equal length. Cheap to clone.
+#[derive(Clone)]
+pub struct Blocks {
+    ids: Arc<Vec<u32>>,
+    context: usize,
+}
+
+impl Blocks {
+    /// Number of blocks.
+    pub fn len(&self) -> usize {
+        self.ids.len() / self.context
+    }
+
+    /// True when there is no block; [`Corpus::blocks`] never returns such a value.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Ids in a block.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// The ids of one block, or `None` past the end.
+    pub fn block(&self, index: usize) -> Option<&[u32]> {
+        self.ids.get(index * self.context..(index + 1) * self.context)
+    }
+}
+
+impl std::fmt::Debug for Blocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Blocks [{}, {}]", self.len(), self.context)
+    }
+}
+
+/// Pieces of some 64 kB that end at a line: a tokenizer's time grows faster than its text.
+fn pieces(document: &str) -> impl Iterator<Item = &str> {
+    let mut rest = document;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let mut end = rest.len().min(1 << 16);
+        while !rest.is_char_boundary(end) {
+            end += 1;
+        }
+        if end < rest.len() {
+            end = rest[..end].rfind('\n').map_or(end, |at| at + 1);
+        }
+        let (piece, tail) = rest.split_at(end);
+        rest = tail;
+        Some(piece)
+    })
+}
+
+fn read_documents(path: &Path, documents: &mut Vec<String>) -> Result<()> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("jsonl" | "json") => read_jsonl(path, documents),
+        Some("parquet") => read_parquet(path, documents),
+        _ => {
+            let bytes = files::read(path)?;
+            // Old e-texts are Latin-1; each of its bytes is the code point of the same number.
+            let text = String::from_utf8(bytes).unwrap_or_else(|error| error.into_bytes().iter().map(|b| char::from(*b)).collect());
+            documents.extend(text.replace("\r\n", "\n").split("\n\n\n").map(str::to_string));
+            Ok(())
+        }
+    }
+}
+
+fn read_jsonl(path: &Path, documents: &mut Vec<String>) -> Result<()> {
+    let bytes = files::read(path)?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let place = || format!("{} line {}", path.display(), number + 1);
+        let value: serde_json::Value =
+            serde_json::from_str(line).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", place())))?;
+        let text = value.as_str().or_else(|| value.get("text").and_then(|text| text.as_str()));
+        documents.push(text.map(str::to_string).ok_or_else(|| {
+            Error::expected(ErrorKind::BadFile, place(), "no field 'text'", "an object with a string field 'text'")
+        })?);
+    }
+    Ok(())
+}
+
+fn read_parquet(path: &Path, documents: &mut Vec<String>) -> Result<()> {
+    let bad = |error: parquet::errors::ParquetError| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display()));
+    let file = std::fs::File::open(path).map_err(|error| Error::io(path, &error))?;
+    let reader = SerializedFileReader::new(file).map_err(bad)?;
+    let schema = reader.metadata().file_metadata().schema();
+    let names: Vec<_> = schema.get_fields().iter().map(|field| field.name().to_string()).collect();
+    let column = names.iter().position(|name| name == "text").ok_or_else(|| {
+        Error::expected(ErrorKind::BadFile, format_args!("{}: columns", path.display()), names.join(", "), "a string column 'text'")
+    })?;
+    for row in reader.get_row_iter(None).map_err(bad)? {
+        documents.push(row.map_err(bad)?.get_string(column).map_err(bad)?.clone());
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! Text: the first room of the walk.
+//!
+//! In: files of text. Out: token ids, packed into blocks `[blocks, context]` that a model can run.
+//! A [`Tokenizer`] turns text into ids and back; a [`Corpus`] is the documents; [`Blocks`] are
+//! the ids, cut into contexts that each begin with the model's special token.
+
+mod corpus;
+mod scored;
+mod tokenizer;
+
+pub use corpus::{Blocks, Corpus};
+pub use tokenizer::Tokenizer;
+pub(crate) use tokenizer::GgufVocabulary;

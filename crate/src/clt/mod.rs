@@ -17,12 +17,14 @@ pub mod activation;
 pub mod config;
 mod decode;
 mod encode;
-pub mod io;
+pub(crate) mod io;
 pub(crate) mod kernels;
+pub(crate) mod live;
 pub mod sparse;
 
 pub use activation::Activation;
-pub use config::{CltConfig, InputSite};
+pub use crate::activations::InputSite;
+pub use config::CltConfig;
 pub use sparse::{LayerCode, SparseCode};
 
 use crate::error::{Error, ErrorKind, Result};

@@ -2,6 +2,7 @@
 //!
 //! Parse, install a progress line and a gentle Ctrl-C, do one thing, print errors in one place.
 
+mod bench;
 mod model;
 
 use clap::{Parser, Subcommand};
@@ -20,12 +21,15 @@ enum Command {
     Run(model::RunArgs),
     /// Continue a prompt
     Generate(model::GenerateArgs),
+    /// Time the hot paths
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> std::process::ExitCode {
     let done: Result<()> = match Program::parse().command {
         Command::Run(args) => model::run(&args),
         Command::Generate(args) => model::generate(&args),
+        Command::Bench(args) => bench::bench(&args),
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -7,6 +7,7 @@ pub mod error;
 pub mod files;
 pub mod hub;
 pub mod model;
+pub mod notebook;
 pub mod prelude;
 pub mod progress;
 pub mod text;

@@ -2,6 +2,8 @@
 #![deny(missing_docs)]
 #![warn(rustdoc::broken_intra_doc_links)]
 
+pub mod activations;
+pub mod clt;
 pub mod device;
 pub mod error;
 pub mod files;
@@ -11,6 +13,7 @@ pub mod notebook;
 pub mod prelude;
 pub mod progress;
 pub mod text;
+pub mod train;
 
 pub use device::auto_device;
 pub use error::{Error, ErrorKind, Result};

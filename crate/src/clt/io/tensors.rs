@@ -1,0 +1,110 @@
+//! Safetensors files of f32 tensors: streamed out without a copy, read with the name in each error.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::files;
+use candle_core::{Device, Tensor};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A named array to write: name, shape, values.
+pub(crate) type Named<'a> = (String, Vec<usize>, &'a [f32]);
+
+/// Writes arrays and text metadata as one safetensors file, whole or not at all.
+pub(crate) fn write(path: &Path, arrays: &[Named<'_>], notes: HashMap<String, String>) -> Result<()> {
+    let mut offset = 0;
+    let mut infos = Vec::with_capacity(arrays.len());
+    for (name, shape, values) in arrays {
+        let bytes = std::mem::size_of_val(*values);
+        infos.push((name.clone(), TensorInfo { dtype: Dtype::F32, shape: shape.clone(), data_offsets: (offset, offset + bytes) }));
+        offset += bytes;
+    }
+    let fault = |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadTensor, format!("{}: {error}", path.display()));
+    let notes = if notes.is_empty() { None } else { Some(notes) };
+    let header = Metadata::new(notes, infos).map_err(|error| fault(&error))?;
+    let mut header = serde_json::to_vec(&header).map_err(|error| fault(&error))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    files::write_atomic_with(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        arrays.iter().try_for_each(|(_, _, values)| out.write_all(as_bytes(values)))
+    })
+}
+
+/// The bytes of f32 values; the format is little-endian, as are the machines that we build for.
+fn as_bytes(values: &[f32]) -> &[u8] {
+    // SAFETY: any f32 is four initialised bytes, and u8 has no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), std::mem::size_of_val(values)) }
+}
+
+/// An open safetensors file, mapped into memory.
+pub(crate) struct Reader {
+    path: PathBuf,
+    map: memmap2::Mmap,
+    /// Where the values begin.
+    start: usize,
+    header: Metadata,
+}
+
+impl Reader {
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let file = std::fs::File::open(&path).map_err(|error| Error::io(&path, &error))?;
+        // SAFETY: the map is only read; a file that another program cuts meanwhile would fault,
+        // and every writer of ours replaces files by renaming.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(&path, &error))?;
+        let (length, header) = SafeTensors::read_metadata(&map).map_err(|error| {
+            Error::new(ErrorKind::BadFile, format!("{}: not a whole safetensors file: {error}", path.display()))
+                .help("the file is truncated or of another kind; copy or download it again")
+        })?;
+        Ok(Reader { path, map, start: length + 8, header })
+    }
+
+    /// The shape of tensor `name`, `None` when it is not there.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.header.info(name).map(|info| info.shape.clone())
+    }
+
+    /// A text note of the file's header.
+    pub fn note(&self, name: &str) -> Option<&str> {
+        self.header.metadata().as_ref()?.get(name).map(String::as_str)
+    }
+
+    fn place(&self, name: &str) -> String {
+        format!("{}: {name}", self.path.display())
+    }
+
+    fn view(&self, name: &str) -> Result<(&TensorInfo, &[u8])> {
+        let info = self.header.info(name).ok_or_else(|| Error::new(ErrorKind::BadTensor, format!("{}: missing", self.place(name))))?;
+        let (from, to) = info.data_offsets;
+        Ok((info, &self.map[self.start + from..self.start + to]))
+    }
+
+    /// Tensor `name` as f32, checked against `shape`.
+    pub fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let (info, _) = self.view(name)?;
+        if info.shape != shape {
+            return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("shape {:?}", info.shape), format_args!("{shape:?}")));
+        }
+        let mut values = vec![0f32; shape.iter().product()];
+        self.read_into(name, &mut values)?;
+        Ok(Tensor::from_vec(values, shape, device)?)
+    }
+
+    /// Copies tensor `name` into `into` as f32, checked against its length.
+    pub fn read_into(&self, name: &str, into: &mut [f32]) -> Result<()> {
+        let (info, bytes) = self.view(name)?;
+        let count: usize = info.shape.iter().product();
+        if count != into.len() {
+            return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("{count} values"), into.len()));
+        }
+        match info.dtype {
+            Dtype::F32 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, four)| *value = f32::from_le_bytes(*four)),
+            Dtype::F16 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, two)| *value = half::f16::from_le_bytes(*two).to_f32()),
+            Dtype::BF16 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, two)| *value = half::bf16::from_le_bytes(*two).to_f32()),
+            other => return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("{other:?}"), "F32, F16 or BF16")),
+        }
+        Ok(())
+    }
+}

@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 #![warn(rustdoc::broken_intra_doc_links)]
 
+pub mod clt;
 pub mod device;
 pub mod error;
 pub mod files;

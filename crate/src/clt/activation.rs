@@ -1,0 +1,113 @@
+//! Activation functions of a CLT, and which entries of a pre-activation row they keep.
+//!
+//! In: pre-activations `[tokens, features]`. Out: a sparse [`LayerCode`]. Sources: ReLU and
+//! JumpReLU as in *Circuit Tracing* (Anthropic 2025) and circuit-tracer (strict `>`); TopK with a
+//! ReLU in front of it, so that a kept value is never negative (circuit-tracer's PLT keeps
+//! negative ones). Cost: one pass over the row, about 0.3 ns an entry.
+
+use crate::clt::kernels;
+use crate::clt::sparse::LayerCode;
+use crate::error::{Error, ErrorKind, Result};
+use rayon::prelude::*;
+
+/// How a pre-activation `h` becomes an activation `a`.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Activation {
+    /// `a = max(h, 0)`.
+    Relu,
+    /// `a = h` where `h > θ`, else 0; one learned θ a feature, kept as its logarithm while training.
+    JumpRelu {
+        /// θ before the first step, above 0, in units of the normalised pre-activation.
+        threshold: f64,
+        /// Width of the window around θ in which the straight-through estimator sees a gradient.
+        bandwidth: f64,
+    },
+    /// The `k` largest positive `h` of each token and layer.
+    #[serde(rename = "top_k")]
+    TopK {
+        /// Active features per token and layer, at most.
+        k: usize,
+    },
+    /// The `k · tokens` largest positive `h` of a batch, per layer. A training activation:
+    /// [`Trainer::clt`](crate::train::Trainer::clt) turns it into a JumpReLU with one threshold a layer.
+    #[serde(rename = "batch_top_k")]
+    BatchTopK {
+        /// Active features per token and layer, on average.
+        k: usize,
+    },
+}
+
+impl Activation {
+    /// Checks the parameters against `features` per layer.
+    ///
+    /// # Errors
+    /// `BadConfig` naming the field.
+    pub fn validate(&self, features: usize) -> Result<()> {
+        let bad = |field: &str, got: String, expected: String| Err(Error::expected(ErrorKind::BadConfig, field, got, expected));
+        match *self {
+            Activation::Relu => Ok(()),
+            Activation::JumpRelu { threshold, .. } if !(threshold > 0.0 && threshold.is_finite()) => {
+                bad("Activation::JumpRelu::threshold", threshold.to_string(), "a number above 0".into())
+            }
+            Activation::JumpRelu { bandwidth, .. } if !(bandwidth > 0.0 && bandwidth.is_finite()) => {
+                bad("Activation::JumpRelu::bandwidth", bandwidth.to_string(), "a number above 0".into())
+            }
+            Activation::JumpRelu { .. } => Ok(()),
+            Activation::TopK { k } | Activation::BatchTopK { k } if k == 0 || k > features => {
+                bad("Activation::k", k.to_string(), format!("1 to {features}, the features per layer"))
+            }
+            Activation::TopK { .. } | Activation::BatchTopK { .. } => Ok(()),
+        }
+    }
+
+    /// The name used in reports: `relu`, `jump_relu`, `top_k 32`, `batch_top_k 32`.
+    pub fn label(&self) -> String {
+        match self {
+            Activation::Relu => "relu".into(),
+            Activation::JumpRelu { .. } => "jump_relu".into(),
+            Activation::TopK { k } => format!("top_k {k}"),
+            Activation::BatchTopK { k } => format!("batch_top_k {k}"),
+        }
+    }
+}
+
+/// The rule that keeps entries of one row of pre-activations.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rule<'a> {
+    /// Entries above one number.
+    Above(f32),
+    /// Entries above each feature's threshold.
+    AboveEach(&'a [f32]),
+    /// The `k` largest positive entries.
+    Top(usize),
+}
+
+impl Rule<'_> {
+    /// Appends the kept entries of `row`, features ascending. `scratch` is reused between rows.
+    pub(crate) fn keep(&self, row: &[f32], features: &mut Vec<u32>, values: &mut Vec<f32>, scratch: &mut Vec<f32>) {
+        match *self {
+            Rule::Above(floor) => kernels::keep_above(row, floor, features, values),
+            Rule::AboveEach(thresholds) => kernels::keep_above_each(row, thresholds, features, values),
+            Rule::Top(k) => kernels::keep_top(row, k, features, values, scratch),
+        }
+    }
+}
+
+/// Keeps entries of `h` `[tokens, features]` by `rule`; rows in parallel.
+pub(crate) fn keep(rule: Rule<'_>, h: &[f32], features: usize) -> LayerCode {
+    const ROWS: usize = 16;
+    let parts: Vec<LayerCode> = h
+        .par_chunks(ROWS * features)
+        .map(|block| {
+            let mut part = LayerCode::empty(0);
+            let mut scratch = Vec::new();
+            for row in block.chunks_exact(features) {
+                rule.keep(row, &mut part.features, &mut part.values, &mut scratch);
+                part.close_token();
+            }
+            part
+        })
+        .collect();
+    LayerCode::concat(&parts)
+}

@@ -1,0 +1,120 @@
+//! The shape of a CLT: one plain struct, saved as JSON beside the weights.
+
+use crate::clt::Activation;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::Model;
+
+/// Which value of each layer the encoders read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InputSite {
+    /// The residual stream before the MLP's norm (`hook_resid_mid`).
+    #[default]
+    ResidMid,
+    /// What the MLP reads, after its norm (`mlp.hook_in`).
+    MlpIn,
+}
+
+impl InputSite {
+    /// The site's name in circuit-tracer's `config.yaml`.
+    pub fn hook(self) -> &'static str {
+        match self {
+            InputSite::ResidMid => "hook_resid_mid",
+            InputSite::MlpIn => "mlp.hook_in",
+        }
+    }
+
+    /// The site with this hook name, if it is one that we capture.
+    pub fn from_hook(name: &str) -> Option<Self> {
+        [InputSite::ResidMid, InputSite::MlpIn].into_iter().find(|site| site.hook() == name)
+    }
+}
+
+/// What a CLT is: its shape, its activation and the model it belongs to.
+///
+/// ```
+/// use cltlab::clt::{Activation, CltConfig};
+/// let config = CltConfig { layers: 6, width: 256, features: 2048, ..CltConfig::default() };
+/// assert_eq!(config.parameters(), 14_169_600);
+/// ```
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CltConfig {
+    /// Layers of the model, L. A feature of layer l writes to the MLP outputs of layers l to L-1.
+    pub layers: usize,
+    /// Width of the residual stream, d.
+    pub width: usize,
+    /// Features per layer, F.
+    pub features: usize,
+    /// How pre-activations become activations. Default: BatchTopK with k = 32.
+    pub activation: Activation,
+    /// What the encoders read. Default: the residual before the MLP's norm.
+    pub input: InputSite,
+    /// The model's name, for people and for circuit-tracer.
+    pub model_name: String,
+    /// The model's fingerprint; empty when not known (a CLT trained elsewhere).
+    pub model_fingerprint: String,
+}
+
+impl Default for CltConfig {
+    fn default() -> Self {
+        CltConfig {
+            layers: 1,
+            width: 64,
+            features: 512,
+            activation: Activation::BatchTopK { k: 32 },
+            input: InputSite::default(),
+            model_name: String::new(),
+            model_fingerprint: String::new(),
+        }
+    }
+}
+
+impl CltConfig {
+    /// A CLT that fits `model`: its layers, width, name and fingerprint, with twice as many
+    /// features per layer as the model is wide and BatchTopK with k = 32. A start for a machine
+    /// without GPU; published CLTs have 16 to 32 features per unit of width.
+    pub fn for_model(model: &Model) -> Self {
+        CltConfig {
+            layers: model.layers(),
+            width: model.width(),
+            features: 2 * model.width(),
+            model_name: model.name().to_string(),
+            model_fingerprint: model.fingerprint().to_string(),
+            ..CltConfig::default()
+        }
+    }
+
+    /// Checks that such a CLT can exist.
+    ///
+    /// # Errors
+    /// `BadConfig` naming the field.
+    pub fn validate(&self) -> Result<()> {
+        for (field, value) in [("layers", self.layers), ("width", self.width), ("features", self.features)] {
+            if value == 0 {
+                return Err(Error::expected(ErrorKind::BadConfig, format_args!("CltConfig::{field}"), 0, "at least 1"));
+            }
+        }
+        if self.features > u32::MAX as usize / 2 {
+            return Err(Error::expected(ErrorKind::BadConfig, "CltConfig::features", self.features, "at most 2^31"));
+        }
+        self.activation.validate(self.features)
+    }
+
+    /// Target layers that layer `layer` writes to: `L - layer`.
+    pub fn slots(&self, layer: usize) -> usize {
+        self.layers - layer
+    }
+
+    /// Decoder matrices (source, target): `L (L + 1) / 2`.
+    pub fn decoders(&self) -> usize {
+        self.layers * (self.layers + 1) / 2
+    }
+
+    /// Weights in all: encoders, decoders, biases, and thresholds if the activation learns them.
+    pub fn parameters(&self) -> u64 {
+        let (l, d, f) = (self.layers as u64, self.width as u64, self.features as u64);
+        let thresholds = if matches!(self.activation, Activation::JumpRelu { .. }) { l * f } else { 0 };
+        l * f * d + self.decoders() as u64 * f * d + l * (f + d) + thresholds
+    }
+}

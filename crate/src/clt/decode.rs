@@ -1,0 +1,94 @@
+//! Decoding: sparse codes in, reconstructed MLP outputs out.
+//!
+//! `ŷ[t] = b_dec[t] + Σ_{s ≤ t} a[s] W_dec[s][:, t − s, :]`, only the active features' rows read.
+//! Agrees with circuit-tracer's `decode` to f32 rounding.
+
+use crate::clt::{kernels, Clt, LayerCode, SparseCode};
+use crate::error::{Error, ErrorKind, Result};
+use candle_core::{CpuStorage, Layout, Storage, StorageRef, Tensor};
+
+impl Clt {
+    /// The reconstruction of every MLP output, bias included.
+    ///
+    /// # Shapes
+    /// L codes of T rows → L tensors `[T, d]`.
+    ///
+    /// # Errors
+    /// `BadInput` when the code has another number of layers, or rows of different length.
+    pub fn decode(&self, code: &SparseCode) -> Result<Vec<Tensor>> {
+        if code.layers.len() != self.layers() {
+            return Err(Error::expected(ErrorKind::BadInput, "Clt::decode: layers of the code", code.layers.len(), self.layers()));
+        }
+        (0..self.layers()).map(|target| self.decode_target(&code.layers[..=target], target)).collect()
+    }
+
+    /// The reconstruction of one target layer from the codes of sources 0 to `target`, bias included.
+    ///
+    /// # Shapes
+    /// `target + 1` codes of T rows → `[T, d]`.
+    ///
+    /// # Errors
+    /// `BadInput` for a missing layer, another number of codes, rows of different length, or a
+    /// feature that does not exist.
+    pub fn decode_target(&self, codes: &[LayerCode], target: usize) -> Result<Tensor> {
+        self.check_layer(target)?;
+        if codes.len() != target + 1 {
+            return Err(Error::expected(ErrorKind::BadInput, format_args!("Clt::decode_target {target}: codes"), codes.len(), target + 1));
+        }
+        let tokens = codes[0].tokens;
+        for (s, code) in codes.iter().enumerate() {
+            if code.tokens != tokens || code.offsets.len() != tokens + 1 || code.values.len() != code.features.len() {
+                return Err(Error::expected(ErrorKind::BadInput, format_args!("code of layer {s}: rows"), code.tokens, tokens));
+            }
+            if let Some(beyond) = code.features.iter().find(|&&f| f as usize >= self.features()) {
+                return Err(Error::expected(ErrorKind::BadInput, format_args!("code of layer {s}: feature"), beyond, format_args!("less than {}", self.features())));
+            }
+        }
+        let width = self.config().width;
+        if !self.device().is_cpu() {
+            return self.decode_target_dense(codes, target);
+        }
+        let bias = self.decoder_bias(target).to_vec1::<f32>()?;
+        let mut out = bias.repeat(tokens);
+        for (s, code) in codes.iter().enumerate() {
+            let weights = self.decoder(s).storage_and_layout();
+            kernels::decode_rows(code, values(&weights)?, self.config().slots(s), target - s, width, &mut out);
+        }
+        Ok(Tensor::from_vec(out, (tokens, width), self.device())?)
+    }
+
+    /// The same through a product with the active features' rows only; for devices without a
+    /// sparse kernel.
+    fn decode_target_dense(&self, codes: &[LayerCode], target: usize) -> Result<Tensor> {
+        let tokens = codes[0].tokens;
+        let mut out = self.decoder_bias(target).broadcast_as((tokens, self.config().width))?.contiguous()?;
+        for (s, code) in codes.iter().enumerate() {
+            let mut active = code.features.clone();
+            active.sort_unstable();
+            active.dedup();
+            if active.is_empty() {
+                continue;
+            }
+            let mut dense = vec![0f32; tokens * active.len()];
+            for p in 0..tokens {
+                let (features, values) = code.token(p);
+                for (feature, value) in features.iter().zip(values) {
+                    let column = active.partition_point(|f| f < feature);
+                    dense[p * active.len() + column] = *value;
+                }
+            }
+            let dense = Tensor::from_vec(dense, (tokens, active.len()), self.device())?;
+            let rows = self.decoder_rows(s, &active)?.narrow(1, target - s, 1)?.squeeze(1)?.contiguous()?;
+            out = (out + dense.matmul(&rows)?)?;
+        }
+        Ok(out)
+    }
+}
+
+/// The f32 values of a contiguous CPU tensor, from its `storage_and_layout`.
+pub(crate) fn values<'a>((storage, layout): &'a (StorageRef<'_>, &Layout)) -> Result<&'a [f32]> {
+    match (&**storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(&values[start..end]),
+        _ => Err(Error::new(ErrorKind::Tensor, "a contiguous f32 tensor on the CPU was needed")),
+    }
+}

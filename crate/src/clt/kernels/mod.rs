@@ -1,0 +1,7 @@
+//! Kernels of the CLT: the only device-specific code. Each has a CPU body in [`cpu`]; a CUDA body
+//! goes beside it under the same name.
+
+mod cpu;
+
+pub(crate) use cpu::select::{keep_above, keep_above_each, keep_top};
+pub(crate) use cpu::sparse::decode_rows;

@@ -1,0 +1,233 @@
+//! The cross-layer transcoder (CLT): encoders that read each layer's residual stream, decoders
+//! that write to the MLP outputs of that layer and all later ones.
+//!
+//! Place in the walk: after `activations`, before `train`. Symbols used everywhere below: L layers,
+//! d width, F features per layer, T tokens. Source: *Circuit Tracing* (Anthropic 2025), and
+//! circuit-tracer for names and layouts.
+//!
+//! ```text
+//! h[l] = x[l] W_enc[l]ᵀ + b_enc[l]                       [T, F]
+//! a[l] = activation(h[l])                                sparse
+//! ŷ[t] = b_dec[t] + Σ_{s ≤ t} a[s] W_dec[s][:, t − s, :] [T, d]
+//! ```
+//!
+//! Encoding costs 2·T·F·d multiply-adds a layer (dense); decoding only the active features' rows.
+
+pub mod activation;
+pub mod config;
+mod decode;
+mod encode;
+pub mod io;
+pub(crate) mod kernels;
+pub mod sparse;
+
+pub use activation::Activation;
+pub use config::{CltConfig, InputSite};
+pub use sparse::{LayerCode, SparseCode};
+
+use crate::error::{Error, ErrorKind, Result};
+use candle_core::{DType, Device, Tensor};
+use std::sync::Arc;
+
+/// One feature: its source layer and its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct FeatureId {
+    /// Source layer.
+    pub layer: usize,
+    /// Number within the layer.
+    pub feature: usize,
+}
+
+impl std::fmt::Display for FeatureId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.layer, self.feature)
+    }
+}
+
+/// The tensors of one layer, f32.
+#[derive(Clone, Debug)]
+pub struct LayerWeights {
+    /// `[F, d]`.
+    pub encoder: Tensor,
+    /// `[F]`.
+    pub encoder_bias: Tensor,
+    /// `[F]`; present makes the layer a JumpReLU.
+    pub threshold: Option<Tensor>,
+    /// `[F, L - l, d]`; slot j writes layer l + j.
+    pub decoder: Tensor,
+    /// `[d]`: the bias of the target layer of this number.
+    pub decoder_bias: Tensor,
+}
+
+/// A cross-layer transcoder ready for use. Cloning shares the weights.
+///
+/// ```no_run
+/// use cltlab::clt::Clt;
+/// let clt = Clt::load("runs/first", &candle_core::Device::Cpu)?;
+/// println!("{clt}");
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Clt(Arc<Inner>);
+
+struct Inner {
+    config: CltConfig,
+    layers: Vec<LayerWeights>,
+    device: Device,
+}
+
+impl Clt {
+    /// Puts a CLT together from its tensors, which must be f32 and lie on one device.
+    ///
+    /// # Errors
+    /// `BadConfig` for an impossible configuration or BatchTopK (a training activation),
+    /// `BadTensor` naming the first tensor whose shape or type differs.
+    pub fn new(config: CltConfig, layers: Vec<LayerWeights>) -> Result<Self> {
+        config.validate()?;
+        if matches!(config.activation, Activation::BatchTopK { .. }) {
+            return Err(Error::expected(ErrorKind::BadConfig, "Clt::new: CltConfig::activation", "batch_top_k", "relu, jump_relu or top_k")
+                .help("BatchTopK needs a batch; Trainer::clt turns it into JumpReLU thresholds"));
+        }
+        if layers.len() != config.layers {
+            return Err(Error::expected(ErrorKind::BadTensor, "Clt::new: layers", layers.len(), config.layers));
+        }
+        let (f, d) = (config.features, config.width);
+        let jumps = matches!(config.activation, Activation::JumpRelu { .. });
+        for (l, layer) in layers.iter().enumerate() {
+            check(&format!("W_enc_{l}"), &layer.encoder, &[f, d])?;
+            check(&format!("b_enc_{l}"), &layer.encoder_bias, &[f])?;
+            check(&format!("W_dec_{l}"), &layer.decoder, &[f, config.slots(l), d])?;
+            check(&format!("b_dec_{l}"), &layer.decoder_bias, &[d])?;
+            match &layer.threshold {
+                Some(threshold) => check(&format!("threshold_{l}"), threshold, &[f])?,
+                None if jumps => {
+                    return Err(Error::new(ErrorKind::BadTensor, format!("threshold_{l}: missing, but the activation is jump_relu")))
+                }
+                None => {}
+            }
+            if layer.threshold.is_some() && !jumps {
+                return Err(Error::new(
+                    ErrorKind::BadTensor,
+                    format!("threshold_{l}: present, but the activation is {}", config.activation.label()),
+                ));
+            }
+        }
+        let device = layers[0].encoder.device().clone();
+        Ok(Clt(Arc::new(Inner { config, layers, device })))
+    }
+
+    /// Shape, activation and model.
+    pub fn config(&self) -> &CltConfig {
+        &self.0.config
+    }
+
+    /// Where the weights lie.
+    pub fn device(&self) -> &Device {
+        &self.0.device
+    }
+
+    /// Layers, L.
+    pub fn layers(&self) -> usize {
+        self.0.config.layers
+    }
+
+    /// Features per layer, F.
+    pub fn features(&self) -> usize {
+        self.0.config.features
+    }
+
+    /// `W_enc[layer]`, `[F, d]`. Panics when there is no such layer, as indexing does.
+    pub fn encoder(&self, layer: usize) -> &Tensor {
+        &self.0.layers[layer].encoder
+    }
+
+    /// `b_enc[layer]`, `[F]`. Panics when there is no such layer, as indexing does.
+    pub fn encoder_bias(&self, layer: usize) -> &Tensor {
+        &self.0.layers[layer].encoder_bias
+    }
+
+    /// JumpReLU thresholds of `layer`, `[F]`. Panics when there is no such layer, as indexing does.
+    pub fn threshold(&self, layer: usize) -> Option<&Tensor> {
+        self.0.layers[layer].threshold.as_ref()
+    }
+
+    /// `W_dec[layer]`, `[F, L - layer, d]`; slot j writes layer + j. Panics when there is no such layer, as indexing does.
+    pub fn decoder(&self, layer: usize) -> &Tensor {
+        &self.0.layers[layer].decoder
+    }
+
+    /// `b_dec[layer]`, `[d]`. Panics when there is no such layer, as indexing does.
+    pub fn decoder_bias(&self, layer: usize) -> &Tensor {
+        &self.0.layers[layer].decoder_bias
+    }
+
+    /// Encoder rows of `features`, `[n, d]`.
+    ///
+    /// # Errors
+    /// `BadInput` for a layer or feature that does not exist.
+    pub fn encoder_rows(&self, layer: usize, features: &[u32]) -> Result<Tensor> {
+        self.rows(layer, features, |weights| &weights.encoder)
+    }
+
+    /// Decoder rows of `features`, `[n, L - layer, d]`.
+    ///
+    /// # Errors
+    /// `BadInput` for a layer or feature that does not exist.
+    pub fn decoder_rows(&self, layer: usize, features: &[u32]) -> Result<Tensor> {
+        self.rows(layer, features, |weights| &weights.decoder)
+    }
+
+    fn rows(&self, layer: usize, features: &[u32], of: impl Fn(&LayerWeights) -> &Tensor) -> Result<Tensor> {
+        self.check_layer(layer)?;
+        if let Some(beyond) = features.iter().find(|&&feature| feature as usize >= self.features()) {
+            return Err(Error::expected(
+                ErrorKind::BadInput,
+                format_args!("feature of layer {layer}"),
+                beyond,
+                format_args!("less than {}", self.features()),
+            ));
+        }
+        let index = Tensor::from_slice(features, features.len(), self.device())?;
+        Ok(of(&self.0.layers[layer]).index_select(&index, 0)?)
+    }
+
+    pub(crate) fn check_layer(&self, layer: usize) -> Result<()> {
+        if layer < self.layers() {
+            return Ok(());
+        }
+        Err(Error::expected(ErrorKind::BadInput, "layer of the CLT", layer, format_args!("less than {}", self.layers())))
+    }
+}
+
+/// Checks type and shape of a tensor.
+pub(crate) fn check(name: &str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
+    if tensor.dims() != shape {
+        return Err(Error::expected(ErrorKind::BadTensor, name, format_args!("shape {:?}", tensor.dims()), format_args!("{shape:?}")));
+    }
+    if tensor.dtype() != DType::F32 {
+        return Err(Error::expected(ErrorKind::BadTensor, name, format_args!("{:?}", tensor.dtype()), "F32"));
+    }
+    Ok(())
+}
+
+impl std::fmt::Display for Clt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let config = self.config();
+        let model = if config.model_name.is_empty() { "an unnamed model" } else { &config.model_name };
+        write!(
+            f,
+            "CLT of {model}: {} layers x {} features, {}, reads {}, {:.1} M weights",
+            config.layers,
+            config.features,
+            config.activation.label(),
+            config.input.hook(),
+            config.parameters() as f64 / 1e6
+        )
+    }
+}
+
+impl std::fmt::Debug for Clt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}

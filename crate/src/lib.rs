@@ -6,9 +6,11 @@ pub mod clt;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod graph;
 pub mod hub;
 pub mod model;
 pub mod progress;
+pub mod replacement;
 pub mod text;
 
 pub use device::auto_device;

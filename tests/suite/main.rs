@@ -2,6 +2,7 @@
 //! something outside ourselves; `support` finds the reference data.
 
 mod bad_input;
+mod graph_scores;
 mod layering;
 mod model_reference;
 mod support;

@@ -9,6 +9,7 @@ pub mod files;
 pub mod graph;
 pub mod hub;
 pub mod model;
+pub mod prelude;
 pub mod progress;
 pub mod replacement;
 pub mod text;

@@ -89,6 +89,7 @@ pub(super) fn config_gguf(content: &Content, place: &str) -> Result<ModelConfig>
     };
     let real = |key: &str| content.metadata.get(key).and_then(|value| value.to_f32().ok()).map(f64::from);
     let token = |key: &str| content.metadata.get(key).and_then(|value| value.to_u32().ok());
+    let add_special = content.metadata.get("tokenizer.ggml.add_bos_token").and_then(|value| value.to_bool().ok()).unwrap_or(false);
     let embedding = content.tensor_infos.get(GGUF.embedding).ok_or_else(|| missing(GGUF.embedding))?;
     let (width, heads) = (number("llama.embedding_length")?, number("llama.attention.head_count")?);
     Ok(ModelConfig {
@@ -107,8 +108,9 @@ pub(super) fn config_gguf(content: &Content, place: &str) -> Result<ModelConfig>
         activation: MlpActivation::Silu,
         gated: true,
         tied: !content.tensor_infos.contains_key(GGUF.unembedding),
-        special_token: token("tokenizer.ggml.bos_token_id"),
-        add_special: content.metadata.get("tokenizer.ggml.add_bos_token").and_then(|value| value.to_bool().ok()).unwrap_or(false),
+        // A file that says "no special token in front" means it: such a model was not trained with one.
+        special_token: token("tokenizer.ggml.bos_token_id").filter(|_| add_special),
+        add_special,
         stop_tokens: token("tokenizer.ggml.eos_token_id").into_iter().collect(),
     })
 }

@@ -21,6 +21,7 @@ pub mod io;
 pub(crate) mod kernels;
 pub mod sparse;
 
+pub(crate) use decode::values;
 pub use activation::Activation;
 pub use config::{CltConfig, InputSite};
 pub use sparse::{LayerCode, SparseCode};

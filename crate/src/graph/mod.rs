@@ -10,13 +10,18 @@
 //! `edges` holds the effects, `influence` ranks nodes, `prune` cuts, `score` says how much is
 //! explained, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
 
+mod attribute;
 mod edges;
 pub mod influence;
 mod json;
 mod prune;
 mod raw;
+mod rows;
 mod score;
+mod sources;
+pub(crate) mod targets;
 
+pub use attribute::AttributeConfig;
 pub use edges::{Edge, Edges};
 pub use prune::{PruneConfig, PruneMask};
 pub use score::Scores;

@@ -8,6 +8,7 @@ pub mod error;
 pub mod files;
 pub mod graph;
 pub mod hub;
+pub mod intervene;
 pub mod model;
 pub mod prelude;
 pub mod progress;

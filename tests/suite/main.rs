@@ -4,6 +4,7 @@
 mod attribution;
 mod bad_input;
 mod graph_scores;
+mod interventions;
 mod layering;
 mod model_reference;
 mod support;

@@ -145,6 +145,7 @@ impl LocalReplacement {
             selected,
             logits,
             edges,
+            zero_positions: config.zero_positions.clone(),
             complete,
         })
     }

@@ -136,6 +136,8 @@ pub struct GraphParts {
     pub logits: Vec<LogitTarget>,
     /// Effects between the N + L·T + T + K nodes.
     pub edges: Edges,
+    /// Positions that have neither features nor errors.
+    pub zero_positions: Vec<usize>,
     /// False when the computation was stopped before every selected feature had its row.
     pub complete: bool,
 }
@@ -222,6 +224,11 @@ impl Graph {
     /// Every active feature of the prompt, selected or not.
     pub fn active_features(&self) -> &[FeatureNode] {
         &self.parts.active
+    }
+
+    /// Positions that have neither features nor errors: the special first token.
+    pub fn zero_positions(&self) -> &[usize] {
+        &self.parts.zero_positions
     }
 
     /// The effects between nodes; numbers are places in [`Graph::nodes`].

@@ -22,18 +22,32 @@ pub fn write_atomic_with(
     fill: impl FnOnce(&mut std::io::BufWriter<std::fs::File>) -> std::io::Result<()>,
 ) -> Result<()> {
     let path = path.as_ref();
-    let temporary = sibling(path);
-    let written = (|| {
-        let mut out = std::io::BufWriter::new(std::fs::File::create(&temporary)?);
-        fill(&mut out)?;
-        out.flush()?;
-        out.get_ref().sync_all()?;
-        std::fs::rename(&temporary, path)
-    })();
-    written.map_err(|error| {
-        let _ = std::fs::remove_file(&temporary);
-        Error::io(path, &error)
+    replace(path, |temporary| {
+        let written = (|| {
+            let mut out = std::io::BufWriter::new(std::fs::File::create(temporary)?);
+            fill(&mut out)?;
+            out.flush()
+        })();
+        written.map_err(|error| Error::io(path, &error))
     })
+}
+
+/// Lets `write` make a temporary sibling of `path`, flushes that to disk, then renames it onto
+/// `path`; for writers that need a path of their own. On error the sibling is removed.
+///
+/// # Errors
+/// What `write` returns; `DiskFull` or `Io` with the path.
+pub fn replace(path: impl AsRef<Path>, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let path = path.as_ref();
+    let temporary = sibling(path);
+    let renamed = write(&temporary).and_then(|()| {
+        let moved = std::fs::File::open(&temporary).and_then(|file| file.sync_all()).and_then(|()| std::fs::rename(&temporary, path));
+        moved.map_err(|error| Error::io(path, &error))
+    });
+    if renamed.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    renamed
 }
 
 fn sibling(path: &Path) -> PathBuf {

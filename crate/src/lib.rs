@@ -7,9 +7,14 @@ pub mod clt;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod graph;
 pub mod hub;
+pub mod intervene;
 pub mod model;
+pub mod notebook;
+pub mod prelude;
 pub mod progress;
+pub mod replacement;
 pub mod text;
 pub mod train;
 

@@ -1,1 +1,11 @@
+//! The one test binary: candle is linked once. Each module proves one room of the walk against
+//! something outside ourselves; `support` finds the reference data.
 
+mod attribution;
+mod bad_input;
+mod graph_scores;
+mod interventions;
+mod layering;
+mod model_reference;
+mod support;
+mod text;

@@ -22,6 +22,7 @@ pub(crate) mod kernels;
 pub(crate) mod live;
 pub mod sparse;
 
+pub(crate) use decode::values;
 pub use activation::Activation;
 pub use crate::activations::InputSite;
 pub use config::CltConfig;

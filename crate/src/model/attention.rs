@@ -35,13 +35,14 @@ pub(crate) struct Rotary {
 
 impl Rotary {
     pub(crate) fn new(config: &ModelConfig, device: &Device) -> Result<Option<Self>> {
-        let Positions::Rotary { base, interleaved } = config.positions else { return Ok(None) };
+        let Positions::Rotary { base, interleaved, scaling } = config.positions else { return Ok(None) };
         let half = config.head_dim / 2;
-        let angles: Vec<f64> = (0..config.context)
-            .flat_map(|position| {
-                (0..half).map(move |pair| position as f64 * base.powf(-2.0 * pair as f64 / (2 * half) as f64))
-            })
+        let frequencies: Vec<f64> = (0..half)
+            .map(|pair| base.powf(-(pair as f64) / half as f64))
+            .map(|frequency| scaling.map_or(frequency, |scaling| scaling.apply(frequency)))
             .collect();
+        let angles: Vec<f64> =
+            (0..config.context).flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency)).collect();
         let table = |f: fn(f64) -> f64| -> Result<Tensor> {
             let values: Vec<f32> = angles.iter().map(|angle| f(*angle) as f32).collect();
             Ok(Tensor::from_vec(values, (config.context, half), device)?)

@@ -24,7 +24,33 @@ pub enum Positions {
         /// Pairs are neighbours (2i, 2i+1) as in GGUF and llama2.c files, not halves (i, i + d/2)
         /// as in Hugging Face files.
         interleaved: bool,
+        /// Llama 3's stretching of the low frequencies.
+        scaling: Option<RotaryScaling>,
     },
+}
+
+/// Llama 3's rule for contexts longer than the one trained on: wavelengths above
+/// `original_context / low` are stretched by `factor`, those below `original_context / high` are
+/// kept, those between are blended.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RotaryScaling {
+    /// How much the longest wavelengths are stretched.
+    pub factor: f64,
+    /// `low_freq_factor`.
+    pub low: f64,
+    /// `high_freq_factor`.
+    pub high: f64,
+    /// The context trained on, in tokens.
+    pub original_context: f64,
+}
+
+impl RotaryScaling {
+    /// The frequency that replaces `frequency`, in radians a token.
+    pub fn apply(&self, frequency: f64) -> f64 {
+        let turns = self.original_context * frequency / std::f64::consts::TAU;
+        let kept = ((turns - self.low) / (self.high - self.low)).clamp(0.0, 1.0);
+        frequency * (kept + (1.0 - kept) / self.factor)
+    }
 }
 
 /// The MLP's nonlinearity.

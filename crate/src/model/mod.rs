@@ -16,7 +16,7 @@ mod parts;
 mod run;
 mod weights;
 
-pub use config::{MlpActivation, ModelConfig, NormKind, Positions};
+pub use config::{MlpActivation, ModelConfig, NormKind, Positions, RotaryScaling};
 pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
 pub use generate::GenerateConfig;

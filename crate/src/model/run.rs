@@ -4,7 +4,8 @@
 //! and wrote, the attention patterns and the norm scales; the logits. This is all that a CLT, the
 //! frozen linear model and the interventions need; the weights stay in the [`Model`](crate::Model).
 
-use candle_core::Tensor;
+use crate::error::Result;
+use candle_core::{Tensor, D};
 
 /// What a forward pass keeps. The default keeps everything; [`Capture::mlp`] only what a CLT is
 /// trained on.
@@ -86,4 +87,20 @@ pub struct Run {
     pub final_scale: Option<Tensor>,
     /// Logits, `[tokens, vocab]`.
     pub logits: Option<Tensor>,
+}
+
+impl Run {
+    /// The `n` likeliest next tokens after the last position, with their probabilities, likeliest
+    /// first; empty when no logits were kept.
+    ///
+    /// # Errors
+    /// `Tensor` when the device fails.
+    pub fn top_next(&self, n: usize) -> Result<Vec<(u32, f32)>> {
+        let Some(logits) = &self.logits else { return Ok(Vec::new()) };
+        let last = logits.get(logits.dim(0)? - 1)?;
+        let probabilities = candle_nn::ops::softmax(&last, D::Minus1)?.to_vec1::<f32>()?;
+        let mut order: Vec<u32> = (0..probabilities.len() as u32).collect();
+        order.sort_by(|a, b| probabilities[*b as usize].total_cmp(&probabilities[*a as usize]));
+        Ok(order.into_iter().take(n).map(|id| (id, probabilities[id as usize])).collect())
+    }
 }

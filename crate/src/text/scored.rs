@@ -40,7 +40,8 @@ impl ScoredPieces {
             let length = u32::from_le_bytes(word(take(4, "length", entry)?)) as usize;
             pieces.push((take(length, "piece", entry)?.to_vec(), score));
         }
-        let ids = pieces.iter().enumerate().rev().map(|(id, (piece, _))| (piece.clone(), id as u32)).collect();
+        // A character may stand twice, as a byte piece and as itself: the later one is the character.
+        let ids = pieces.iter().enumerate().map(|(id, (piece, _))| (piece.clone(), id as u32)).collect();
         Ok(ScoredPieces { pieces, ids })
     }
 

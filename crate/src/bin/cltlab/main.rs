@@ -1,1 +1,49 @@
-fn main() {}
+//! `cltlab`: the notebook's steps as commands, for terminals and batch jobs.
+//!
+//! Parse, install a progress line and a gentle Ctrl-C, do one thing, print errors in one place.
+
+mod bench;
+mod doctor;
+mod kernel;
+mod model;
+
+use clap::{Parser, Subcommand};
+use cltlab::prelude::*;
+
+#[derive(Parser)]
+#[command(version, about = "Cross-layer transcoders and attribution graphs", arg_required_else_help = true)]
+struct Program {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a model and print the likeliest next tokens
+    Run(model::RunArgs),
+    /// Continue a prompt
+    Generate(model::GenerateArgs),
+    /// The Jupyter kernel
+    Kernel(kernel::KernelArgs),
+    /// Say what is missing and how to get it
+    Doctor,
+    /// Time the hot paths
+    Bench(bench::BenchArgs),
+}
+
+fn main() -> std::process::ExitCode {
+    let done: Result<()> = match Program::parse().command {
+        Command::Run(args) => model::run(&args),
+        Command::Generate(args) => model::generate(&args),
+        Command::Kernel(args) => kernel::kernel(&args),
+        Command::Doctor => doctor::doctor(),
+        Command::Bench(args) => bench::bench(&args),
+    };
+    match done {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -3,7 +3,7 @@
 
 use super::{linear, norm, Fields, Parts};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::config::{MlpActivation, ModelConfig, NormKind, Positions};
+use crate::model::config::{MlpActivation, ModelConfig, NormKind, Positions, RotaryScaling};
 use crate::model::parts::{Layer, Mlp};
 use crate::model::weights::Weights;
 use candle_core::quantized::gguf_file::Content;
@@ -46,7 +46,6 @@ pub(super) const GGUF: Names = Names {
 
 pub(super) fn config(fields: &Fields<'_>) -> Result<ModelConfig> {
     fields.refuse("hidden_act", &[json!("silu")])?;
-    fields.refuse("rope_scaling", &[])?;
     let (width, heads) = (fields.number("hidden_size")?, fields.number("num_attention_heads")?);
     let rope = fields.json.get("rope_parameters").and_then(|rope| rope.get("rope_theta")).and_then(|base| base.as_f64());
     Ok(ModelConfig {
@@ -61,7 +60,7 @@ pub(super) fn config(fields: &Fields<'_>) -> Result<ModelConfig> {
         context: fields.number("max_position_embeddings")?,
         norm: NormKind::Rms,
         norm_eps: fields.real("rms_norm_eps", 1e-6)?,
-        positions: Positions::Rotary { base: fields.real("rope_theta", rope.unwrap_or(10_000.0))?, interleaved: false },
+        positions: Positions::Rotary { base: fields.real("rope_theta", rope.unwrap_or(10_000.0))?, interleaved: false, scaling: scaling(fields)? },
         activation: MlpActivation::Silu,
         gated: true,
         tied: fields.flag("tie_word_embeddings", false)?,
@@ -71,6 +70,18 @@ pub(super) fn config(fields: &Fields<'_>) -> Result<ModelConfig> {
     })
 }
 
+fn scaling(fields: &Fields<'_>) -> Result<Option<RotaryScaling>> {
+    let Some(json) = fields.json.get("rope_scaling").filter(|scaling| !scaling.is_null()) else { return Ok(None) };
+    let inner = Fields { json, place: &format!("{}: rope_scaling", fields.place) };
+    inner.refuse("rope_type", &[json!("llama3")])?;
+    Ok(Some(RotaryScaling {
+        factor: inner.real("factor", 8.0)?,
+        low: inner.real("low_freq_factor", 1.0)?,
+        high: inner.real("high_freq_factor", 4.0)?,
+        original_context: inner.number("original_max_position_embeddings")? as f64,
+    }))
+}
+
 pub(super) fn config_gguf(content: &Content, place: &str) -> Result<ModelConfig> {
     let missing = |key: &str| Error::expected(ErrorKind::BadFile, format_args!("{place}: {key}"), "nothing", "a value");
     let number = |key: &str| -> Result<usize> {
@@ -78,6 +89,7 @@ pub(super) fn config_gguf(content: &Content, place: &str) -> Result<ModelConfig>
     };
     let real = |key: &str| content.metadata.get(key).and_then(|value| value.to_f32().ok()).map(f64::from);
     let token = |key: &str| content.metadata.get(key).and_then(|value| value.to_u32().ok());
+    let add_special = content.metadata.get("tokenizer.ggml.add_bos_token").and_then(|value| value.to_bool().ok()).unwrap_or(false);
     let embedding = content.tensor_infos.get(GGUF.embedding).ok_or_else(|| missing(GGUF.embedding))?;
     let (width, heads) = (number("llama.embedding_length")?, number("llama.attention.head_count")?);
     Ok(ModelConfig {
@@ -92,12 +104,13 @@ pub(super) fn config_gguf(content: &Content, place: &str) -> Result<ModelConfig>
         context: number("llama.context_length")?,
         norm: NormKind::Rms,
         norm_eps: real("llama.attention.layer_norm_rms_epsilon").ok_or_else(|| missing("llama.attention.layer_norm_rms_epsilon"))?,
-        positions: Positions::Rotary { base: real("llama.rope.freq_base").unwrap_or(10_000.0), interleaved: true },
+        positions: Positions::Rotary { base: real("llama.rope.freq_base").unwrap_or(10_000.0), interleaved: true, scaling: None },
         activation: MlpActivation::Silu,
         gated: true,
         tied: !content.tensor_infos.contains_key(GGUF.unembedding),
-        special_token: token("tokenizer.ggml.bos_token_id"),
-        add_special: content.metadata.get("tokenizer.ggml.add_bos_token").and_then(|value| value.to_bool().ok()).unwrap_or(false),
+        // A file that says "no special token in front" means it: such a model was not trained with one.
+        special_token: token("tokenizer.ggml.bos_token_id").filter(|_| add_special),
+        add_special,
         stop_tokens: token("tokenizer.ggml.eos_token_id").into_iter().collect(),
     })
 }

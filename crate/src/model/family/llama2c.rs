@@ -42,7 +42,7 @@ pub(crate) fn open(path: &Path) -> Result<(ModelConfig, Weights)> {
         context,
         norm: NormKind::Rms,
         norm_eps: 1e-5,
-        positions: Positions::Rotary { base: 10_000.0, interleaved: true },
+        positions: Positions::Rotary { base: 10_000.0, interleaved: true, scaling: None },
         activation: MlpActivation::Silu,
         gated: true,
         tied,

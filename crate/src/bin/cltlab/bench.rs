@@ -1,0 +1,50 @@
+//! `cltlab bench`: timings of the hot paths, as one JSON line each; `./x bench` makes the table.
+
+use clap::Args;
+use cltlab::prelude::*;
+use std::time::Instant;
+
+#[derive(Args)]
+pub struct BenchArgs {
+    /// Model to time
+    #[arg(long)]
+    model: String,
+    /// Tokens in one context
+    #[arg(long, default_value_t = 512)]
+    context: usize,
+    /// Repetitions; the median is printed
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+}
+
+/// Prints one JSON line for each timed path.
+pub fn bench(args: &BenchArgs) -> Result<()> {
+    let start = Instant::now();
+    let model = Model::load(&args.model, &auto_device()?)?;
+    line("load", start.elapsed().as_secs_f64(), "s");
+    let ids: Vec<u32> = (0..args.context).map(|index| (100 + 7 * index as u32) % model.vocab() as u32).collect();
+    let batch = Tensor::from_slice(&ids, (1, ids.len()), model.device())?;
+    let tokens = ids.len() as f64;
+    line("forward without logits", tokens / median(args.runs, || model.visit_mlp(&batch, &mut |_, _| Ok(())))?, "tokens/s");
+    line("forward with all logits", tokens / median(args.runs, || model.run_tokens(&ids, Capture::logits()).map(|_| ()))?, "tokens/s");
+    let generate = GenerateConfig { max_tokens: 16, ..GenerateConfig::default() };
+    line("generation", 16.0 / median(args.runs, || model.generate_tokens(&ids[..8], &generate).map(|_| ()))?, "tokens/s");
+    Ok(())
+}
+
+fn line(what: &str, value: f64, unit: &str) {
+    println!("{{\"what\": \"{what}\", \"value\": {value:.4}, \"unit\": \"{unit}\"}}");
+}
+
+/// Median seconds of `work` over `runs`, after one run that warms up.
+fn median(runs: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    work()?;
+    let mut seconds = Vec::with_capacity(runs);
+    for _ in 0..runs.max(1) {
+        let start = Instant::now();
+        work()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[seconds.len() / 2])
+}

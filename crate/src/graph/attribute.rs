@@ -1,0 +1,206 @@
+//! Attribution: a prompt to a whole graph.
+//!
+//! Local replacement model → outputs → rows of the outputs → rows of features: all of them, or as
+//! many as the budget allows, those with most influence first, where influence is computed anew
+//! after every `update_interval · batch` features (circuit-tracer's phases, `method.md` §2.4; the
+//! same selection). An interrupt ends it between blocks with what is known.
+
+use super::edges::Edges;
+use super::influence::{influence, PARTIAL_FLOOR};
+use super::rows::RowEngine;
+use super::{targets, Graph, GraphParts, LogitTarget};
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Task;
+use crate::replacement::{LocalReplacement, Replacement};
+
+/// What a graph explains and how much of it.
+///
+/// ```
+/// use cltlab::graph::AttributeConfig;
+/// let config = AttributeConfig { max_features: Some(2_000), ..AttributeConfig::default() };
+/// config.validate()?;
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AttributeConfig {
+    /// Outputs to explain, at most. Default 10.
+    pub max_logits: usize,
+    /// Fewer outputs when they hold this share of the probability, above 0 to 1. Default 0.95.
+    pub logit_mass: f64,
+    /// Explain these tokens instead of the most probable ones.
+    pub target_tokens: Option<Vec<u32>>,
+    /// Features that become nodes, those with most influence; `None` for all. Default 7,500.
+    pub max_features: Option<usize>,
+    /// Targets carried together. Default 256.
+    pub batch: usize,
+    /// With a budget, influence is computed anew after this many batches. Default 4.
+    pub update_interval: usize,
+    /// Positions without features and errors: the special first token. Default `[0]`.
+    pub zero_positions: Vec<usize>,
+}
+
+impl Default for AttributeConfig {
+    fn default() -> Self {
+        AttributeConfig {
+            max_logits: 10,
+            logit_mass: 0.95,
+            target_tokens: None,
+            max_features: Some(7_500),
+            batch: 256,
+            update_interval: 4,
+            zero_positions: vec![0],
+        }
+    }
+}
+
+impl AttributeConfig {
+    /// Checks the fields.
+    ///
+    /// # Errors
+    /// `BadConfig` naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let bad = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::BadConfig, format_args!("AttributeConfig::{field}"), got, expected));
+        let counts = [("max_logits", self.max_logits), ("batch", self.batch), ("update_interval", self.update_interval)];
+        if let Some((field, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
+            return bad(field, "0".into(), "at least 1");
+        }
+        if self.max_features == Some(0) {
+            return bad("max_features", "0".into(), "at least 1, or None for all");
+        }
+        if !(self.logit_mass > 0.0 && self.logit_mass <= 1.0) {
+            return bad("logit_mass", self.logit_mass.to_string(), "a share above 0, at most 1");
+        }
+        if let Some(tokens) = &self.target_tokens {
+            let mut sorted = tokens.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            if tokens.is_empty() || sorted.len() < tokens.len() {
+                return bad("target_tokens", format!("{tokens:?}"), "at least one token, each once");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Replacement {
+    /// The attribution graph of a prompt, which gets the model's special first token.
+    ///
+    /// ```no_run
+    /// # use cltlab::{graph::AttributeConfig, replacement::Replacement};
+    /// # fn f(replacement: Replacement) -> cltlab::Result<()> {
+    /// let graph = replacement.attribute("The capital of the state containing Dallas is", &AttributeConfig::default())?;
+    /// println!("{graph}");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `BadInput` for a prompt that is empty, of one token or beyond the context; `BadConfig` naming
+    /// the field; `NotFinite` when model or CLT hold NaN or infinity.
+    pub fn attribute(&self, prompt: &str, config: &AttributeConfig) -> Result<Graph> {
+        config.validate()?;
+        let tokens = self.model().prompt_tokens(prompt)?;
+        self.local(&tokens, &config.zero_positions)?.attribute_as(prompt.to_string(), config)
+    }
+
+    /// The attribution graph of token ids, taken as they are: the first should be the special token.
+    ///
+    /// # Errors
+    /// As [`Replacement::attribute`].
+    pub fn attribute_tokens(&self, tokens: &[u32], config: &AttributeConfig) -> Result<Graph> {
+        config.validate()?;
+        let local = self.local(tokens, &config.zero_positions)?;
+        let prompt = local.run().token_text.concat();
+        local.attribute_as(prompt, config)
+    }
+}
+
+impl LocalReplacement {
+    fn attribute_as(&self, prompt: String, config: &AttributeConfig) -> Result<Graph> {
+        let model = self.replacement().model();
+        let logits = targets::choose(model, &self.last_logits()?, config)?;
+        let engine = RowEngine::new(self, config.batch)?;
+        let tokens: Vec<u32> = logits.iter().map(|logit| logit.token).collect();
+        let outputs = engine.outputs(&targets::directions(model, &tokens)?)?;
+        let all = engine.active.len();
+        let budget = config.max_features.unwrap_or(all).min(all);
+        let mut task = Task::new("attribute", budget as u64, "features");
+        let started = std::time::Instant::now();
+        let (selected, edges) = if budget == all {
+            everything(&engine, outputs, &mut task)?
+        } else {
+            most_influential(&engine, outputs, &logits, budget, config, &mut task)?
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        task.finish(format!("{} of {all} features in {seconds:.1} s", selected.len()));
+        let complete = selected.len() == budget;
+        Graph::new(GraphParts {
+            model_name: model.name().to_string(),
+            prompt,
+            tokens: self.run().tokens.clone(),
+            token_text: self.run().token_text.clone(),
+            layers: model.layers(),
+            active: engine.active,
+            activations: self.activations(),
+            selected,
+            logits,
+            edges,
+            zero_positions: config.zero_positions.clone(),
+            complete,
+        })
+    }
+}
+
+/// Rows of every feature, then those of the outputs: ascending without sorting.
+fn everything(engine: &RowEngine, outputs: Edges, task: &mut Task) -> Result<(Vec<u32>, Edges)> {
+    let all: Vec<u32> = (0..engine.active.len() as u32).collect();
+    let mut edges = Edges::default();
+    let done = engine.features(&all, &mut edges, |done| task.advance(done as u64))?;
+    edges.append(&outputs);
+    if done == all.len() {
+        return Ok((all, edges));
+    }
+    let selected = all[..done].to_vec();
+    Ok((selected.clone(), only(engine, &edges, &selected)))
+}
+
+/// Rows of the `budget` features with most influence, as far as it is known when they are chosen.
+fn most_influential(
+    engine: &RowEngine,
+    outputs: Edges,
+    logits: &[LogitTarget],
+    budget: usize,
+    config: &AttributeConfig,
+    task: &mut Task,
+) -> Result<(Vec<u32>, Edges)> {
+    let mut weights = vec![0.0; engine.first_logit()];
+    weights.extend(logits.iter().map(|logit| f64::from(logit.probability)));
+    let mut edges = outputs;
+    let mut visited = vec![false; engine.active.len()];
+    let mut count = 0;
+    while count < budget {
+        let known = influence(&edges, &weights, PARTIAL_FLOOR);
+        let mut open: Vec<u32> = (0..visited.len() as u32).filter(|&i| !visited[i as usize]).collect();
+        open.sort_by(|a, b| known[*b as usize].total_cmp(&known[*a as usize]));
+        open.truncate((config.update_interval * config.batch).min(budget - count));
+        open.sort_unstable();
+        let done = engine.features(&open, &mut edges, |done| task.advance((count + done) as u64))?;
+        open[..done].iter().for_each(|feature| visited[*feature as usize] = true);
+        count += done;
+        if done < open.len() {
+            break;
+        }
+    }
+    let selected: Vec<u32> = (0..visited.len() as u32).filter(|&i| visited[i as usize]).collect();
+    let edges = only(engine, &edges, &selected);
+    Ok((selected, edges))
+}
+
+/// The edges among selected features and all other nodes, renumbered.
+fn only(engine: &RowEngine, edges: &Edges, selected: &[u32]) -> Edges {
+    let others = edges.rows().map(|row| row.target as usize + 1).max().unwrap_or(0).max(engine.first_logit());
+    let mut number = vec![None; engine.active.len()];
+    selected.iter().zip(0..).for_each(|(feature, new)| number[*feature as usize] = Some(new));
+    number.extend((engine.active.len()..others).zip(selected.len() as u32..).map(|(_, new)| Some(new)));
+    edges.select(&number, |_| true)
+}

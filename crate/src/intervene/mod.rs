@@ -1,0 +1,266 @@
+//! Interventions: is the graph's story true?
+//!
+//! In: a prompt and changes to features. Out: an [`Effect`], the outputs before and after, with the
+//! change that the linear model predicts beside the one measured. A feature is changed by adding
+//! `(new − current) · W_dec` to the MLP outputs that it writes to; the model's own MLPs stay, so
+//! errors stay in (*Circuit Tracing*, section on interventions; circuit-tracer's
+//! `feature_intervention`, logits equal to 1e-4). Cost: two forward passes and a linear one.
+
+mod check;
+mod effect;
+mod pass;
+
+pub use check::{Deviation, EdgeCheck};
+pub use effect::{Effect, OutputEffect};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::replacement::{FeatureNode, Replacement};
+
+/// At which positions a feature is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// At one.
+    At(usize),
+    /// From `start` up to, not including, `end`.
+    Range {
+        /// First position.
+        start: usize,
+        /// Position after the last.
+        end: usize,
+    },
+    /// From this one to the end.
+    From(usize),
+    /// At every one.
+    All,
+}
+
+impl Positions {
+    /// The range within `tokens` positions; empty or beyond gives `None`.
+    fn within(&self, tokens: usize) -> Option<std::ops::Range<usize>> {
+        let range = match *self {
+            Positions::At(position) => position..position.checked_add(1)?,
+            Positions::Range { start, end } => start..end,
+            Positions::From(start) => start..tokens,
+            Positions::All => 0..tokens,
+        };
+        (range.start < range.end && range.end <= tokens).then_some(range)
+    }
+}
+
+/// A feature of a layer, at positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Place {
+    /// Layer that the feature reads.
+    pub layer: usize,
+    /// Number within the layer.
+    pub feature: usize,
+    /// Where.
+    pub positions: Positions,
+}
+
+impl From<FeatureNode> for Place {
+    fn from(node: FeatureNode) -> Self {
+        Place { layer: node.layer, feature: node.feature, positions: Positions::At(node.position) }
+    }
+}
+
+impl From<(usize, Positions, usize)> for Place {
+    /// From (layer, positions, feature).
+    fn from((layer, positions, feature): (usize, Positions, usize)) -> Self {
+        Place { layer, feature, positions }
+    }
+}
+
+/// What happens to an activation.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// It becomes this.
+    Set(f32),
+    /// It is multiplied by this.
+    Scale(f32),
+    /// This is added.
+    Add(f32),
+}
+
+impl Change {
+    fn apply(&self, activation: f32) -> f32 {
+        match *self {
+            Change::Set(value) => value,
+            Change::Scale(factor) => activation * factor,
+            Change::Add(amount) => activation + amount,
+        }
+    }
+
+    fn number(&self) -> f32 {
+        match *self {
+            Change::Set(number) | Change::Scale(number) | Change::Add(number) => number,
+        }
+    }
+}
+
+/// A change of one feature.
+///
+/// ```
+/// use cltlab::intervene::{Intervention, Positions};
+/// use cltlab::replacement::FeatureNode;
+/// let one = Intervention::ablate(FeatureNode { layer: 3, position: 7, feature: 120 });
+/// let everywhere = Intervention::scale((3, Positions::From(1), 120), -2.0);
+/// # let _ = (one, everywhere);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Intervention {
+    /// Which feature, where.
+    pub place: Place,
+    /// What happens to it.
+    pub change: Change,
+}
+
+impl Intervention {
+    /// Sets the feature to 0.
+    pub fn ablate(place: impl Into<Place>) -> Self {
+        Intervention::set(place, 0.0)
+    }
+
+    /// Multiplies the feature by `factor`; 2 doubles it, −1 turns it round.
+    pub fn scale(place: impl Into<Place>, factor: f32) -> Self {
+        Intervention { place: place.into(), change: Change::Scale(factor) }
+    }
+
+    /// Sets the feature to `value`.
+    pub fn set(place: impl Into<Place>, value: f32) -> Self {
+        Intervention { place: place.into(), change: Change::Set(value) }
+    }
+
+    /// Adds `amount` to the feature.
+    pub fn add(place: impl Into<Place>, amount: f32) -> Self {
+        Intervention { place: place.into(), change: Change::Add(amount) }
+    }
+}
+
+/// What may respond to an intervention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Nothing: patterns, norm scales and MLP outputs are held. Measures the graph's edges.
+    Direct,
+    /// MLPs and norms respond, attention patterns are held.
+    #[default]
+    FrozenAttention,
+    /// Everything responds.
+    Open,
+    /// Attention patterns are held, and the MLP outputs of layers `start` to `end − 1`, the only ones
+    /// that the intervention writes to; later layers respond. All layers is [`Mode::Direct`].
+    Layers {
+        /// First layer.
+        start: usize,
+        /// Layer after the last.
+        end: usize,
+    },
+}
+
+/// How an intervention is run and how much of its effect is shown.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InterveneConfig {
+    /// What may respond. Default [`Mode::FrozenAttention`].
+    pub mode: Mode,
+    /// Outputs shown: this many of the most probable before and after. Default 10.
+    pub top: usize,
+}
+
+impl Default for InterveneConfig {
+    fn default() -> Self {
+        InterveneConfig { mode: Mode::default(), top: 10 }
+    }
+}
+
+impl InterveneConfig {
+    /// Checks the fields.
+    ///
+    /// # Errors
+    /// `BadConfig` naming the field.
+    pub fn validate(&self, layers: usize) -> Result<()> {
+        if self.top == 0 {
+            return Err(Error::expected(ErrorKind::BadConfig, "InterveneConfig::top", 0, "at least 1"));
+        }
+        match self.mode {
+            Mode::Layers { start, end } if start >= end || end > layers => Err(Error::expected(
+                ErrorKind::BadConfig,
+                "InterveneConfig::mode",
+                format_args!("layers {start}..{end}"),
+                format_args!("a range within 0..{layers} that is not empty"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Replacement {
+    /// Runs a prompt with features changed: attention patterns held, everything else responds.
+    ///
+    /// ```no_run
+    /// # use cltlab::{graph::AttributeConfig, intervene::Intervention, replacement::Replacement};
+    /// # fn f(replacement: Replacement) -> cltlab::Result<()> {
+    /// let prompt = "The capital of the state containing Dallas is";
+    /// let top = replacement.attribute(prompt, &AttributeConfig::default())?.top_features(1);
+    /// let effect = replacement.intervene(prompt, &[Intervention::ablate(top[0])])?;
+    /// println!("{effect}");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Replacement::intervene_tokens`], and as [`Model::prompt_tokens`](crate::Model::prompt_tokens).
+    pub fn intervene(&self, prompt: &str, interventions: &[Intervention]) -> Result<Effect> {
+        self.intervene_with(prompt, interventions, &InterveneConfig::default())
+    }
+
+    /// As [`Replacement::intervene`], with a choice of what responds.
+    ///
+    /// # Errors
+    /// As [`Replacement::intervene`].
+    pub fn intervene_with(&self, prompt: &str, interventions: &[Intervention], config: &InterveneConfig) -> Result<Effect> {
+        let tokens = self.model().prompt_tokens(prompt)?;
+        self.intervene_tokens(&tokens, interventions, config)
+    }
+
+    /// As [`Replacement::intervene_with`], on token ids taken as they are. Interventions on the same
+    /// feature and position apply in order.
+    ///
+    /// # Errors
+    /// `BadInput` for no intervention, a layer, feature or position that does not exist, a value that
+    /// is not finite, or ids that cannot be run; `BadConfig` naming the field; `NotFinite` when the
+    /// model's logits are not finite.
+    pub fn intervene_tokens(&self, tokens: &[u32], interventions: &[Intervention], config: &InterveneConfig) -> Result<Effect> {
+        config.validate(self.model().layers())?;
+        self.check(interventions, tokens.len())?;
+        let local = self.local(tokens, &[0])?;
+        pass::effect(&local, interventions, config)
+    }
+
+    fn check(&self, interventions: &[Intervention], tokens: usize) -> Result<()> {
+        if interventions.is_empty() {
+            return Err(Error::expected(ErrorKind::BadInput, "interventions", "none", "at least one"));
+        }
+        for (i, Intervention { place, change }) in interventions.iter().enumerate() {
+            let bad = |field: &str, got: String, expected: String| {
+                Err(Error::expected(ErrorKind::BadInput, format_args!("intervention {i}: {field}"), got, expected))
+            };
+            let (layers, features) = (self.clt().layers(), self.clt().features());
+            if place.layer >= layers {
+                return bad("layer", place.layer.to_string(), format!("less than {layers}"));
+            }
+            if place.feature >= features {
+                return bad("feature", place.feature.to_string(), format!("less than {features}"));
+            }
+            if place.positions.within(tokens).is_none() {
+                return bad("positions", format!("{:?}", place.positions), format!("some of the prompt's {tokens}"));
+            }
+            if !change.number().is_finite() {
+                return bad("value", change.number().to_string(), "a finite number".into());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! The frozen linear model: what is left of a run when attention patterns, norm scales and MLP
+//! outputs are constants.
+//!
+//! It is linear, so gradients need no autograd and no copies of the prompt: a batch of directions
+//! `[B, T', d]` is carried down the residual stream by the transposes of attention and norms. A
+//! direction put in at position p reaches positions up to p only, so T' is the largest p + 1 of the
+//! batch. Source: *Circuit Tracing*, local replacement model; `method.md` §2.3. Cost per layer and
+//! target: `4 T' d²` flops for values and outputs and `2 T'² d` for patterns.
+
+use crate::clt::InputSite;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Model, Run};
+use candle_core::Tensor;
+use std::sync::Arc;
+
+/// Where a direction is seen on its way down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// At the output of this layer's MLP.
+    MlpOut(usize),
+    /// At the token embeddings.
+    Embedding,
+}
+
+/// A model with the nonlinear parts of one run held constant. Cheap to clone.
+#[derive(Clone)]
+pub struct FrozenModel {
+    model: Model,
+    run: Arc<Run>,
+}
+
+impl FrozenModel {
+    /// The model frozen at `run`, which must have captured everything but may lack logits.
+    pub fn new(model: &Model, run: &Arc<Run>) -> Self {
+        FrozenModel { model: model.clone(), run: run.clone() }
+    }
+
+    /// Directions after the final norm at the last position, carried to the end of the last block.
+    ///
+    /// # Shapes
+    /// `directions` `[B, d]` → `[B, T, d]`.
+    ///
+    /// # Errors
+    /// `BadInput` when the run lacks scales; `Tensor` for another width.
+    pub fn from_output(&self, directions: &Tensor) -> Result<Tensor> {
+        let last = self.run.tokens.len() - 1;
+        self.model.back_final_norm(&self.run, &placed(directions, &vec![last; directions.dim(0)?])?)
+    }
+
+    /// Directions at what the encoders of `layer` read, one at each of `positions`, carried to the
+    /// end of the block before.
+    ///
+    /// # Shapes
+    /// `directions` `[B, d]`, B positions → `[B, max(positions) + 1, d]`.
+    ///
+    /// # Errors
+    /// `BadInput` for a position beyond the prompt, or when the run lacks patterns or scales.
+    pub fn from_input(&self, layer: usize, site: InputSite, positions: &[usize], directions: &Tensor) -> Result<Tensor> {
+        if let Some(beyond) = positions.iter().find(|position| **position >= self.run.tokens.len()) {
+            return Err(Error::expected(ErrorKind::BadInput, "FrozenModel: position", beyond, format_args!("less than {}", self.run.tokens.len())));
+        }
+        let mut g = placed(directions, positions)?;
+        if site == InputSite::MlpIn {
+            g = self.model.back_mlp_norm(layer, &self.run, &g)?;
+        }
+        // Where attention and MLP stand side by side, the MLP's input is the block's.
+        if self.model.parallel_blocks() { Ok(g) } else { self.through_attention(layer, g) }
+    }
+
+    /// Carries `g [B, T', d]` from the end of block `below - 1` down to the embeddings and shows it
+    /// to `visit` at every MLP output on the way, last layer first, then at the embeddings.
+    ///
+    /// # Errors
+    /// `BadInput` when the run lacks patterns or scales; what `visit` returns.
+    pub fn carry(&self, below: usize, g: Tensor, visit: &mut dyn FnMut(Site, &Tensor) -> Result<()>) -> Result<()> {
+        let mut g = g;
+        for layer in (0..below).rev() {
+            visit(Site::MlpOut(layer), &g)?;
+            g = self.through_attention(layer, g)?;
+        }
+        visit(Site::Embedding, &g)
+    }
+
+    /// Both ways around an attention: past it and through it.
+    fn through_attention(&self, layer: usize, g: Tensor) -> Result<Tensor> {
+        let through = self.model.back_attention(layer, &self.run, &g)?;
+        Ok((g + through)?)
+    }
+}
+
+/// `[B, d]` rows, each at its position of an otherwise zero `[B, max + 1, d]`.
+fn placed(directions: &Tensor, positions: &[usize]) -> Result<Tensor> {
+    let (count, width) = directions.dims2()?;
+    let length = positions.iter().max().map_or(1, |last| last + 1);
+    let mut values = vec![0.0_f32; count * length * width];
+    for ((row, position), direction) in values.chunks_exact_mut(length * width).zip(positions).zip(directions.to_vec2::<f32>()?) {
+        row[position * width..(position + 1) * width].copy_from_slice(&direction);
+    }
+    Ok(Tensor::from_vec(values, (count, length, width), directions.device())?)
+}
+
+impl std::fmt::Debug for FrozenModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FrozenModel of {} at {} tokens", self.model.name(), self.run.tokens.len())
+    }
+}

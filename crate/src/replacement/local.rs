@@ -1,0 +1,137 @@
+//! The local replacement model: one prompt's run, its active features, and the error terms that
+//! make the reconstruction exact.
+//!
+//! `e[l, p] = y[l, p] − ŷ[l, p]` with y the MLP's output and ŷ the reconstruction, each `[T, d]`.
+//! Positions in `zero_positions` (the special first token) have neither features nor errors: what
+//! they contribute is a constant (*Circuit Tracing*, local replacement model; circuit-tracer's
+//! `setup_attribution`).
+
+use super::{FeatureNode, FrozenModel, Replacement};
+use crate::clt::SparseCode;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Capture, Logits, Run};
+use candle_core::Tensor;
+use std::sync::Arc;
+
+/// A prompt as the local replacement model sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct LocalReplacement {
+    replacement: Replacement,
+    run: Arc<Run>,
+    code: Arc<SparseCode>,
+    errors: Vec<Tensor>,
+    embeddings: Tensor,
+}
+
+impl Replacement {
+    /// The local replacement model of a prompt, which gets the model's special first token.
+    ///
+    /// # Errors
+    /// As [`Model::prompt_tokens`](crate::Model::prompt_tokens) and [`Replacement::local`].
+    pub fn explain(&self, prompt: &str) -> Result<LocalReplacement> {
+        self.local(&self.model().prompt_tokens(prompt)?, &[0])
+    }
+
+    /// The local replacement model of token ids, taken as they are.
+    ///
+    /// # Errors
+    /// `BadInput` for ids that cannot be run, fewer than two, or a zero position beyond them;
+    /// `NotFinite` when the model's weights or logits hold NaN or infinity.
+    pub fn local(&self, tokens: &[u32], zero_positions: &[usize]) -> Result<LocalReplacement> {
+        self.model().check_tokens(tokens)?;
+        if tokens.len() < 2 {
+            return Err(Error::expected(ErrorKind::BadInput, "prompt", "one token", "at least two")
+                .help("the first position is the special token, which has no features: give a longer prompt"));
+        }
+        if let Some(beyond) = zero_positions.iter().find(|position| **position >= tokens.len()) {
+            return Err(Error::expected(ErrorKind::BadInput, "zero_positions", beyond, format_args!("less than {}", tokens.len())));
+        }
+        let run = self.model().run_tokens(tokens, Capture { logits: Logits::Last, ..Capture::default() })?;
+        last_logits(&run)?;
+        let mut code = self.clt().encode(&run)?;
+        zero_positions.iter().for_each(|position| code.zero_position(*position));
+        let keep: Vec<f32> = (0..tokens.len()).map(|p| if zero_positions.contains(&p) { 0.0 } else { 1.0 }).collect();
+        let keep = Tensor::from_vec(keep, (tokens.len(), 1), self.model().device())?;
+        let errors = self.clt().decode(&code)?.into_iter().zip(&run.layers).map(|(reconstruction, layer)| {
+            let written = layer.mlp_out.as_ref().ok_or_else(|| Error::new(ErrorKind::BadInput, "run: mlp_out was not captured"))?;
+            Ok((written - reconstruction)?.broadcast_mul(&keep)?)
+        });
+        let errors = errors.collect::<Result<_>>()?;
+        let embeddings = self.model().embedding(tokens)?;
+        Ok(LocalReplacement { replacement: self.clone(), run: Arc::new(run), code: Arc::new(code), errors, embeddings })
+    }
+}
+
+impl LocalReplacement {
+    /// Model and CLT.
+    pub fn replacement(&self) -> &Replacement {
+        &self.replacement
+    }
+
+    /// The model's own run, last logits only.
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
+    /// Activations, without the zero positions.
+    pub fn code(&self) -> &SparseCode {
+        &self.code
+    }
+
+    /// Error vectors of a layer, `[T, d]`, zero at the zero positions. Panics when there is no such
+    /// layer, as indexing does.
+    pub fn errors(&self, layer: usize) -> &Tensor {
+        &self.errors[layer]
+    }
+
+    /// Token embeddings as they enter the stream, without positions, `[T, d]`.
+    pub fn embeddings(&self) -> &Tensor {
+        &self.embeddings
+    }
+
+    /// The active features by (layer, position, feature).
+    pub fn active(&self) -> Vec<FeatureNode> {
+        let mut active = Vec::with_capacity(self.code.active());
+        for (layer, code) in self.code.layers.iter().enumerate() {
+            for position in 0..code.tokens {
+                active.extend(code.token(position).0.iter().map(|feature| FeatureNode { layer, position, feature: *feature as usize }));
+            }
+        }
+        active
+    }
+
+    /// Activations of [`LocalReplacement::active`], in the same order.
+    pub fn activations(&self) -> Vec<f32> {
+        self.code.layers.iter().flat_map(|code| code.values.iter().copied()).collect()
+    }
+
+    /// The frozen linear model of this prompt.
+    pub fn frozen(&self) -> FrozenModel {
+        FrozenModel::new(self.replacement.model(), &self.run)
+    }
+
+    /// Logits of the last position, `[V]`.
+    ///
+    /// # Errors
+    /// `NotFinite` when one is NaN or infinite.
+    pub fn last_logits(&self) -> Result<Vec<f32>> {
+        last_logits(&self.run)
+    }
+}
+
+/// Logits of the last position of a run.
+pub(crate) fn last_logits(run: &Run) -> Result<Vec<f32>> {
+    let logits = run.logits.as_ref().ok_or_else(|| Error::new(ErrorKind::BadInput, "run: logits were not captured"))?;
+    let logits = logits.get(logits.dim(0)? - 1)?.to_vec1::<f32>()?;
+    match logits.iter().position(|logit| !logit.is_finite()) {
+        Some(token) => Err(Error::new(ErrorKind::NotFinite, format!("logit of token {token} at the last position: {}", logits[token]))
+            .help("the weights hold NaN, infinity or overflow")),
+        None => Ok(logits),
+    }
+}
+
+impl std::fmt::Debug for LocalReplacement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LocalReplacement of {} tokens: {} active features, l0 {:.1}", self.run.tokens.len(), self.code.active(), self.code.l0())
+    }
+}

@@ -1,0 +1,135 @@
+//! Replacement: the model with its MLPs explained by a CLT.
+//!
+//! In: a [`Model`] and the [`Clt`] made for it. Out: the replacement model ([`Replacement::run`],
+//! every MLP output replaced by the reconstruction), and for one prompt the *local* replacement
+//! model ([`LocalReplacement`]), in which error terms make up for what the CLT lacks, so that its
+//! outputs are the model's own (*Circuit Tracing*, sections on the replacement models). Evaluation,
+//! attribution and interventions all start here. Cost: a forward pass and an encoding.
+
+mod linear;
+mod local;
+
+pub use linear::{FrozenModel, Site};
+pub(crate) use local::last_logits;
+pub use local::LocalReplacement;
+
+use crate::clt::{Clt, InputSite, LayerCode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Capture, Freeze, MlpSite, Model, Run};
+use candle_core::Tensor;
+
+/// A feature at a position of a prompt: a node of a graph, and what an intervention acts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct FeatureNode {
+    /// Layer that the feature reads.
+    pub layer: usize,
+    /// Position in the prompt, from 0.
+    pub position: usize,
+    /// Number within the layer.
+    pub feature: usize,
+}
+
+impl std::fmt::Display for FeatureNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{} at {}", self.layer, self.feature, self.position)
+    }
+}
+
+/// A model and a CLT that belong together. Cheap to clone.
+///
+/// ```no_run
+/// # use cltlab::{auto_device, clt::Clt, replacement::Replacement, Model};
+/// let device = auto_device()?;
+/// let model = Model::load("gpt2", &device)?;
+/// let clt = Clt::load("runs/gpt2-24k", &device)?;
+/// let replacement = Replacement::new(&model, &clt)?;
+/// let local = replacement.explain("The capital of France is")?;
+/// println!("{} active features", local.active().len());
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Replacement {
+    model: Model,
+    clt: Clt,
+}
+
+impl Replacement {
+    /// Puts model and CLT together. A CLT without a fingerprint (made by another tool) is checked
+    /// by its shape only.
+    ///
+    /// # Errors
+    /// `Mismatch` when layers, width, fingerprint or device differ.
+    pub fn new(model: &Model, clt: &Clt) -> Result<Self> {
+        let config = clt.config();
+        for (field, got, expected) in [("layers", config.layers, model.layers()), ("width", config.width, model.width())] {
+            if got != expected {
+                return Err(Error::expected(ErrorKind::Mismatch, format_args!("CLT for {}: {field}", model.name()), got, expected)
+                    .help("use the CLT with the model it was trained on"));
+            }
+        }
+        let print = &config.model_fingerprint;
+        if !print.is_empty() && print != model.fingerprint() {
+            return Err(Error::expected(
+                ErrorKind::Mismatch,
+                format_args!("CLT for {}: model fingerprint", model.name()),
+                format_args!("{print} ({})", config.model_name),
+                model.fingerprint(),
+            )
+            .help("the shapes agree but the weights do not: use the CLT with the model it was trained on"));
+        }
+        if !clt.device().same_device(model.device()) {
+            return Err(Error::expected(ErrorKind::Mismatch, "CLT: device", format_args!("{:?}", clt.device()), format_args!("{:?}", model.device()))
+                .help("load both to the same device"));
+        }
+        Ok(Replacement { model: model.clone(), clt: clt.clone() })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The CLT.
+    pub fn clt(&self) -> &Clt {
+        &self.clt
+    }
+
+    /// Runs the replacement model: at each layer the features are computed on the replaced stream
+    /// and the MLP's output becomes the reconstruction. Position 0, on which CLTs are not trained,
+    /// keeps its MLP.
+    ///
+    /// # Errors
+    /// `BadInput` for ids that cannot be run; `NotFinite` when the stream overflows.
+    pub fn run(&self, tokens: &[u32], capture: Capture) -> Result<Run> {
+        let mut codes: Vec<LayerCode> = Vec::with_capacity(self.model.layers());
+        self.model.run_spliced(tokens, capture, Freeze::none(), &mut |layer, site| {
+            codes.push(self.clt.encode_layer(layer, self.read(site))?);
+            let written = self.clt.decode_target(&codes, layer)?;
+            let count = written.dim(0)?;
+            let first = site.mlp_out.narrow(0, 0, 1)?;
+            Ok(Some(if count == 1 { first } else { Tensor::cat(&[&first, &written.narrow(0, 1, count - 1)?], 0)? }))
+        })
+    }
+
+    /// Logits of the replacement model, `[T, V]`.
+    ///
+    /// # Errors
+    /// As [`Replacement::run`].
+    pub fn logits(&self, tokens: &[u32]) -> Result<Tensor> {
+        self.run(tokens, Capture::logits())?.logits.ok_or_else(|| Error::new(ErrorKind::Tensor, "Replacement::logits: the pass made no logits"))
+    }
+
+    /// What the encoders read of a site, `[T, d]`.
+    pub(crate) fn read<'a>(&self, site: &'a MlpSite<'a>) -> &'a Tensor {
+        match self.clt.config().input {
+            InputSite::ResidMid => site.resid_mid,
+            InputSite::MlpIn => site.mlp_in,
+        }
+    }
+}
+
+impl std::fmt::Debug for Replacement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Replacement of {} by {}", self.model.name(), self.clt)
+    }
+}

@@ -1,0 +1,104 @@
+//! Bad input gives a typed error that says what was read, what was found and what to do.
+
+use crate::support;
+use cltlab::candle::{self as candle_core, Device, Tensor};
+use cltlab::{Corpus, Error, ErrorKind, Model};
+use std::collections::HashMap;
+
+fn refused(source: &str) -> Error {
+    Model::load(source, &Device::Cpu).expect_err("must be refused")
+}
+
+#[track_caller]
+fn says(error: &Error, kind: ErrorKind, words: &[&str]) {
+    assert_eq!(error.kind(), kind, "{error}");
+    for word in words {
+        assert!(error.to_string().contains(word), "'{error}' does not say '{word}'");
+    }
+}
+
+#[test]
+fn missing_and_foreign_files() {
+    says(&refused("/nowhere/model.gguf"), ErrorKind::MissingFile, &["/nowhere/model.gguf"]);
+    says(&refused("./nowhere"), ErrorKind::MissingFile, &["./nowhere", "hub name"]);
+    let folder = support::scratch("foreign");
+    std::fs::write(folder.join("x.gguf"), b"this is a text").unwrap();
+    says(&refused(&folder.join("x.gguf").to_string_lossy()), ErrorKind::BadFile, &["x.gguf", "GGUF"]);
+    std::fs::write(folder.join("x.bin"), [0; 100]).unwrap();
+    says(&refused(&folder.join("x.bin").to_string_lossy()), ErrorKind::BadFile, &["x.bin"]);
+    says(&refused(&folder.to_string_lossy()), ErrorKind::MissingFile, &["config.json"]);
+    says(&Corpus::load("/nowhere.txt").unwrap_err(), ErrorKind::MissingFile, &["/nowhere.txt"]);
+    std::fs::write(folder.join("bad.jsonl"), "{\"text\": \"a\"}\n{\"words\": 1}\n").unwrap();
+    says(&Corpus::load(folder.join("bad.jsonl")).unwrap_err(), ErrorKind::BadFile, &["line 2", "text"]);
+    says(&Corpus::from_texts(vec![" \n".to_string()]).unwrap_err(), ErrorKind::BadInput, &["no text"]);
+}
+
+/// A folder of a tiny GPT-2 that can be spoilt.
+fn tiny_gpt2(name: &str) -> std::path::PathBuf {
+    let folder = support::scratch(name);
+    let config = serde_json::json!({"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 10, "n_positions": 16});
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let shapes: [(&str, &[usize]); 16] = [
+        ("wte.weight", &[10, 8]), ("wpe.weight", &[16, 8]), ("h.0.ln_1.weight", &[8]), ("h.0.ln_1.bias", &[8]),
+        ("h.0.attn.c_attn.weight", &[8, 24]), ("h.0.attn.c_attn.bias", &[24]), ("h.0.attn.c_proj.weight", &[8, 8]), ("h.0.attn.c_proj.bias", &[8]),
+        ("h.0.ln_2.weight", &[8]), ("h.0.ln_2.bias", &[8]), ("h.0.mlp.c_fc.weight", &[8, 32]), ("h.0.mlp.c_fc.bias", &[32]),
+        ("h.0.mlp.c_proj.weight", &[32, 8]), ("h.0.mlp.c_proj.bias", &[8]), ("ln_f.weight", &[8]), ("ln_f.bias", &[8]),
+    ];
+    let tensors: HashMap<String, Tensor> =
+        shapes.iter().map(|(name, shape)| (name.to_string(), Tensor::randn(0.0_f32, 0.3, *shape, &Device::Cpu).unwrap())).collect();
+    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+    folder
+}
+
+#[test]
+fn spoilt_weights() {
+    let folder = tiny_gpt2("spoilt");
+    let source = folder.to_string_lossy().into_owned();
+    let file = folder.join("model.safetensors");
+    let whole = std::fs::read(&file).unwrap();
+    Model::load(&source, &Device::Cpu).unwrap();
+    for cut in [4, 60, whole.len() - 10] {
+        std::fs::write(&file, &whole[..cut]).unwrap();
+        says(&refused(&source), ErrorKind::BadFile, &["model.safetensors", "truncated"]);
+    }
+    let mut tensors = candle_core::safetensors::load_buffer(&whole, &Device::Cpu).unwrap();
+    tensors.insert("wte.weight".to_string(), Tensor::zeros((10, 7), candle_core::DType::F32, &Device::Cpu).unwrap());
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    says(&refused(&source), ErrorKind::BadTensor, &["wte.weight", "[10, 7]", "[10, 8]"]);
+    tensors.remove("wte.weight");
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    says(&refused(&source), ErrorKind::BadTensor, &["wte.weight"]);
+    std::fs::write(folder.join("config.json"), "{\"model_type\": \"mamba\"}").unwrap();
+    says(&refused(&source), ErrorKind::UnknownArchitecture, &["'mamba'", "gpt2", "llama"]);
+    std::fs::write(folder.join("config.json"), "{\"model_type\": \"gpt2\", \"n_embd\": \"wide\"}").unwrap();
+    says(&refused(&source), ErrorKind::BadFile, &["n_embd", "wide"]);
+}
+
+#[test]
+fn prompts_that_cannot_be_run() {
+    let model = Model::load(&tiny_gpt2("prompts").to_string_lossy(), &Device::Cpu).unwrap();
+    let run = |ids: &[u32]| model.run_tokens(ids, Default::default()).unwrap_err();
+    says(&run(&[]), ErrorKind::BadInput, &["none"]);
+    says(&run(&[1; 17]), ErrorKind::BadInput, &["17 tokens", "16"]);
+    says(&run(&[3, 10]), ErrorKind::BadInput, &["10"]);
+    says(&model.run("text").unwrap_err(), ErrorKind::MissingFile, &["tokenizer.json"]);
+    if let Some(path) = support::smollm2() {
+        let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
+        says(&model.run("").unwrap_err(), ErrorKind::BadInput, &["no tokens"]);
+    }
+}
+
+#[test]
+fn no_network_for_the_hub() {
+    // A hub that refuses at once stands for no network; the test must not depend on one.
+    let folder = support::scratch("hub");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_cltlab"))
+        .args(["run", "--model", "nobody/nothing", "--prompt", "x"])
+        .env("HF_HOME", &folder)
+        .env("HF_ENDPOINT", "http://127.0.0.1:9")
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("nobody/nothing") && text.contains("check the network"), "{text}");
+}

@@ -1,0 +1,120 @@
+//! Interventions against circuit-tracer's logits, and circuit-tracer's own test of edges: changing
+//! one source with everything held moves every target by exactly its edge.
+
+use crate::attribution::{replacement, TOKENS};
+use crate::support::{assert_close, fixture, tensors, values};
+use cltlab::graph::{AttributeConfig, PruneConfig};
+use cltlab::intervene::{InterveneConfig, Intervention, Mode, Positions};
+use cltlab::replacement::FeatureNode;
+use cltlab::ErrorKind;
+
+#[test]
+fn logits_of_circuit_tracer() {
+    for arch in ["gpt2", "llama"] {
+        let replacement = replacement(arch);
+        let folder = fixture(&format!("attribution/{arch}"));
+        let want = tensors(&folder.join("expected_interventions.safetensors"));
+        let listed: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+        let listed = listed["interventions"].as_array().unwrap();
+        assert_eq!(listed.len(), want.len());
+        for one in listed {
+            let number = |field: &str| one[field].as_u64().unwrap() as usize;
+            let node = FeatureNode { layer: number("layer"), position: number("pos"), feature: number("feature") };
+            let mode = match one["mode"].as_str().unwrap() {
+                "direct" => Mode::Direct,
+                "frozen_attn" => Mode::FrozenAttention,
+                _ => Mode::Open,
+            };
+            let value = one["value"].as_f64().unwrap() as f32;
+            let config = InterveneConfig { mode, ..InterveneConfig::default() };
+            let effect = replacement.intervene_tokens(&TOKENS, &[Intervention::set(node, value)], &config).unwrap();
+            let key = one["key"].as_str().unwrap();
+            assert_close(&format!("{arch} {key} {mode:?}"), effect.logits_after(), &values(&want[key]), 1e-4);
+        }
+    }
+}
+
+#[test]
+fn edges_are_effects() {
+    for arch in ["gpt2", "llama"] {
+        let replacement = replacement(arch);
+        let config = AttributeConfig { max_features: None, ..AttributeConfig::default() };
+        let graph = replacement.attribute_tokens(&TOKENS, &config).unwrap();
+        let check = replacement.verify_edges(&graph, 100, 7).unwrap();
+        println!("{arch}: {check}; absolute {:.1e} and {:.1e}", check.features.max_abs, check.logits.max_abs);
+        assert_eq!(check.sources, 100 + 25 + 12);
+        // circuit-tracer allows 5e-4 on pre-activations, 1e-5 (and 1e-3 relative) on logits.
+        assert!(check.features.max_abs <= 5e-4 && check.logits.max_abs <= 1e-5, "{check}");
+        assert!(check.holds(1e-5));
+        let few = AttributeConfig { max_features: Some(50), batch: 16, ..AttributeConfig::default() };
+        let graph = replacement.attribute_tokens(&TOKENS, &few).unwrap();
+        assert!(replacement.verify_edges(&graph, 20, 8).unwrap().holds(1e-5));
+        let pruned = graph.prune(&PruneConfig::default()).unwrap();
+        assert_eq!(replacement.verify_edges(&pruned, 20, 8).unwrap_err().kind(), ErrorKind::BadInput);
+    }
+}
+
+/// With everything held the graph's edges are the whole effect, so predicted is measured.
+#[test]
+fn direct_effects_are_predicted_exactly() {
+    for arch in ["gpt2", "llama"] {
+        let replacement = replacement(arch);
+        let graph = replacement.attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap();
+        let top = graph.top_features(4);
+        let both = [Intervention::scale(top[0], -2.0), Intervention::ablate(top[1]), Intervention::add(top[2], 0.5), Intervention::scale(top[3], 0.5)];
+        let config = InterveneConfig { mode: Mode::Direct, ..InterveneConfig::default() };
+        let effect = replacement.intervene_tokens(&TOKENS, &both, &config).unwrap();
+        let (predicted, measured): (Vec<f32>, Vec<f32>) = effect.outputs.iter().map(|o| (o.predicted as f32, o.measured as f32)).unzip();
+        assert_close(&format!("{arch}: predicted against measured"), &predicted, &measured, 1e-5);
+        assert!(effect.agreement().unwrap() > 0.9999);
+        assert!(effect.divergence() > 1e-4);
+        // One feature doubled moves each output by its edge.
+        let one = replacement.intervene_tokens(&TOKENS, &[Intervention::scale(top[0], 2.0)], &config).unwrap();
+        let source = graph.nodes.iter().position(|node| node.feature() == Some(top[0])).unwrap();
+        let first = graph.nodes.len() - graph.logits().len();
+        for (k, logit) in graph.logits().iter().enumerate() {
+            let shown = one.outputs.iter().find(|output| output.token == logit.token).unwrap();
+            let edge = f64::from(graph.edges().weight(source, first + k));
+            assert!((shown.predicted - edge).abs() < 1e-5, "{shown:?}, edge {edge}");
+        }
+    }
+}
+
+/// With all layers constrained a range is the direct mode; with a part, later layers respond.
+#[test]
+fn constrained_layers() {
+    let replacement = replacement("llama");
+    let run = |mode: Mode, change: Intervention| {
+        replacement.intervene_tokens(&TOKENS, &[change], &InterveneConfig { mode, ..InterveneConfig::default() }).unwrap()
+    };
+    let change = Intervention::set((0, Positions::From(3), 25), 2.0);
+    let direct = run(Mode::Direct, change);
+    let all = run(Mode::Layers { start: 0, end: 3 }, change);
+    assert_close("all layers", all.logits_after(), direct.logits_after(), 1e-6);
+    let some = run(Mode::Layers { start: 0, end: 2 }, change);
+    assert!(some.logits_after() != direct.logits_after());
+    // Small changes follow the linear model even where MLPs respond; nothing to respond: no change.
+    let nothing = run(Mode::FrozenAttention, Intervention::scale((1, Positions::All, 17), 1.0));
+    assert_close("doing nothing", nothing.logits_after(), nothing.logits_before(), 1e-5);
+    assert!(format!("{nothing}").contains("predicted"));
+}
+
+#[test]
+fn bad_interventions() {
+    let replacement = replacement("gpt2");
+    let refused = |interventions: &[Intervention], word: &str| {
+        let error = replacement.intervene_tokens(&TOKENS, interventions, &InterveneConfig::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BadInput, "{error}");
+        assert!(error.to_string().contains(word), "'{error}' does not say '{word}'");
+    };
+    refused(&[], "none");
+    refused(&[Intervention::ablate((3, Positions::All, 0))], "layer");
+    refused(&[Intervention::ablate((0, Positions::All, 128))], "feature");
+    refused(&[Intervention::ablate((0, Positions::At(12), 0))], "positions");
+    refused(&[Intervention::ablate((0, Positions::Range { start: 4, end: 4 }, 0))], "positions");
+    refused(&[Intervention::scale((0, Positions::All, 0), f32::NAN)], "value");
+    let mode = Mode::Layers { start: 2, end: 5 };
+    let one = [Intervention::ablate((0, Positions::All, 0))];
+    let error = replacement.intervene_tokens(&TOKENS, &one, &InterveneConfig { mode, ..InterveneConfig::default() }).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::BadConfig);
+}

@@ -1,0 +1,172 @@
+//! The base models against reference results: numpy float32 for SmolLM2 and stories260K, the
+//! trainer's own activations for gpt-nano-sort, Hugging Face transformers for the tiny models.
+
+use crate::support::{self, assert_close, values};
+use base64::Engine;
+use cltlab::candle::{self as candle_core, Device, Tensor};
+use cltlab::model::{Capture, Freeze, GenerateConfig};
+use cltlab::Model;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+fn numbers(value: &serde_json::Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn greedy(max_tokens: usize) -> GenerateConfig {
+    GenerateConfig { max_tokens, ..GenerateConfig::default() }
+}
+
+/// Checks top-5 logits, and greedy ids, of every reference prompt.
+fn check_prompts(model: &Model, prompts: &serde_json::Value, tolerance: f32) {
+    for prompt in prompts.as_array().unwrap() {
+        let ids = numbers(&prompt["ids"]);
+        let text = prompt["prompt"].as_str().unwrap();
+        if !text.is_empty() {
+            assert_eq!(model.tokens(text).unwrap(), ids, "ids of {text:?}");
+        }
+        let run = model.run_tokens(&ids, Capture::default()).unwrap();
+        let last = values(&run.logits.unwrap().get(ids.len() - 1).unwrap());
+        let top = prompt["top5"].as_array().unwrap();
+        let got: Vec<f32> = top.iter().map(|entry| last[entry["id"].as_u64().unwrap() as usize]).collect();
+        let expected: Vec<f32> = top.iter().map(|entry| entry["logit"].as_f64().unwrap() as f32).collect();
+        assert_close(&format!("top-5 logits of {text:?}"), &got, &expected, tolerance);
+        let wanted = numbers(&prompt["greedy_ids"]);
+        assert_eq!(model.generate_tokens(&ids, &greedy(wanted.len())).unwrap(), wanted, "greedy ids of {text:?}");
+    }
+}
+
+#[test]
+fn smollm2_equals_numpy() {
+    let (Some(path), Some(reference)) = (support::smollm2(), support::shared("data/smollm2/reference.json")) else { return };
+    let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
+    let reference: serde_json::Value = cltlab::files::read_json(reference).unwrap();
+    check_prompts(&model, &reference["prompts"], 2e-3);
+}
+
+#[test]
+fn stories260k_equals_numpy() {
+    let Some(folder) = support::shared("data/stories260k") else { return };
+    let model = Model::load(&folder.join("model.bin").to_string_lossy(), &Device::Cpu).unwrap();
+    let reference: serde_json::Value = cltlab::files::read_json(folder.join("reference.json")).unwrap();
+    check_prompts(&model, &reference, 1e-3);
+    let first = &reference[0];
+    let ids = model.generate_tokens(&[1], &greedy(first["greedy_ids"].as_array().unwrap().len())).unwrap();
+    let all: Vec<u32> = [1].into_iter().chain(ids).collect();
+    let text = model.tokenizer().unwrap().decode(&all[1..]).unwrap();
+    assert_eq!(text.trim_start(), first["text"].as_str().unwrap().trim_start());
+}
+
+/// llm-viz's JSON of tensors: base64 of little-endian f32.
+fn json_tensors(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
+    let json: serde_json::Map<String, serde_json::Value> = cltlab::files::read_json(path).unwrap();
+    json.into_iter()
+        .filter_map(|(name, entry)| {
+            let raw = base64::engine::general_purpose::STANDARD.decode(entry.get("data")?.as_str()?).unwrap();
+            let numbers = raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            Some((name, (numbers_of(&entry["shape"]), numbers)))
+        })
+        .collect()
+}
+
+fn numbers_of(value: &serde_json::Value) -> Vec<usize> {
+    numbers(value).into_iter().map(|n| n as usize).collect()
+}
+
+/// Writes gpt-nano-sort as a Hugging Face GPT-2 folder (its linear maps are stored `[out, in]`).
+fn nano_sort_folder(json: &Path) -> PathBuf {
+    let folder = support::scratch("nano-sort");
+    let tensors: HashMap<String, Tensor> = json_tensors(json)
+        .into_iter()
+        .filter(|(name, _)| !name.ends_with(".attn.bias"))
+        .map(|(name, (shape, numbers))| {
+            let tensor = Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap();
+            let conv = name.contains(".c_") && name.ends_with(".weight");
+            (name, if conv { tensor.t().unwrap().contiguous().unwrap() } else { tensor })
+        })
+        .collect();
+    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+    let config = serde_json::json!({"model_type": "gpt2", "n_layer": 3, "n_head": 3, "n_embd": 48, "vocab_size": 3, "n_positions": 11, "tie_word_embeddings": false});
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn nano_sort_equals_its_trainer() {
+    let Some(data) = support::shared("data/gpt-nano-sort") else { return };
+    let model = Model::load(&nano_sort_folder(&data.join("gpt-nano-sort-model.json")).to_string_lossy(), &Device::Cpu).unwrap();
+    let partials = json_tensors(&data.join("gpt-nano-sort-t0-partials.json"));
+    let (shape, ids) = &partials["idx"];
+    let (batch, tokens) = (shape[0], shape[1]);
+    for row in 0..batch {
+        let prompt: Vec<u32> = ids[row * tokens..(row + 1) * tokens].iter().map(|id| *id as u32).collect();
+        let run = model.run_tokens(&prompt, Capture::default()).unwrap();
+        let expected = |name: &str| {
+            let (shape, numbers) = &partials[name];
+            let size = shape[1..].iter().product::<usize>();
+            numbers[row * size..(row + 1) * size].to_vec()
+        };
+        let first = &run.layers[0];
+        for (name, got) in [("x", &first.resid_pre), ("attSm", &first.attn_pattern), ("attnResid", &first.resid_mid), ("ln2", &first.mlp_in), ("mlp", &first.mlp_out)] {
+            assert_close(name, &values(got.as_ref().unwrap()), &expected(name), 1e-5);
+        }
+        for layer in [1, 2] {
+            assert_close("block", &values(run.layers[layer].resid_pre.as_ref().unwrap()), &expected(&format!("block{}", layer - 1)), 1e-5);
+        }
+        assert_close("lm_head", &values(run.logits.as_ref().unwrap()), &expected("lm_head"), 1e-5);
+    }
+}
+
+#[test]
+fn tiny_models_equal_transformers() {
+    for family in ["gpt2", "llama"] {
+        let Some(folder) = support::shared(&format!("fixtures/parity/{family}")) else { return };
+        let model = Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+        let expected = support::tensors(&folder.join("expected.safetensors"));
+        let ids = expected["input_ids"].to_dtype(candle_core::DType::U32).unwrap().to_vec2::<u32>().unwrap();
+        for (row, prompt) in ids.iter().enumerate() {
+            let run = model.run_tokens(prompt, Capture::default()).unwrap();
+            let wanted = |name: String| values(&expected[&name].get(row).unwrap());
+            let logits = wanted("logits".to_string());
+            let tolerance = 2e-4 * logits.iter().fold(0.0_f32, |top, logit| top.max(logit.abs()));
+            for (layer, site) in run.layers.iter().enumerate() {
+                for (name, got) in [("mlp_norm_in", &site.resid_mid), ("mlp_in", &site.mlp_in), ("mlp_out", &site.mlp_out)] {
+                    assert_close(&format!("{family} {name}.{layer}"), &values(got.as_ref().unwrap()), &wanted(format!("{name}.{layer}")), tolerance);
+                }
+            }
+            assert_close(&format!("{family} logits"), &values(run.logits.as_ref().unwrap()), &logits, tolerance);
+        }
+    }
+}
+
+/// With everything frozen the model is linear: the closed-form transpose must equal differences of
+/// the frozen forward pass, `<g, f(x + v) - f(x)> = <back(g), v>`.
+#[test]
+fn frozen_backward_is_the_transpose_of_the_frozen_forward() {
+    for family in ["gpt2", "llama"] {
+        let Some(folder) = support::shared(&format!("fixtures/parity/{family}")) else { return };
+        let model = Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+        let prompt = [1_u32, 5, 9, 2, 7, 3];
+        let run = model.run_tokens(&prompt, Capture::default()).unwrap();
+        let (tokens, width) = (prompt.len(), model.width());
+        let push = Tensor::randn(0.0_f32, 1.0, (tokens, width), &Device::Cpu).unwrap();
+        let probe = Tensor::randn(0.0_f32, 1.0, (tokens, width), &Device::Cpu).unwrap();
+        // Adding `push` to what layer 0's MLP writes, all MLPs held, moves the stream before layer 1.
+        let moved = |scale: f64| {
+            let mut hold = |layer: usize, _: &cltlab::model::MlpSite<'_>| {
+                let out = run.layers[layer].mlp_out.clone().unwrap();
+                Ok(Some(if layer == 0 { (out + (&push * scale)?)? } else { out }))
+            };
+            let pushed = model.run_spliced(&prompt, Capture::default(), Freeze::all(&run), &mut hold).unwrap();
+            pushed.layers[1].resid_mid.clone().unwrap()
+        };
+        let difference = (moved(1.0) - moved(0.0)).unwrap();
+        let forward: f32 = (&difference * &probe).unwrap().sum_all().unwrap().to_scalar().unwrap();
+        let g = probe.unsqueeze(0).unwrap();
+        let through = model.back_attention(1, &run, &g).unwrap();
+        let back = (g + through).unwrap().squeeze(0).unwrap();
+        let backward: f32 = (back * &push).unwrap().sum_all().unwrap().to_scalar().unwrap();
+        println!("{family}: forward {forward}, backward {backward}");
+        assert!((forward - backward).abs() <= 1e-3 * forward.abs().max(1.0), "{family}: {forward} against {backward}");
+    }
+}

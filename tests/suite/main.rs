@@ -3,9 +3,15 @@
 
 mod attribution;
 mod bad_input;
+mod clt;
+mod formats;
+mod gradients;
 mod graph_scores;
 mod interventions;
 mod layering;
 mod model_reference;
+mod numbers;
+mod resume;
 mod support;
 mod text;
+mod training;

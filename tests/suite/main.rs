@@ -4,6 +4,7 @@
 mod attribution;
 mod bad_input;
 mod clt;
+mod eval;
 mod formats;
 mod gradients;
 mod graph_scores;

@@ -4,8 +4,9 @@ use crate::clt::Activation;
 use crate::error::{Error, ErrorKind, Result};
 use std::path::PathBuf;
 
-/// How a CLT is trained. The loss is that of *Circuit Tracing*, see
-/// [`clt::live`](crate::train) for its terms; targets are normalised to a mean squared norm of d.
+/// How a CLT is trained. The loss is that of *Circuit Tracing* (Anthropic 2025), per token
+/// `Σ_l ‖ŷ_l − y_l‖² + λ Σ tanh(c ‖W_dec,f‖ a_f) + λ_P Σ_{f dead} ReLU(θ_f − h_f) ‖W_dec,f‖`, with
+/// inputs and targets centred and scaled to a mean squared norm of d.
 ///
 /// ```
 /// use cltlab::train::TrainConfig;

@@ -147,8 +147,13 @@ impl LiveClt {
         12 * config.parameters() + 4 * tokens * l * (3 * d + dense * f) + 64 * tokens * l
     }
 
-    /// Random weights. Encoder rows uniform within ±1/√F, decoder rows within ±1/√(L·d), biases 0
-    /// (the decoder's are 0 because targets are centred).
+    /// Random weights. Encoder rows have norm 1, so that pre-activations of normalised inputs have
+    /// variance 1; decoder rows are uniform within a tenth of ±1/√(L·d), so that the first steps
+    /// need not unlearn noise; biases 0 (the decoder's because targets are centred).
+    ///
+    /// Differs from the field's usual ±1/√F and ±1/√(L·d): on stories260K (F 256, k 16, 300 steps)
+    /// held-out FVU is 0.375 to 0.384 with unit encoder rows against 0.398, and BatchTopK's
+    /// threshold drifts less (L0 16.4 against 18.8 for k 16).
     pub fn new(config: &CltConfig, seed: u64) -> Result<Self> {
         config.validate()?;
         let (d, f) = (config.width, config.features);
@@ -156,8 +161,12 @@ impl LiveClt {
             .into_par_iter()
             .map(|l| {
                 let mut rng = StdRng::seed_from_u64(seed.wrapping_add(l as u64));
-                let encoder = Param::uniform(f * d, 1.0 / (f as f32).sqrt(), &mut rng);
-                let decoder = Param::uniform(f * config.slots(l) * d, 1.0 / ((config.layers * d) as f32).sqrt(), &mut rng);
+                let mut encoder = Param::uniform(f * d, 1.0, &mut rng);
+                for row in encoder.w.chunks_exact_mut(d) {
+                    let norm = row.iter().map(|w| w * w).sum::<f32>().sqrt();
+                    row.iter_mut().for_each(|w| *w /= norm);
+                }
+                let decoder = Param::uniform(f * config.slots(l) * d, 0.1 / ((config.layers * d) as f32).sqrt(), &mut rng);
                 let log_threshold = match config.activation {
                     Activation::JumpRelu { threshold, .. } => {
                         let mut param = Param::zeros(f);

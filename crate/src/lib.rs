@@ -19,9 +19,14 @@ pub mod text;
 pub mod train;
 
 pub use device::auto_device;
+pub use activations::Activations;
+pub use clt::{Clt, CltConfig};
 pub use error::{Error, ErrorKind, Result};
 pub use model::{Model, Run};
+pub use graph::Graph;
+pub use replacement::Replacement;
 pub use text::{Blocks, Corpus, Tokenizer};
+pub use train::{TrainConfig, Trainer};
 
 pub use candle_core as candle;
 pub use candle_nn;

@@ -21,7 +21,6 @@ pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
 pub use generate::GenerateConfig;
 pub use run::{Capture, LayerRun, Logits, Run};
-pub(crate) use weights::check_safetensors;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;

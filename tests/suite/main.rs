@@ -3,6 +3,7 @@
 
 mod attribution;
 mod bad_input;
+mod graph_json;
 mod graph_scores;
 mod interventions;
 mod layering;

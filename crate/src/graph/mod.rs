@@ -23,6 +23,7 @@ pub(crate) mod targets;
 
 pub use attribute::AttributeConfig;
 pub use edges::{Edge, Edges};
+pub use json::cantor;
 pub use prune::{PruneConfig, PruneMask};
 pub use score::Scores;
 

@@ -14,6 +14,7 @@ mod attribute;
 mod edges;
 pub mod influence;
 mod json;
+mod lanes;
 mod prune;
 mod raw;
 mod rows;

@@ -37,6 +37,8 @@ pub enum ErrorKind {
     DiskFull,
     /// The network or the hub could not be reached, or refused.
     Network,
+    /// The user asked to stop before there was a result.
+    Interrupted,
     /// The system refused to read or write.
     Io,
     /// Asked for something that this build or device cannot do.

@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 #![warn(rustdoc::broken_intra_doc_links)]
 
+pub mod activations;
 pub mod clt;
 pub mod device;
 pub mod error;
@@ -10,10 +11,12 @@ pub mod graph;
 pub mod hub;
 pub mod intervene;
 pub mod model;
+pub mod notebook;
 pub mod prelude;
 pub mod progress;
 pub mod replacement;
 pub mod text;
+pub mod train;
 
 pub use device::auto_device;
 pub use error::{Error, ErrorKind, Result};

@@ -5,7 +5,7 @@
 //! steps: an interrupt sets that flag, the loop finishes its step and returns what it has.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 /// One step of training, as the loop saw it. Losses are per token, summed over layers.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -77,6 +77,8 @@ pub trait Sink: Send + Sync {
 }
 
 static STOP: AtomicBool = AtomicBool::new(false);
+static HEARD: AtomicBool = AtomicBool::new(false);
+static LISTENER: OnceLock<fn()> = OnceLock::new();
 static SINK: RwLock<Option<Arc<dyn Sink>>> = RwLock::new(None);
 
 /// Installs the sink that all later events go to; `None` silences them.
@@ -97,14 +99,27 @@ pub fn request_stop() {
     STOP.store(true, Ordering::SeqCst);
 }
 
-/// True after [`request_stop`], until [`clear_stop`].
+/// True after [`request_stop`], until [`clear_stop`]. A loop that asks promises to end soon when
+/// told so; the listener hears of that once for each request.
 pub fn stop_requested() -> bool {
-    STOP.load(Ordering::SeqCst)
+    let stop = STOP.load(Ordering::SeqCst);
+    if stop && !HEARD.swap(true, Ordering::SeqCst) {
+        if let Some(listener) = LISTENER.get() {
+            listener();
+        }
+    }
+    stop
+}
+
+/// Installs who hears, once for each request, that a loop saw it. The first call wins.
+pub fn set_stop_listener(listener: fn()) {
+    let _ = LISTENER.set(listener);
 }
 
 /// Forgets an earlier request; each cell and each command begins with this.
 pub fn clear_stop() {
     STOP.store(false, Ordering::SeqCst);
+    HEARD.store(false, Ordering::SeqCst);
 }
 
 /// A counted task: emits `Begin` now, `Advance` as told (at most every 100 ms), `End` when dropped.

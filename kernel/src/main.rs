@@ -1,1 +1,36 @@
-fn main(){}
+//! `cltlab-kernel`: Rust notebooks for cltlab.
+//!
+//! evcxr compiles and runs the cells; this program adds what its own kernel lacks: displays while
+//! a cell runs, errors that are errors, an interrupt that keeps the variables, and a start that
+//! finds the library built. One program, three roles:
+//!
+//! - the kernel (`cltlab-kernel CONNECTION_FILE`): [`server`] speaks Jupyter's protocol,
+//!   [`engine`] owns evcxr on a thread of its own, [`outputs`] sorts what the cell prints;
+//! - the child in which cells run (started by evcxr; [`child`]);
+//! - the preparation of the build folder (`cltlab-kernel --prebuild`; [`folders`]).
+
+mod child;
+mod engine;
+mod errors;
+mod folders;
+mod outputs;
+mod server;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    child::become_child_if_asked();
+    let argument = std::env::args().nth(1);
+    let done = match argument.as_deref() {
+        Some("--prebuild") => folders::prebuild(),
+        Some(connection) if !connection.starts_with('-') => server::serve(connection.as_ref()),
+        _ => Err(anyhow::anyhow!("usage: cltlab-kernel CONNECTION_FILE | --prebuild")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cltlab-kernel: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

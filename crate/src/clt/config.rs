@@ -1,34 +1,9 @@
 //! The shape of a CLT: one plain struct, saved as JSON beside the weights.
 
+use crate::activations::InputSite;
 use crate::clt::Activation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Model;
-
-/// Which value of each layer the encoders read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum InputSite {
-    /// The residual stream before the MLP's norm (`hook_resid_mid`).
-    #[default]
-    ResidMid,
-    /// What the MLP reads, after its norm (`mlp.hook_in`).
-    MlpIn,
-}
-
-impl InputSite {
-    /// The site's name in circuit-tracer's `config.yaml`.
-    pub fn hook(self) -> &'static str {
-        match self {
-            InputSite::ResidMid => "hook_resid_mid",
-            InputSite::MlpIn => "mlp.hook_in",
-        }
-    }
-
-    /// The site with this hook name, if it is one that we capture.
-    pub fn from_hook(name: &str) -> Option<Self> {
-        [InputSite::ResidMid, InputSite::MlpIn].into_iter().find(|site| site.hook() == name)
-    }
-}
 
 /// What a CLT is: its shape, its activation and the model it belongs to.
 ///

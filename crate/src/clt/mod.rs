@@ -17,13 +17,15 @@ pub mod activation;
 pub mod config;
 mod decode;
 mod encode;
-pub mod io;
+pub(crate) mod io;
 pub(crate) mod kernels;
+pub(crate) mod live;
 pub mod sparse;
 
 pub(crate) use decode::values;
 pub use activation::Activation;
-pub use config::{CltConfig, InputSite};
+pub use crate::activations::InputSite;
+pub use config::CltConfig;
 pub use sparse::{LayerCode, SparseCode};
 
 use crate::error::{Error, ErrorKind, Result};

@@ -113,17 +113,10 @@ impl LayerCode {
             *offset -= gone;
         }
     }
-
-    /// The same entries feature by feature.
-    pub(crate) fn by_feature(&self, features: usize) -> FeatureLists {
-        let mut lists = FeatureLists::default();
-        lists.fill(self, features);
-        lists
-    }
 }
 
 /// The entries of a [`LayerCode`] feature by feature: feature `f` is active on
-/// `tokens[offsets[f]..offsets[f + 1]]` (ascending). `entry` says where each stands in the code.
+/// `tokens[offsets[f]..offsets[f + 1]]` (ascending).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FeatureLists {
     pub offsets: Vec<u32>,
@@ -132,30 +125,6 @@ pub(crate) struct FeatureLists {
 }
 
 impl FeatureLists {
-    /// Sorts the entries of `code` by feature (counting sort), reusing what is allocated.
-    pub fn fill(&mut self, code: &LayerCode, features: usize) {
-        self.offsets.clear();
-        self.offsets.resize(features + 2, 0);
-        for &feature in &code.features {
-            self.offsets[feature as usize + 2] += 1;
-        }
-        for f in 2..features + 2 {
-            self.offsets[f] += self.offsets[f - 1];
-        }
-        self.tokens.resize(code.active(), 0);
-        self.values.resize(code.active(), 0.0);
-        for p in 0..code.tokens {
-            let (row, values) = code.token(p);
-            for (&feature, &value) in row.iter().zip(values) {
-                let at = &mut self.offsets[feature as usize + 1];
-                self.tokens[*at as usize] = p as u32;
-                self.values[*at as usize] = value;
-                *at += 1;
-            }
-        }
-        self.offsets.truncate(features + 1);
-    }
-
     /// The range of feature `f`'s entries.
     #[inline(always)]
     pub fn range(&self, f: usize) -> std::ops::Range<usize> {

@@ -3,6 +3,8 @@
 //! Parse, install a progress line and a gentle Ctrl-C, do one thing, print errors in one place.
 
 mod bench;
+mod doctor;
+mod kernel;
 mod model;
 
 use clap::{Parser, Subcommand};
@@ -21,6 +23,10 @@ enum Command {
     Run(model::RunArgs),
     /// Continue a prompt
     Generate(model::GenerateArgs),
+    /// The Jupyter kernel
+    Kernel(kernel::KernelArgs),
+    /// Say what is missing and how to get it
+    Doctor,
     /// Time the hot paths
     Bench(bench::BenchArgs),
 }
@@ -29,6 +35,8 @@ fn main() -> std::process::ExitCode {
     let done: Result<()> = match Program::parse().command {
         Command::Run(args) => model::run(&args),
         Command::Generate(args) => model::generate(&args),
+        Command::Kernel(args) => kernel::kernel(&args),
+        Command::Doctor => doctor::doctor(),
         Command::Bench(args) => bench::bench(&args),
     };
     match done {

@@ -2,9 +2,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
-use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use candle_core::{Device, Tensor};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -39,53 +38,72 @@ fn as_bytes(values: &[f32]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), std::mem::size_of_val(values)) }
 }
 
-/// An open safetensors file.
+/// An open safetensors file, mapped into memory.
 pub(crate) struct Reader {
     path: PathBuf,
-    file: MmapedSafetensors,
+    map: memmap2::Mmap,
+    /// Where the values begin.
+    start: usize,
+    header: Metadata,
 }
 
 impl Reader {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        std::fs::File::open(&path).map_err(|error| Error::io(&path, &error))?;
+        let file = std::fs::File::open(&path).map_err(|error| Error::io(&path, &error))?;
         // SAFETY: the map is only read; a file that another program cuts meanwhile would fault,
         // and every writer of ours replaces files by renaming.
-        let file = unsafe { MmapedSafetensors::new(&path) }.map_err(|error| {
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(&path, &error))?;
+        let (length, header) = SafeTensors::read_metadata(&map).map_err(|error| {
             Error::new(ErrorKind::BadFile, format!("{}: not a whole safetensors file: {error}", path.display()))
                 .help("the file is truncated or of another kind; copy or download it again")
         })?;
-        Ok(Reader { path, file })
+        Ok(Reader { path, map, start: length + 8, header })
     }
 
     /// The shape of tensor `name`, `None` when it is not there.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.file.get(name).ok().map(|view| view.shape().to_vec())
+        self.header.info(name).map(|info| info.shape.clone())
+    }
+
+    /// A text note of the file's header.
+    pub fn note(&self, name: &str) -> Option<&str> {
+        self.header.metadata().as_ref()?.get(name).map(String::as_str)
+    }
+
+    fn place(&self, name: &str) -> String {
+        format!("{}: {name}", self.path.display())
+    }
+
+    fn view(&self, name: &str) -> Result<(&TensorInfo, &[u8])> {
+        let info = self.header.info(name).ok_or_else(|| Error::new(ErrorKind::BadTensor, format!("{}: missing", self.place(name))))?;
+        let (from, to) = info.data_offsets;
+        Ok((info, &self.map[self.start + from..self.start + to]))
     }
 
     /// Tensor `name` as f32, checked against `shape`.
     pub fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
-        let place = format!("{}: {name}", self.path.display());
-        match self.shape(name) {
-            None => Err(Error::new(ErrorKind::BadTensor, format!("{place}: missing"))),
-            Some(got) if got != shape => Err(Error::expected(ErrorKind::BadTensor, place, format_args!("shape {got:?}"), format_args!("{shape:?}"))),
-            Some(_) => {
-                let tensor = self.file.load(name, device).map_err(|error| Error::from(error).context(&place))?;
-                Ok(tensor.to_dtype(DType::F32)?)
-            }
+        let (info, _) = self.view(name)?;
+        if info.shape != shape {
+            return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("shape {:?}", info.shape), format_args!("{shape:?}")));
         }
+        let mut values = vec![0f32; shape.iter().product()];
+        self.read_into(name, &mut values)?;
+        Ok(Tensor::from_vec(values, shape, device)?)
     }
 
-    /// Copies the f32 values of tensor `name` into `into`, checked against its length.
+    /// Copies tensor `name` into `into` as f32, checked against its length.
     pub fn read_into(&self, name: &str, into: &mut [f32]) -> Result<()> {
-        let place = format!("{}: {name}", self.path.display());
-        let view = self.file.get(name).map_err(|_| Error::new(ErrorKind::BadTensor, format!("{place}: missing")))?;
-        let bytes = view.data();
-        if bytes.len() != std::mem::size_of_val(into) {
-            return Err(Error::expected(ErrorKind::BadTensor, place, format_args!("{} bytes", bytes.len()), std::mem::size_of_val(into)));
+        let (info, bytes) = self.view(name)?;
+        let count: usize = info.shape.iter().product();
+        if count != into.len() {
+            return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("{count} values"), into.len()));
         }
-        for (value, four) in into.iter_mut().zip(bytes.chunks_exact(4)) {
-            *value = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+        match info.dtype {
+            Dtype::F32 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, four)| *value = f32::from_le_bytes(*four)),
+            Dtype::F16 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, two)| *value = half::f16::from_le_bytes(*two).to_f32()),
+            Dtype::BF16 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, two)| *value = half::bf16::from_le_bytes(*two).to_f32()),
+            other => return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("{other:?}"), "F32, F16 or BF16")),
         }
         Ok(())
     }

@@ -3,5 +3,8 @@
 
 mod cpu;
 
+pub(crate) use cpu::adam::{adam_rows, AdamStep, Rows};
+pub(crate) use cpu::gemm::{gemm, Matrix};
 pub(crate) use cpu::select::{keep_above, keep_above_each, keep_top};
-pub(crate) use cpu::sparse::decode_rows;
+pub(crate) use cpu::sparse::{decode_rows, dots, gather_rows, scatter, Columns, Shared};
+pub(crate) use cpu::terms::{residual, square_rows, tanh_terms, Residual};

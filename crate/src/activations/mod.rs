@@ -1,0 +1,184 @@
+//! Activations: what a CLT is trained on.
+//!
+//! In: a model and a corpus, or arrays in memory. Out: shuffled batches of, for each layer, the
+//! value that the encoder reads and the MLP output that is to be reconstructed, `[tokens, d]` each.
+//! The model runs while training goes on and nothing is kept on disk. The first position of a
+//! context and special tokens are left out: there the residual stream holds a few enormous values
+//! that say nothing about language. Cost: one forward pass a token, without logits, shared by
+//! [`StreamConfig::passes`] uses of it.
+
+mod reader;
+mod scale;
+mod stream;
+
+pub(crate) use reader::{Position, Reader};
+pub(crate) use scale::Scale;
+pub use stream::StreamConfig;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{MlpSite, Model};
+use crate::text::Corpus;
+use candle_core::Tensor;
+use std::sync::Arc;
+
+/// Which value of each layer the encoders read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InputSite {
+    /// The residual stream before the MLP's norm (`hook_resid_mid`).
+    #[default]
+    ResidMid,
+    /// What the MLP reads, after its norm (`mlp.hook_in`).
+    MlpIn,
+}
+
+impl InputSite {
+    /// The site's name in circuit-tracer's `config.yaml`.
+    pub fn hook(self) -> &'static str {
+        match self {
+            InputSite::ResidMid => "hook_resid_mid",
+            InputSite::MlpIn => "mlp.hook_in",
+        }
+    }
+
+    /// The site with this hook name, if it is one that we capture.
+    pub fn from_hook(name: &str) -> Option<Self> {
+        [InputSite::ResidMid, InputSite::MlpIn].into_iter().find(|site| site.hook() == name)
+    }
+
+    /// The value of this site, `[T, d]`.
+    pub fn of<'a>(self, site: &MlpSite<'a>) -> &'a Tensor {
+        match self {
+            InputSite::ResidMid => site.resid_mid,
+            InputSite::MlpIn => site.mlp_in,
+        }
+    }
+}
+
+/// Inputs and targets of the same tokens, `[tokens, d]` row by row for each layer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Batch {
+    pub tokens: usize,
+    pub inputs: Vec<Vec<f32>>,
+    pub targets: Vec<Vec<f32>>,
+}
+
+/// A source of training activations. Cloning shares it.
+///
+/// ```no_run
+/// use cltlab::{activations::Activations, auto_device, Corpus, Model};
+/// let model = Model::load("gpt2", &auto_device()?)?;
+/// let (train, test) = Corpus::load("stories.txt")?.split(0.95)?;
+/// let activations = Activations::stream(&model, &train)?;
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Activations(Arc<Inner>);
+
+struct Inner {
+    layers: usize,
+    width: usize,
+    input: InputSite,
+    model_name: String,
+    model_fingerprint: String,
+    source: Source,
+}
+
+enum Source {
+    Stream(stream::Stream),
+    Memory(Arc<Batch>),
+}
+
+impl Activations {
+    /// Runs `model` over `corpus` as training asks for it, with the default [`StreamConfig`].
+    ///
+    /// # Errors
+    /// As [`Activations::stream_with`].
+    pub fn stream(model: &Model, corpus: &Corpus) -> Result<Self> {
+        Self::stream_with(model, corpus, &StreamConfig::default())
+    }
+
+    /// Runs `model` over `corpus` as training asks for it. The corpus is tokenised and packed now.
+    ///
+    /// # Errors
+    /// `BadConfig` naming the field, `BadInput` for a corpus shorter than one context,
+    /// `OutOfMemory` when the buffer's predicted size exceeds what is free.
+    pub fn stream_with(model: &Model, corpus: &Corpus, config: &StreamConfig) -> Result<Self> {
+        let stream = stream::Stream::new(model, corpus, config)?;
+        Ok(Activations(Arc::new(Inner {
+            layers: model.layers(),
+            width: model.width(),
+            input: config.input,
+            model_name: model.name().to_string(),
+            model_fingerprint: model.fingerprint().to_string(),
+            source: Source::Stream(stream),
+        })))
+    }
+
+    /// Activations that are already there: for each layer the encoder's inputs and the targets,
+    /// `[tokens, width]` row by row.
+    ///
+    /// # Errors
+    /// `BadInput` when there is no layer or no token, or arrays differ in length.
+    pub fn from_memory(inputs: Vec<Vec<f32>>, targets: Vec<Vec<f32>>, width: usize) -> Result<Self> {
+        let length = inputs.first().map_or(0, Vec::len);
+        if width == 0 || length == 0 || length % width != 0 {
+            return Err(Error::expected(ErrorKind::BadInput, "Activations::from_memory: values of layer 0", length, format_args!("a multiple of the width, {width}, above 0")));
+        }
+        if inputs.len() != targets.len() {
+            return Err(Error::expected(ErrorKind::BadInput, "Activations::from_memory: target layers", targets.len(), inputs.len()));
+        }
+        if let Some(odd) = inputs.iter().chain(&targets).position(|values| values.len() != length) {
+            return Err(Error::expected(ErrorKind::BadInput, format_args!("Activations::from_memory: values of array {odd}"), "another length", length));
+        }
+        Ok(Activations(Arc::new(Inner {
+            layers: inputs.len(),
+            width,
+            input: InputSite::default(),
+            model_name: String::new(),
+            model_fingerprint: String::new(),
+            source: Source::Memory(Arc::new(Batch { tokens: length / width, inputs, targets })),
+        })))
+    }
+
+    /// Layers, L.
+    pub fn layers(&self) -> usize {
+        self.0.layers
+    }
+
+    /// Width of the residual stream, d.
+    pub fn width(&self) -> usize {
+        self.0.width
+    }
+
+    /// Which site the inputs are.
+    pub fn input(&self) -> InputSite {
+        self.0.input
+    }
+
+    /// Fingerprint of the model that runs; empty for activations in memory.
+    pub fn model_fingerprint(&self) -> &str {
+        &self.0.model_fingerprint
+    }
+
+    /// Different tokens that can be served before the corpus begins again.
+    pub fn tokens(&self) -> u64 {
+        match &self.0.source {
+            Source::Stream(stream) => stream.tokens(),
+            Source::Memory(batch) => batch.tokens as u64,
+        }
+    }
+}
+
+impl std::fmt::Display for Activations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = if self.0.model_name.is_empty() { "memory" } else { &self.0.model_name };
+        write!(f, "Activations of {name}: {} layers, d {}, {} tokens, {}", self.layers(), self.width(), self.tokens(), self.input().hook())
+    }
+}
+
+impl std::fmt::Debug for Activations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}

@@ -1,0 +1,123 @@
+//! Reading: shuffled batches out of the buffer, each token exactly once a pass.
+
+use super::{Activations, Batch, Scale, Source};
+use crate::error::Result;
+use rand::seq::SliceRandom;
+use rand::{rngs::StdRng, SeedableRng};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// How far a reader is. Together with the seed it fixes everything that will still be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Position {
+    /// Fillings of the buffer before this one.
+    pub filling: u64,
+    /// Passes over this filling before this one.
+    pub pass: u64,
+    /// Tokens of this pass that were served.
+    pub offset: usize,
+}
+
+/// Serves batches of one source from one position on.
+pub(crate) struct Reader {
+    activations: Activations,
+    position: Position,
+    buffer: Arc<Batch>,
+    /// Rows of the buffer in the order of this pass.
+    order: Vec<u32>,
+    /// Whether the buffer holds the filling that the position names.
+    filled: bool,
+}
+
+impl Reader {
+    /// Begins at `position`; fills the buffer when one has to be.
+    pub fn new(activations: &Activations, position: Position) -> Result<Self> {
+        let mut reader = Reader { activations: activations.clone(), position, buffer: Arc::default(), order: Vec::new(), filled: false };
+        reader.fill()?;
+        Ok(reader)
+    }
+
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Means and scales over the buffer.
+    pub fn scale(&self) -> Result<Scale> {
+        Scale::measure(&self.buffer, self.activations.width())
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        self.filled = false;
+        match &self.activations.0.source {
+            Source::Memory(batch) => self.buffer = batch.clone(),
+            Source::Stream(stream) => {
+                // The reader is the only owner, so the room of the last filling is used again.
+                stream.fill(self.position.filling, Arc::make_mut(&mut self.buffer))?;
+            }
+        }
+        self.shuffle();
+        self.filled = true;
+        Ok(())
+    }
+
+    fn shuffle(&mut self) {
+        let seed = match &self.activations.0.source {
+            Source::Memory(_) => 0,
+            Source::Stream(stream) => stream.seed(),
+        };
+        let pass = (self.position.filling << 16) ^ self.position.pass;
+        self.order.clear();
+        self.order.extend(0..self.buffer.tokens as u32);
+        self.order.shuffle(&mut StdRng::seed_from_u64(seed ^ !pass.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+    }
+
+    /// Copies the next `tokens` tokens, normalised, into `batch`. A batch may end one pass or
+    /// filling and begin the next. After an error the next call goes on with the filling that failed.
+    ///
+    /// # Errors
+    /// Those of the model; `Interrupted`.
+    pub fn next(&mut self, tokens: usize, scale: &Scale, batch: &mut Batch) -> Result<()> {
+        let d = self.activations.width();
+        batch.tokens = tokens;
+        for side in [&mut batch.inputs, &mut batch.targets] {
+            side.resize_with(self.activations.layers(), Vec::new);
+            side.iter_mut().for_each(|values| values.resize(tokens * d, 0.0));
+        }
+        let mut done = 0;
+        while done < tokens {
+            if !self.filled {
+                self.fill()?;
+            } else if self.position.offset == self.order.len() {
+                self.advance()?;
+            }
+            let count = (tokens - done).min(self.order.len() - self.position.offset);
+            let rows = &self.order[self.position.offset..self.position.offset + count];
+            let copy = |(into, (from, scale)): (&mut Vec<f32>, (&Vec<f32>, &super::scale::Affine))| {
+                for (row, out) in rows.iter().zip(into[done * d..].chunks_exact_mut(d)) {
+                    scale.apply(&from[*row as usize * d..(*row as usize + 1) * d], out);
+                }
+            };
+            batch.inputs.par_iter_mut().zip(self.buffer.inputs.par_iter().zip(scale.layers.par_iter().map(|l| &l.input))).for_each(copy);
+            batch.targets.par_iter_mut().zip(self.buffer.targets.par_iter().zip(scale.layers.par_iter().map(|l| &l.target))).for_each(copy);
+            self.position.offset += count;
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// On to the next pass, or to the next filling.
+    fn advance(&mut self) -> Result<()> {
+        let passes = match &self.activations.0.source {
+            Source::Memory(_) => u64::MAX,
+            Source::Stream(stream) => stream.passes(),
+        };
+        self.position.offset = 0;
+        self.position.pass += 1;
+        if self.position.pass < passes {
+            self.shuffle();
+            return Ok(());
+        }
+        self.position = Position { filling: self.position.filling + 1, ..Position::default() };
+        self.fill()
+    }
+}

@@ -1,0 +1,78 @@
+//! Normalisation: means and scales of each layer, and their inverse for the saved weights.
+//!
+//! Inputs and targets are centred by dimension and divided by one number a layer, so that their
+//! mean squared norm is d. One number, because a scale for each dimension would change which
+//! errors count. Statistics come from the whole first filling of the buffer, before the first step.
+
+use super::Batch;
+use crate::error::{Error, ErrorKind, Result};
+use rayon::prelude::*;
+
+/// `(x − mean) · factor`.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Affine {
+    pub mean: Vec<f32>,
+    pub factor: f32,
+}
+
+impl Affine {
+    fn measure(values: &[f32], d: usize) -> Self {
+        let tokens = (values.len() / d) as f64;
+        let mut sums = vec![0f64; d];
+        for row in values.chunks_exact(d) {
+            sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
+        }
+        let mean: Vec<f32> = sums.iter().map(|sum| (sum / tokens) as f32).collect();
+        let square: f64 = values
+            .chunks_exact(d)
+            .map(|row| row.iter().zip(&mean).map(|(&x, &mean)| f64::from(x - mean) * f64::from(x - mean)).sum::<f64>())
+            .sum();
+        // A constant site has nothing to scale.
+        let factor = if square > 0.0 { (d as f64 * tokens / square).sqrt() } else { 1.0 };
+        Affine { mean, factor: factor as f32 }
+    }
+
+    /// Normalises one row.
+    pub fn apply(&self, row: &[f32], out: &mut [f32]) {
+        for ((out, &x), &mean) in out.iter_mut().zip(row).zip(&self.mean) {
+            *out = (x - mean) * self.factor;
+        }
+    }
+}
+
+/// The normalisation of one layer.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct LayerScale {
+    pub input: Affine,
+    pub target: Affine,
+}
+
+/// The normalisation of all layers.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Scale {
+    pub layers: Vec<LayerScale>,
+}
+
+impl Scale {
+    /// Measures a buffer.
+    ///
+    /// # Errors
+    /// `NotFinite` naming the layer and side that holds NaN or infinity.
+    pub fn measure(buffer: &Batch, d: usize) -> Result<Self> {
+        let layers: Vec<LayerScale> = buffer
+            .inputs
+            .par_iter()
+            .zip(&buffer.targets)
+            .map(|(x, y)| LayerScale { input: Affine::measure(x, d), target: Affine::measure(y, d) })
+            .collect();
+        let fine = |affine: &Affine| affine.factor.is_finite() && affine.mean.iter().all(|mean| mean.is_finite());
+        for (l, layer) in layers.iter().enumerate() {
+            for (side, affine) in [("input", &layer.input), ("target", &layer.target)] {
+                if !fine(affine) {
+                    return Err(Error::new(ErrorKind::NotFinite, format!("activations: {side} of layer {l}: NaN or infinity")));
+                }
+            }
+        }
+        Ok(Scale { layers })
+    }
+}

@@ -1,0 +1,77 @@
+//! `cltlab doctor`: what is there, what is missing, and how to get it.
+
+use super::kernel;
+use cltlab::prelude::*;
+use std::path::Path;
+use std::process::Command;
+
+struct Finding {
+    part: &'static str,
+    /// What was found, or `None` when it is missing.
+    found: Option<String>,
+    required: bool,
+    fix: &'static str,
+}
+
+/// The first line that a command prints, when it runs and succeeds.
+fn says(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok().filter(|output| output.status.success())?;
+    String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_string)
+}
+
+/// A shared library in the usual folders or in `LD_LIBRARY_PATH`.
+fn library(name: &str) -> Option<String> {
+    let listed = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+    let usual = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/cuda/lib64", "/usr/lib/wsl/lib"];
+    let mut folders: Vec<&str> = listed.split(':').filter(|folder| !folder.is_empty()).collect();
+    folders.extend(usual);
+    let path = folders.into_iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists())?;
+    Some(path.display().to_string())
+}
+
+fn kernelspec() -> Option<String> {
+    let listed = kernel::python("import json, os, jupyter_core.paths as p; print(json.dumps(p.jupyter_path('kernels')))").ok()?;
+    let folders: Vec<String> = serde_json::from_str(&listed).unwrap_or_default();
+    folders.iter().find_map(|folder| {
+        let spec: serde_json::Value = cltlab::files::read_json(Path::new(folder).join("cltlab/kernel.json")).ok()?;
+        let program = spec["argv"][0].as_str().filter(|program| Path::new(program).exists())?;
+        Some(format!("{folder}/cltlab -> {program}"))
+    })
+}
+
+pub fn doctor() -> Result<()> {
+    let prepared = kernel::root().join("target/notebook/ready");
+    let findings = [
+        Finding { part: "Rust compiler", found: says("rustc", &["--version"]), required: true, fix: "https://rustup.rs (1.95 or later)" },
+        Finding { part: "cargo", found: says("cargo", &["--version"]), required: true, fix: "https://rustup.rs" },
+        Finding { part: "C linker", found: says("cc", &["--version"]), required: true, fix: "apt install gcc, or conda install c-compiler" },
+        Finding { part: "Python", found: says("python3", &["--version"]), required: true, fix: "apt install python3 python3-venv" },
+        Finding {
+            part: "Jupyter client",
+            found: kernel::python("import jupyter_client; print('jupyter_client', jupyter_client.__version__)").ok().filter(|text| !text.is_empty()),
+            required: true,
+            fix: "pip install jupyterlab, or ./x lab, which does it in a private environment",
+        },
+        Finding { part: "kernel program", found: kernel::program().ok().map(|path| path.display().to_string()), required: true, fix: "./x setup" },
+        Finding { part: "notebook build", found: prepared.exists().then(|| prepared.display().to_string()), required: true, fix: "./x setup" },
+        Finding { part: "kernelspec", found: kernelspec(), required: true, fix: "cltlab kernel install (--user)" },
+        Finding { part: "NVIDIA driver", found: says("nvidia-smi", &["-L"]).or_else(|| library("libcuda.so.1")), required: false, fix: "only for CUDA: the system's NVIDIA driver" },
+        Finding { part: "CUDA compiler", found: says("nvcc", &["--version"]), required: false, fix: "only to build for CUDA: conda install cuda-nvcc" },
+        Finding { part: "cuBLAS", found: library("libcublas.so.12").or_else(|| library("libcublas.so")), required: false, fix: "only for CUDA: conda install libcublas-dev" },
+    ];
+    let mut lacking = Vec::new();
+    for finding in &findings {
+        match (&finding.found, finding.required) {
+            (Some(found), _) => println!("ok       {:<16} {found}", finding.part),
+            (None, true) => {
+                println!("MISSING  {:<16} {}", finding.part, finding.fix);
+                lacking.push(finding.part);
+            }
+            (None, false) => println!("absent   {:<16} {}", finding.part, finding.fix),
+        }
+    }
+    match lacking.is_empty() {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Unsupported, format!("missing: {}", lacking.join(", ")))),
+    }
+}

@@ -1,0 +1,80 @@
+//! `cltlab kernel install`: tells Jupyter about the kernel.
+
+use clap::{Args, Subcommand};
+use cltlab::prelude::*;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[derive(Args)]
+pub struct KernelArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Write the kernelspec "Rust (cltlab)" for Jupyter
+    Install {
+        /// For this user only, in Jupyter's data folder
+        #[arg(long, conflicts_with = "prefix")]
+        user: bool,
+        /// Under PREFIX/share/jupyter; the default is the prefix of the python3 on PATH
+        #[arg(long)]
+        prefix: Option<PathBuf>,
+    },
+}
+
+pub fn kernel(args: &KernelArgs) -> Result<()> {
+    let Action::Install { user, prefix } = &args.action;
+    let data = match (user, prefix) {
+        (true, _) => user_data()?,
+        (false, Some(prefix)) => prefix.join("share/jupyter"),
+        (false, None) => PathBuf::from(python("import sys; print(sys.prefix)")?).join("share/jupyter"),
+    };
+    let folder = data.join("kernels/cltlab");
+    cltlab::files::create_folder(&folder)?;
+    let program = program()?;
+    let spec = serde_json::json!({
+        "argv": [program, "{connection_file}"],
+        "display_name": "Rust (cltlab)",
+        "language": "rust",
+        "interrupt_mode": "message",
+        "env": {"CLTLAB_ROOT": root()},
+        "metadata": {"debugger": false},
+    });
+    cltlab::files::write_json(folder.join("kernel.json"), &spec)?;
+    println!("installed the kernel \"Rust (cltlab)\" in {}", folder.display());
+    Ok(())
+}
+
+/// The project's folder: what this program was built from, unless `CLTLAB_ROOT` says otherwise.
+pub fn root() -> PathBuf {
+    std::env::var_os("CLTLAB_ROOT").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from)
+}
+
+/// The kernel's program, beside this one.
+pub fn program() -> Result<PathBuf> {
+    let own = std::env::current_exe().map_err(|error| Error::io("the path of this program", &error))?;
+    let path = own.with_file_name("cltlab-kernel");
+    match path.exists() {
+        true => Ok(path),
+        false => Err(Error::new(ErrorKind::MissingFile, format!("{}: the kernel is not built", path.display())).help("run ./x setup")),
+    }
+}
+
+/// Jupyter's data folder of this user.
+pub fn user_data() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("JUPYTER_DATA_DIR") {
+        return Ok(PathBuf::from(folder));
+    }
+    let home = std::env::var_os("HOME")
+        .ok_or_else(|| Error::expected(ErrorKind::MissingFile, "environment variable HOME", "nothing", "the user's folder"))?;
+    let below = if cfg!(target_os = "macos") { "Library/Jupyter" } else { ".local/share/jupyter" };
+    Ok(Path::new(&home).join(below))
+}
+
+/// What a line of Python prints.
+pub fn python(line: &str) -> Result<String> {
+    let output = Command::new("python3").args(["-c", line]).output().map_err(|error| Error::io("python3", &error).help("install Python 3.10 or later"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
+}

@@ -1,0 +1,36 @@
+//! Notebook: the only room that knows it is inside one.
+//!
+//! [`attach`] joins a cell's process to the kernel: the live side channel ([`channel`]), the stop
+//! flag on an interrupt, and a panic message of one line. Without the kernel of this project (stock
+//! evcxr, a terminal) everything still works, only not live.
+
+pub mod channel;
+mod interrupt;
+
+use crate::error::Result;
+
+/// What [`attach`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notebook {
+    /// Displays are updated while a cell runs.
+    pub live: bool,
+}
+
+/// Joins this process to the notebook. The kernel's prelude calls it; on a stock evcxr kernel call
+/// it once, to get short panic messages.
+///
+/// ```
+/// let notebook = cltlab::notebook::attach()?;
+/// assert!(!notebook.live, "a test is not a notebook");
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+///
+/// # Errors
+/// `Unsupported` when the system refuses signal handlers.
+pub fn attach() -> Result<Notebook> {
+    interrupt::shorten_panics();
+    if channel::available() {
+        interrupt::listen()?;
+    }
+    Ok(Notebook { live: channel::available() })
+}

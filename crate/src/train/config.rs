@@ -1,0 +1,134 @@
+//! How to train: one plain struct, saved in each checkpoint.
+
+use crate::clt::Activation;
+use crate::error::{Error, ErrorKind, Result};
+use std::path::PathBuf;
+
+/// How a CLT is trained. The loss is that of *Circuit Tracing*, see
+/// [`clt::live`](crate::train) for its terms; targets are normalised to a mean squared norm of d.
+///
+/// ```
+/// use cltlab::train::TrainConfig;
+/// let config = TrainConfig { steps: 500, lr: 1e-3, ..TrainConfig::default() };
+/// config.validate()?;
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Optimiser steps of one `run`. Default 2,000.
+    pub steps: usize,
+    /// Tokens in a step. Default 1,024.
+    pub batch_tokens: usize,
+    /// Largest learning rate. Default 1e-3; for wide CLTs and long runs 1e-4 to 4e-4.
+    pub lr: f64,
+    /// Adam's β₁ and β₂. Default 0.9, 0.999.
+    pub betas: (f64, f64),
+    /// Adam's ε. Default 1e-8.
+    pub eps: f64,
+    /// Share of the steps over which the rate rises linearly from 0. Default 0.02.
+    pub warmup: f64,
+    /// Share of the steps at the end over which it falls linearly to 0. Default 0.2.
+    pub decay: f64,
+    /// Largest norm of the gradient; `None` for no limit. Default 1.
+    pub clip: Option<f64>,
+    /// λ of the tanh sparsity term. `None`: 2 for ReLU and JumpReLU, 0 for TopK and BatchTopK,
+    /// whose k holds the sparsity. Default `None`.
+    pub sparsity: Option<f64>,
+    /// Share of the steps over which λ rises linearly from 0. Default 0.7.
+    pub sparsity_ramp: f64,
+    /// c in `tanh(c ‖W_dec‖ a)`. Default 1.
+    pub tanh_scale: f64,
+    /// Coefficient of the dead features' term. Default 1e-5.
+    pub dead: f64,
+    /// Tokens without firing after which a feature counts as dead. Default 65,536.
+    pub dead_window: u32,
+    /// Seed of the first weights. Default 0.
+    pub seed: u64,
+    /// Steps between checkpoints; 0 for none. Default 0.
+    pub checkpoint_every: usize,
+    /// Folder of the checkpoints; needed when `checkpoint_every` is above 0.
+    pub checkpoint_dir: Option<PathBuf>,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig {
+            steps: 2_000,
+            batch_tokens: 1_024,
+            lr: 1e-3,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            warmup: 0.02,
+            decay: 0.2,
+            clip: Some(1.0),
+            sparsity: None,
+            sparsity_ramp: 0.7,
+            tanh_scale: 1.0,
+            dead: 1e-5,
+            dead_window: 65_536,
+            seed: 0,
+            checkpoint_every: 0,
+            checkpoint_dir: None,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// `BadConfig` naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let bad = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::BadConfig, format_args!("TrainConfig::{field}"), got, expected));
+        for (field, value) in [("steps", self.steps), ("batch_tokens", self.batch_tokens)] {
+            if value == 0 {
+                return bad(field, "0".into(), "at least 1");
+            }
+        }
+        for (field, value) in [("lr", self.lr), ("eps", self.eps), ("tanh_scale", self.tanh_scale), ("clip", self.clip.unwrap_or(1.0))] {
+            if !(value > 0.0 && value.is_finite()) {
+                return bad(field, value.to_string(), "a number above 0");
+            }
+        }
+        for (field, value) in [("sparsity", self.sparsity.unwrap_or(0.0)), ("dead", self.dead)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return bad(field, value.to_string(), "0 or a number above");
+            }
+        }
+        for (field, value) in [("warmup", self.warmup), ("decay", self.decay), ("sparsity_ramp", self.sparsity_ramp)] {
+            if !(0.0..=1.0).contains(&value) {
+                return bad(field, value.to_string(), "a share between 0 and 1");
+            }
+        }
+        for (field, value) in [("betas.0", self.betas.0), ("betas.1", self.betas.1)] {
+            if !(0.0..1.0).contains(&value) {
+                return bad(field, value.to_string(), "0 or more, below 1");
+            }
+        }
+        if self.checkpoint_every > 0 && self.checkpoint_dir.is_none() {
+            return bad("checkpoint_dir", "none".into(), "a folder, because checkpoint_every is above 0");
+        }
+        Ok(())
+    }
+
+    /// λ after the ramp, for this activation.
+    pub fn sparsity_for(&self, activation: &Activation) -> f64 {
+        let usual = if matches!(activation, Activation::Relu | Activation::JumpRelu { .. }) { 2.0 } else { 0.0 };
+        self.sparsity.unwrap_or(usual)
+    }
+
+    /// The learning rate of step `step` (counted from 1) when `total` steps are aimed at.
+    pub fn lr_at(&self, step: usize, total: usize) -> f64 {
+        let (step, total) = (step as f64, total as f64);
+        let rise = if self.warmup > 0.0 { step / (self.warmup * total).max(1.0) } else { 1.0 };
+        let fall = if self.decay > 0.0 { (total - step + 1.0) / (self.decay * total).max(1.0) } else { 1.0 };
+        self.lr * rise.min(fall).clamp(0.0, 1.0)
+    }
+
+    /// The share of λ that applies at step `step`; it stays 1 when training goes on after `steps`.
+    pub fn ramp_at(&self, step: usize) -> f64 {
+        let length = self.sparsity_ramp * self.steps as f64;
+        if length > 0.0 { (step as f64 / length).min(1.0) } else { 1.0 }
+    }
+}

@@ -1,0 +1,60 @@
+//! The course of a training, step by step.
+
+use crate::progress::TrainSample;
+
+/// Samples of every step so far, and why the last run ended.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct History {
+    /// One sample a step, first to last, over all runs.
+    pub samples: Vec<TrainSample>,
+    /// True when the last run ended because the user asked it to.
+    pub stopped: bool,
+}
+
+impl History {
+    /// The last step, `None` before the first.
+    pub fn last(&self) -> Option<&TrainSample> {
+        self.samples.last()
+    }
+
+    /// The first step, `None` before it.
+    pub fn first(&self) -> Option<&TrainSample> {
+        self.samples.first()
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// Whether `value` (for instance `|s| s.fvu`) is lower over the last tenth of the steps than
+    /// over the first tenth. False with fewer than two steps.
+    pub fn falls(&self, value: impl Fn(&TrainSample) -> f64) -> bool {
+        let n = self.samples.len();
+        if n < 2 {
+            return false;
+        }
+        let window = (n / 10).max(1);
+        let mean = |samples: &[TrainSample]| samples.iter().map(&value).sum::<f64>() / samples.len() as f64;
+        mean(&self.samples[n - window..]) < mean(&self.samples[..window])
+    }
+}
+
+impl std::fmt::Display for History {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.last() {
+            None => write!(f, "History: no steps yet"),
+            Some(s) => write!(
+                f,
+                "History: {} steps, {} tokens; FVU {:.3}, L0 {:.1}, dead {:.1} %, {:.0} tokens/s{}",
+                s.step,
+                s.tokens,
+                s.fvu,
+                s.l0,
+                100.0 * s.dead,
+                s.tokens_per_second,
+                if self.stopped { " (stopped)" } else { "" }
+            ),
+        }
+    }
+}

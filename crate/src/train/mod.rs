@@ -1,0 +1,245 @@
+//! Training: from activations to a CLT.
+//!
+//! In: [`Activations`], a [`CltConfig`], a [`TrainConfig`]. Out: a [`Clt`] and its [`History`].
+//! The step itself is `clt::live`; here are the loop, the schedule, checkpoints and the stop flag.
+//! Source of loss and defaults: *Circuit Tracing* (Anthropic 2025). Cost: per token 2·L·F·d
+//! multiply-adds for the encoders, the rest in proportion to the active features; 12 bytes a weight.
+
+mod checkpoint;
+mod config;
+mod history;
+
+pub use config::TrainConfig;
+pub use history::History;
+
+use crate::activations::{Activations, Batch, Position, Reader, Scale};
+use crate::clt::live::{LiveClt, Scratch, StepOptions, StepReport};
+use crate::clt::{Clt, CltConfig};
+use crate::device::require_memory;
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::{emit, stop_requested, Event, TrainSample};
+use std::time::Instant;
+
+/// Trains one CLT. A notebook calls [`run`](Trainer::run), looks, and calls it again to go on.
+///
+/// ```
+/// use cltlab::activations::Activations;
+/// use cltlab::clt::{Activation, CltConfig};
+/// use cltlab::train::{TrainConfig, Trainer};
+/// let wave = |phase: f32| (0..64 * 8).map(|i| (i as f32 * phase).sin()).collect::<Vec<f32>>();
+/// let activations = Activations::from_memory(vec![wave(0.7)], vec![wave(0.3)], 8)?;
+/// let shape = CltConfig { layers: 1, width: 8, features: 32, activation: Activation::TopK { k: 4 }, ..CltConfig::default() };
+/// let config = TrainConfig { steps: 20, batch_tokens: 16, ..TrainConfig::default() };
+/// let mut trainer = Trainer::new(&activations, &shape, &config)?;
+/// let history = trainer.run()?;
+/// assert_eq!(history.steps(), 20);
+/// let clt = trainer.clt()?;
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+pub struct Trainer {
+    live: LiveClt,
+    config: TrainConfig,
+    activations: Activations,
+    reader: Reader,
+    scale: Scale,
+    scratch: Scratch,
+    batch: Batch,
+    history: History,
+    tokens: u64,
+    /// Steps that `run` aims at.
+    target: usize,
+    /// Smoothed seconds a step.
+    pace: f64,
+    phases: [f64; 4],
+}
+
+impl Trainer {
+    /// Prepares a training: checks the configurations and the memory that is needed, fills the
+    /// buffer of activations, measures the normalisation and draws the first weights.
+    ///
+    /// # Errors
+    /// `BadConfig` naming the field, `Mismatch` when `clt` does not fit the activations,
+    /// `OutOfMemory` by prediction, `NotFinite` for activations with NaN, errors of the model.
+    pub fn new(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Result<Self> {
+        check(activations, clt, config)?;
+        let reader = Reader::new(activations, Position::default())?;
+        let scale = reader.scale()?;
+        let live = LiveClt::new(clt, config.seed)?;
+        Ok(Trainer::assemble(live, config.clone(), activations, reader, scale))
+    }
+
+    fn assemble(live: LiveClt, config: TrainConfig, activations: &Activations, reader: Reader, scale: Scale) -> Self {
+        let target = config.steps;
+        Trainer {
+            live,
+            config,
+            activations: activations.clone(),
+            reader,
+            scale,
+            scratch: Scratch::default(),
+            batch: Batch::default(),
+            history: History::default(),
+            tokens: 0,
+            target,
+            pace: 0.0,
+            phases: [0.0; 4],
+        }
+    }
+
+    /// Trains to the end of [`TrainConfig::steps`]; called again after that, for as many steps
+    /// more (the rate then warms up no more, but falls again at the new end). Emits
+    /// [`Event::Train`] each step. A stop request ends the run after the step in progress.
+    ///
+    /// # Errors
+    /// `NotFinite` naming step and layer: the weights are then those before that step, and `clt`,
+    /// `save` and `run` go on working. Errors of the model and of writing checkpoints.
+    pub fn run(&mut self) -> Result<History> {
+        if self.steps() >= self.target {
+            self.target = self.steps() + self.config.steps;
+        }
+        self.history.stopped = false;
+        while self.steps() < self.target {
+            if stop_requested() {
+                self.history.stopped = true;
+                break;
+            }
+            match self.step() {
+                Ok(sample) => emit(Event::Train(sample)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {
+                    self.history.stopped = true;
+                    break;
+                }
+                Err(error) => {
+                    self.end();
+                    return Err(error);
+                }
+            }
+            let every = self.config.checkpoint_every;
+            if let Some(folder) = self.config.checkpoint_dir.clone().filter(|_| every > 0 && self.steps() % every == 0) {
+                self.save(folder)?;
+            }
+        }
+        self.end();
+        Ok(self.history.clone())
+    }
+
+    fn end(&self) {
+        if let Some(last) = self.history.last() {
+            emit(Event::TrainEnd(last.clone()));
+        }
+    }
+
+    /// One optimiser step.
+    fn step(&mut self) -> Result<TrainSample> {
+        let begin = Instant::now();
+        let step = self.steps() + 1;
+        self.reader.next(self.config.batch_tokens, &self.scale, &mut self.batch)?;
+        let config = &self.config;
+        let options = StepOptions {
+            lr: config.lr_at(step, self.target),
+            betas: config.betas,
+            eps: config.eps,
+            clip: config.clip,
+            sparsity: config.sparsity_for(&self.live.config.activation) * config.ramp_at(step),
+            tanh_scale: config.tanh_scale,
+            dead: config.dead,
+            dead_window: config.dead_window,
+        };
+        let report = self.live.step(&self.batch, &mut self.scratch, &options).map_err(|error| {
+            error.context(format_args!("training step {step}")).help("the weights are those before this step; lower TrainConfig::lr or look at the data")
+        })?;
+        self.tokens += self.batch.tokens as u64;
+        self.phases.iter_mut().zip(report.seconds).for_each(|(total, seconds)| *total += seconds);
+        let seconds = begin.elapsed().as_secs_f64();
+        self.pace = if self.pace == 0.0 { seconds } else { 0.95 * self.pace + 0.05 * seconds };
+        let sample = self.sample(step, &options, &report);
+        self.history.samples.push(sample.clone());
+        Ok(sample)
+    }
+
+    fn sample(&self, step: usize, options: &StepOptions, report: &StepReport) -> TrainSample {
+        let layers = report.layers.len() as f64;
+        let fvu = |&(error, variance): &(f64, f64)| if variance > 0.0 { error / variance } else { 0.0 };
+        TrainSample {
+            step,
+            steps: self.target,
+            tokens: self.tokens,
+            reconstruction: report.layers.iter().map(|(error, _)| error).sum(),
+            sparsity: report.sparsity,
+            dead_term: report.dead_term,
+            l0: report.l0.iter().sum::<f64>() / layers,
+            fvu: report.layers.iter().map(fvu).sum::<f64>() / layers,
+            dead: report.dead as f64 / (layers * self.live.config.features as f64),
+            lr: options.lr,
+            grad_norm: report.grad_norm,
+            tokens_per_second: self.config.batch_tokens as f64 / self.pace,
+            seconds_left: self.pace * (self.target - step) as f64,
+        }
+    }
+
+    /// Optimiser steps done.
+    pub fn steps(&self) -> usize {
+        self.live.steps as usize
+    }
+
+    /// Seconds spent in encoding, decoding, backward and update since this trainer was made.
+    pub fn phases(&self) -> [f64; 4] {
+        self.phases
+    }
+
+    /// How it is trained.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// The course so far.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Where the activations come from.
+    pub fn activations(&self) -> &Activations {
+        &self.activations
+    }
+
+    /// The CLT as it is now, in the model's own units: normalisation is folded into the weights,
+    /// and its reconstruction equals the one in training to 1e-5 relative. BatchTopK becomes a
+    /// JumpReLU whose threshold, one a layer, is the running mean over batches of the least value
+    /// kept. The trainer keeps its state and can go on.
+    ///
+    /// # Errors
+    /// `OutOfMemory` when the copy of the weights does not fit.
+    pub fn clt(&self) -> Result<Clt> {
+        require_memory("a copy of the CLT's weights", 4 * self.live.config.parameters(), "save a checkpoint and load it in a process of its own")?;
+        self.live.fold(&self.scale)
+    }
+}
+
+/// What must hold before anything is allocated.
+fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Result<()> {
+    clt.validate()?;
+    config.validate()?;
+    for (field, got, expected) in [("layers", clt.layers, activations.layers()), ("width", clt.width, activations.width())] {
+        if got != expected {
+            return Err(Error::expected(ErrorKind::Mismatch, format_args!("CltConfig::{field}"), got, format_args!("{expected}, as the activations have"))
+                .help("begin with CltConfig::for_model(&model)"));
+        }
+    }
+    if !activations.model_fingerprint().is_empty() {
+        if clt.input != activations.input() {
+            return Err(Error::expected(ErrorKind::Mismatch, "CltConfig::input", clt.input.hook(), format_args!("{}, as the activations have", activations.input().hook())));
+        }
+        if clt.model_fingerprint != activations.model_fingerprint() {
+            return Err(Error::expected(ErrorKind::Mismatch, "CltConfig::model_fingerprint", &clt.model_fingerprint, activations.model_fingerprint())
+                .help("the activations come from another model"));
+        }
+    }
+    let bytes = LiveClt::bytes(clt, config.batch_tokens);
+    require_memory("training (weights, moments, scratch)", bytes, "use fewer features or a smaller TrainConfig::batch_tokens")
+}
+
+impl std::fmt::Debug for Trainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Trainer: step {} of {}, {} tokens", self.steps(), self.target, self.tokens)
+    }
+}

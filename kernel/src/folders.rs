@@ -1,0 +1,169 @@
+//! Build folders: one prepared, one of its own for each kernel.
+//!
+//! `target/notebook/` lies beside the workspace's build. Cells are compiled with the workspace's
+//! flags and profile, so that candle and the rest, built once for library and tests, serve the
+//! notebook too; `--prebuild` adds the library as cells see it. A starting kernel links these files
+//! into a folder of its own (links, not copies: milliseconds), leaving out whatever a cell's build
+//! rewrites, so two kernels never touch each other's files.
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+/// The dependency line of a cell.
+pub fn dependency(root: &Path) -> String {
+    format!("cltlab = {{ path = {:?} }}", root.display().to_string())
+}
+
+/// The project's root: `CLTLAB_ROOT`, or the folder above the build folder this program lies in.
+pub fn root() -> Result<PathBuf> {
+    if let Some(root) = std::env::var_os("CLTLAB_ROOT") {
+        return Ok(PathBuf::from(root));
+    }
+    let exe = std::env::current_exe()?;
+    let found = exe.ancestors().find(|folder| folder.join("crate/src/lib.rs").exists());
+    found.map(Path::to_path_buf).context("cltlab's folder was not found from the kernel's place; set CLTLAB_ROOT to it")
+}
+
+fn notebook(root: &Path) -> PathBuf {
+    root.join("target/notebook")
+}
+
+/// Compiles the library as cells see it.
+pub fn prebuild() -> Result<()> {
+    let root = root()?;
+    let base = notebook(&root);
+    let own = base.join("prepared");
+    std::fs::create_dir_all(own.join("src"))?;
+    std::fs::create_dir_all(base.join(".cargo"))?;
+    // What evcxr writes into a cell's manifest would build every dependency anew; this puts the
+    // workspace's profile over it, and leaves only the cell itself unoptimised.
+    let profile = "[profile.dev]\nopt-level = 3\ndebug-assertions = false\noverflow-checks = false\n\n[profile.dev.package.ctx]\nopt-level = 0\n";
+    std::fs::write(base.join(".cargo/config.toml"), profile)?;
+    std::fs::copy(root.join("Cargo.lock"), own.join("Cargo.lock"))?;
+    let manifest = format!(
+        "[package]\nname = \"ctx\"\nversion = \"1.0.0\"\nedition = \"2024\"\n\n[lib]\ncrate-type = [\"cdylib\"]\n\n[profile.dev]\n\
+         opt-level = 2\ndebug = false\nstrip = \"debuginfo\"\nrpath = true\nlto = false\ndebug-assertions = true\ncodegen-units = 16\n\
+         panic = 'unwind'\nincremental = true\noverflow-checks = true\n\n[workspace]\n\n[dependencies]\n{}\n",
+        dependency(&root)
+    );
+    std::fs::write(own.join("Cargo.toml"), manifest)?;
+    std::fs::write(own.join("src/lib.rs"), "pub use cltlab::prelude::*;\n")?;
+    let target = root.join("target");
+    let status = Command::new("cargo")
+        .args(["build", "--offline", "--target", &host()?])
+        .current_dir(&own)
+        .env("CARGO_TARGET_DIR", &target)
+        .env("CARGO_BUILD_BUILD_DIR", &target)
+        .env("RUSTFLAGS", "-Cprefer-dynamic")
+        .status()
+        .context("cargo could not be started")?;
+    if !status.success() {
+        bail!("the library could not be built for notebooks ({status})");
+    }
+    std::fs::copy(own.join("Cargo.lock"), base.join("Cargo.lock"))?;
+    std::fs::write(base.join("ready"), "")?;
+    Ok(())
+}
+
+/// The compiler's host triple.
+fn host() -> Result<String> {
+    let output = Command::new("rustc").arg("-vV").output().context("rustc could not be started; install Rust from rustup.rs")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_string).context("rustc -vV names no host")
+}
+
+/// True when a source of the library is newer than what was prepared: a cell would rebuild the
+/// library and lose every variable's type.
+pub fn is_stale(root: &Path) -> bool {
+    fn newest(folder: &Path) -> Option<SystemTime> {
+        let inside = std::fs::read_dir(folder).ok()?;
+        inside
+            .filter_map(|entry| {
+                let path = entry.ok()?.path();
+                if path.is_dir() { newest(&path) } else { path.metadata().ok()?.modified().ok() }
+            })
+            .max()
+    }
+    let ready = notebook(root).join("ready").metadata().and_then(|ready| ready.modified());
+    match (ready, newest(&root.join("crate"))) {
+        (Ok(ready), Some(newest)) => newest > ready,
+        _ => true,
+    }
+}
+
+/// A kernel's own folder; removed when dropped.
+pub struct OwnFolder {
+    pub path: PathBuf,
+}
+
+impl OwnFolder {
+    /// Makes the folder for this process over the prepared build.
+    pub fn make(root: &Path) -> Result<Self> {
+        let base = notebook(root);
+        if !base.join("ready").exists() {
+            bail!("the notebook's build folder is not prepared; run ./x setup, or cltlab-kernel --prebuild");
+        }
+        remove_stale(&base);
+        let path = base.join(format!("kernel-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        let own = OwnFolder { path };
+        let host = host()?;
+        std::fs::create_dir_all(own.path.join("src"))?;
+        std::fs::copy(base.join("Cargo.lock"), own.path.join("Cargo.lock"))?;
+        for part in [PathBuf::from("debug"), PathBuf::from(&host).join("debug")] {
+            for kind in ["deps", "build", ".fingerprint"] {
+                let (from, to) = (root.join("target").join(&part).join(kind), own.path.join("target").join(&part).join(kind));
+                link_all(&from, &to).with_context(|| format!("linking {}", from.display()))?;
+            }
+        }
+        Ok(own)
+    }
+}
+
+impl Drop for OwnFolder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Files that a cell's build writes, and the workspace's own programs.
+fn left_out(name: &str) -> bool {
+    let stem = name.trim_start_matches("lib");
+    stem.starts_with("ctx-") || stem.starts_with("ctx.") || stem.starts_with("code_") || name.starts_with("suite-") || stem.contains("cltlab_kernel") || name.starts_with("cltlab-kernel")
+}
+
+fn link_all(from: &Path, to: &Path) -> std::io::Result<()> {
+    if !from.exists() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        if left_out(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type()?.is_dir() {
+            link_all(&source, &target)?;
+        } else if std::fs::hard_link(&source, &target).is_err() {
+            std::fs::copy(&source, &target)?;
+            let times = source.metadata()?.modified()?;
+            std::fs::File::options().write(true).open(&target)?.set_modified(times)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes folders of kernels that no longer live.
+fn remove_stale(base: &Path) {
+    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(pid) = name.strip_prefix("kernel-").and_then(|pid| pid.parse::<i32>().ok()) else { continue };
+        // SAFETY: signal 0 only asks whether the process exists.
+        if unsafe { libc::kill(pid, 0) } != 0 {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}

@@ -2,12 +2,14 @@
 //! one source with everything held moves every target by exactly its edge.
 
 use crate::attribution::{replacement, TOKENS};
-use crate::support::{assert_close, fixture, tensors, values};
+use crate::attribution_speed::random_clt;
+use crate::support::{assert_close, fixture, smollm2, tensors, values};
+use cltlab::candle::Device;
 use cltlab::graph::{AttributeConfig, PruneConfig};
 use cltlab::intervene::{InterveneConfig, Intervention, Mode, Positions};
 use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
 use cltlab::replacement::{FeatureNode, Replacement};
-use cltlab::ErrorKind;
+use cltlab::{ErrorKind, Model};
 
 #[test]
 fn logits_of_circuit_tracer() {
@@ -164,4 +166,20 @@ fn bad_interventions() {
     let one = [Intervention::ablate((0, Positions::All, 0))];
     let error = replacement.intervene_tokens(&TOKENS, &one, &InterveneConfig { mode, ..InterveneConfig::default() }).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadConfig);
+}
+
+/// The same on SmolLM2-135M, with a random CLT: 30 layers, grouped heads, activations of all sizes.
+#[test]
+fn edges_are_effects_on_smollm2() {
+    let Some(path) = smollm2() else { return };
+    let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
+    let replacement = Replacement::new(&model, &random_clt(model.layers(), model.width(), 128, 8)).unwrap();
+    let start = std::time::Instant::now();
+    let graph = replacement.attribute("The capital of the state containing Dallas is", &AttributeConfig::default()).unwrap();
+    println!("{graph}; {:.1} s", start.elapsed().as_secs_f64());
+    let check = replacement.verify_edges(&graph, 20, 5).unwrap();
+    println!("{check}; absolute {:.1e} and {:.1e}, largest {:.1e} and {:.1e}", check.features.max_abs, check.logits.max_abs, check.features.largest, check.logits.largest);
+    assert!(check.holds(1e-3), "{check}");
+    let effect = replacement.intervene(graph.prompt(), &[Intervention::ablate(graph.top_features(1)[0])]).unwrap();
+    println!("{effect}");
 }

@@ -2,7 +2,9 @@
 //! something outside ourselves; `support` finds the reference data.
 
 mod attribution;
+mod attribution_speed;
 mod bad_input;
+mod graph_json;
 mod graph_scores;
 mod interventions;
 mod layering;

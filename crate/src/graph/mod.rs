@@ -14,6 +14,7 @@ mod attribute;
 mod edges;
 pub mod influence;
 mod json;
+mod lanes;
 mod prune;
 mod raw;
 mod rows;
@@ -23,6 +24,7 @@ pub(crate) mod targets;
 
 pub use attribute::AttributeConfig;
 pub use edges::{Edge, Edges};
+pub use json::cantor;
 pub use prune::{PruneConfig, PruneMask};
 pub use score::Scores;
 

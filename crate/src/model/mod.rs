@@ -6,6 +6,7 @@
 //! The frozen backward of a part stands beside its forward, so attribution knows no architecture.
 
 mod attention;
+pub(crate) mod back;
 mod config;
 pub(crate) mod family;
 mod forward;

@@ -38,11 +38,15 @@ pub fn escape(text: &str) -> String {
 
 /// A token with its spaces made visible, cut after `most` characters; not escaped.
 pub fn visible(token: &str, most: usize) -> String {
-    let mut out: String = token.chars().take(most).map(|c| if c == ' ' { '·' } else { c }).collect();
-    if token.chars().nth(most).is_some() {
-        out.push('…');
+    shorten(token, most).replace(' ', "·")
+}
+
+/// A text cut after `most` characters, with a sign that it was; not escaped.
+pub fn shorten(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
     }
-    out
 }
 
 /// A token for a table: spaces visible, escaped, its direction kept to itself.

@@ -11,6 +11,10 @@
 
 pub mod chart;
 mod curves;
+mod edge_table;
+mod effect_view;
+mod graph_layout;
+mod graph_view;
 pub mod html;
 mod svg;
 

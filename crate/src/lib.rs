@@ -12,6 +12,7 @@ pub mod hub;
 pub mod intervene;
 pub mod model;
 pub mod notebook;
+pub mod picture;
 pub mod prelude;
 pub mod progress;
 pub mod replacement;

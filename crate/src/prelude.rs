@@ -6,6 +6,7 @@ pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::graph::{AttributeConfig, Graph, Node, NodeKind, PruneConfig, Scores};
 pub use crate::intervene::{EdgeCheck, Effect, InterveneConfig, Intervention, Mode};
 pub use crate::model::{Capture, Freeze, GenerateConfig, Model, ModelConfig, Run};
+pub use crate::notebook::param::param;
 pub use crate::replacement::{FeatureNode, LocalReplacement, Replacement};
 pub use crate::text::{Blocks, Corpus, Tokenizer};
 pub use crate::train::{History, TrainConfig, Trainer};

@@ -276,7 +276,7 @@ impl Graph {
     }
 
     /// Output weight of each node: the probability of a logit, else 0.
-    fn output_weights(&self) -> Vec<f64> {
+    pub(crate) fn output_weights(&self) -> Vec<f64> {
         self.nodes.iter().map(|node| output_weight(&node.kind)).collect()
     }
 }

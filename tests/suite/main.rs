@@ -4,10 +4,16 @@
 mod attribution;
 mod attribution_speed;
 mod bad_input;
+mod clt;
+mod formats;
+mod gradients;
 mod graph_json;
 mod graph_scores;
 mod interventions;
 mod layering;
 mod model_reference;
+mod numbers;
+mod resume;
 mod support;
 mod text;
+mod training;

@@ -60,17 +60,20 @@ impl LiveClt {
                 let row = |p: usize| unsafe { std::slice::from_raw_parts_mut(out.0.add(p * d), width) };
                 let bias = &self.layers[target].decoder_bias.w[column..column + width];
                 (0..tokens).for_each(|p| row(p).copy_from_slice(bias));
+                let tile = |source: usize| {
+                    let columns = Columns { stride: self.config.slots(source) * d, at: (target - source) * d + column, d: width };
+                    (self.layers[source].decoder.w.as_slice(), columns)
+                };
                 for (source, work) in layers[..=target].iter().enumerate() {
-                    let stride = self.config.slots(source) * d;
-                    let at = (target - source) * d + column;
-                    let weights = &self.layers[source].decoder.w;
+                    let (weights, columns) = tile(source);
                     if work.dense {
                         // SAFETY: as above.
                         unsafe {
-                            kernels::gemm(tokens, f, width, out.0, Matrix::rows(0, d), true, &work.activations, Matrix::rows(0, f), weights, Matrix::rows(at, stride));
+                            kernels::gemm(tokens, f, width, out.0, Matrix::rows(0, d), true, &work.activations, Matrix::rows(0, f), weights, Matrix::rows(columns.at, columns.stride));
                         }
                     } else {
-                        kernels::decode_tile(&work.code, f, weights, Columns { stride, at, d: width }, out, d, cursors);
+                        let next = (source < target).then(|| tile(source + 1));
+                        kernels::decode_tile(&work.code, f, weights, columns, next, out, d, cursors);
                     }
                 }
                 let sums = unsafe { std::slice::from_raw_parts_mut(slabs[target].1 .0.add(column), width) };

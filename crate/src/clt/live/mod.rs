@@ -75,21 +75,21 @@ pub(crate) struct LiveLayer {
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Cut {
     pub last: f32,
-    sum: f64,
-    weight: f64,
+    sum: f32,
+    weight: f32,
 }
 
 impl Cut {
     /// Takes in one batch; the mean forgets with a half-life of some 70 batches.
     fn see(&mut self, value: f32) {
         self.last = value;
-        self.sum = 0.99 * self.sum + f64::from(value);
+        self.sum = 0.99 * self.sum + value;
         self.weight = 0.99 * self.weight + 1.0;
     }
 
     /// The running mean, 0 before the first batch.
     pub fn mean(&self) -> f32 {
-        if self.weight > 0.0 { (self.sum / self.weight) as f32 } else { 0.0 }
+        if self.weight > 0.0 { self.sum / self.weight } else { 0.0 }
     }
 }
 

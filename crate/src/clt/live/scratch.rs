@@ -3,6 +3,7 @@
 use crate::clt::kernels::{self, Matrix, Slab};
 use crate::clt::sparse::{FeatureLists, LayerCode};
 use crate::clt::CltConfig;
+use super::zeros;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -179,7 +180,9 @@ impl Scratch {
         self.layers.resize_with(l, LayerScratch::default);
         self.outputs.resize_with(l, Vec::new);
         self.output_sums.resize_with(l, Vec::new);
-        self.outputs.iter_mut().for_each(|output| output.resize(tokens * d, 0.0));
+        for output in self.outputs.iter_mut().filter(|output| output.len() != tokens * d) {
+            *output = zeros(tokens * d);
+        }
         self.output_sums.iter_mut().for_each(|sums| sums.resize(d, 0.0));
         let per_block = feature_block(config, threads);
         for layer in &mut self.layers {

@@ -1,6 +1,6 @@
 //! Adam, fused: one pass over weight, moments and gradient.
 
-use super::lanes::{groups, groups_mut, Lanes, N};
+use super::lanes::{groups, groups_mut, prefetch, Lanes, N};
 use super::simd;
 
 /// The constants of one optimiser step. Source: Adam (Kingma & Ba 2015), in PyTorch's form:
@@ -92,6 +92,9 @@ fn adam_body<V: Lanes>(rows: &mut Rows<'_>, gradient: &[f32], own: &[f32], squar
     let constants = Constants::<V>::of(step);
     for (f, g) in gradient.chunks_exact(d).enumerate() {
         let begin = f * stride + at;
+        for values in [&*rows.w, &*rows.m, &*rows.v] {
+            prefetch(values, begin + stride, d);
+        }
         let (w, w_rest) = groups_mut(&mut rows.w[begin..begin + d]);
         let (m, m_rest) = groups_mut(&mut rows.m[begin..begin + d]);
         let (v, v_rest) = groups_mut(&mut rows.v[begin..begin + d]);

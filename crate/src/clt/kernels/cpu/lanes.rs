@@ -133,6 +133,16 @@ impl Lanes for Avx2 {
     }
 }
 
+/// Asks for `values[at..at + n]` to be in cache soon; nothing beyond the slice is touched.
+#[inline(always)]
+pub(crate) fn prefetch(values: &[f32], at: usize, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in values.get(at..at + n).unwrap_or_default().chunks(16) {
+        // SAFETY: a hint, on an address inside the slice.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) }
+    }
+}
+
 /// The whole groups of eight and the rest.
 #[inline(always)]
 pub(crate) fn groups(values: &[f32]) -> (&[[f32; N]], &[f32]) {

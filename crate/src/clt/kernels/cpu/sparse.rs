@@ -5,7 +5,7 @@
 //! backward feature by feature, where a decoder row is read once and meets all tokens on which its
 //! feature is active, while the tile of the tokens' rows stays in that cache.
 
-use super::lanes::{axpy, axpy4, dot, Lanes, N};
+use super::lanes::{axpy, axpy4, dot, prefetch, Lanes, N};
 use super::simd;
 use crate::clt::sparse::{FeatureLists, LayerCode};
 use rayon::prelude::*;
@@ -69,7 +69,7 @@ pub(crate) const TILE: usize = 64;
 const FEATURES: u32 = 2048;
 
 #[inline(always)]
-fn decode_body<V: Lanes>(code: &LayerCode, features: usize, weights: &[f32], columns: Columns, out: Shared, width: usize, cursors: &mut Vec<u32>) {
+fn decode_body<V: Lanes>(code: &LayerCode, features: usize, weights: &[f32], columns: Columns, next: Option<(&[f32], Columns)>, out: Shared, width: usize, cursors: &mut Vec<u32>) {
     let Columns { stride, at, d } = columns;
     cursors.clear();
     cursors.extend_from_slice(&code.offsets[..code.tokens]);
@@ -77,6 +77,11 @@ fn decode_body<V: Lanes>(code: &LayerCode, features: usize, weights: &[f32], col
     while limit < features as u32 {
         limit += FEATURES;
         for p in 0..code.tokens {
+            if let (true, Some((rows, next))) = (limit == FEATURES, next) {
+                for f in features * p / code.tokens..features * (p + 1) / code.tokens {
+                    prefetch(rows, f * next.stride + next.at, next.d);
+                }
+            }
             let end = code.offsets[p + 1] as usize;
             let mut entry = cursors[p] as usize;
             // SAFETY: `out` has a row for each token, and these columns of it are the caller's.
@@ -108,8 +113,9 @@ fn decode_body<V: Lanes>(code: &LayerCode, features: usize, weights: &[f32], col
 }
 simd! {
     /// `out[p, 0..d] += Σ_f a[p, f] W[f, at..at + d]`, token by token, d at most [`TILE`]. `out`
-    /// points at the first of the caller's own columns of a matrix `width` wide.
-    pub(crate) fn decode_tile(code: &LayerCode, features: usize, weights: &[f32], columns: Columns, out: Shared, width: usize, cursors: &mut Vec<u32>) = decode_body
+    /// points at the first of the caller's own columns of a matrix `width` wide. `next` is the tile
+    /// that will be decoded after this one: its rows lie far apart, and are fetched meanwhile.
+    pub(crate) fn decode_tile(code: &LayerCode, features: usize, weights: &[f32], columns: Columns, next: Option<(&[f32], Columns)>, out: Shared, width: usize, cursors: &mut Vec<u32>) = decode_body
 }
 
 #[inline(always)]
@@ -118,6 +124,7 @@ fn dots_body<V: Lanes>(lists: &FeatureLists, features: Range<usize>, weights: &[
     let base = lists.offsets[features.start] as usize;
     for f in features.clone() {
         let begin = (f - features.start) * stride + at;
+        prefetch(weights, begin + stride, d);
         let row = &weights[begin..begin + d];
         for entry in lists.range(f) {
             out[entry - base] += dot::<V>(row, slab.row(lists.tokens[entry], d));

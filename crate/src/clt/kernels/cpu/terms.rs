@@ -1,6 +1,6 @@
 //! The terms of the loss, elementwise.
 
-use super::lanes::{groups, Lanes, N};
+use super::lanes::{dot, groups, Lanes, N};
 use super::simd;
 use super::sparse::TILE;
 
@@ -60,11 +60,15 @@ simd! {
 #[inline(always)]
 fn squares_body<V: Lanes>(gradient: &[f32], weights: &[f32], stride: usize, at: usize, d: usize, own: &[f32], out: &mut [f32]) {
     for (f, (g, out)) in gradient.chunks_exact(d).zip(out).enumerate() {
-        let begin = f * stride + at;
-        let w = &weights[begin..begin + d];
         let coefficient = own.get(f).copied().unwrap_or(0.0);
+        if coefficient == 0.0 {
+            // Mostly so: then the weights need not be read.
+            *out += dot::<V>(g, g);
+            continue;
+        }
+        let begin = f * stride + at;
         let (own, mut sum) = (V::splat(coefficient), V::zero());
-        let ((g, g_rest), (w, w_rest)) = (groups(g), groups(w));
+        let ((g, g_rest), (w, w_rest)) = (groups(g), groups(&weights[begin..begin + d]));
         for (g, w) in g.iter().zip(w) {
             let value = own.fma(V::load(w), V::load(g));
             sum = value.fma(value, sum);

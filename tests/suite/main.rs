@@ -7,5 +7,6 @@ mod graph_scores;
 mod interventions;
 mod layering;
 mod model_reference;
+mod pictures;
 mod support;
 mod text;

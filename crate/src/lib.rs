@@ -6,6 +6,7 @@ pub mod activations;
 pub mod clt;
 pub mod device;
 pub mod error;
+pub mod eval;
 pub mod files;
 pub mod graph;
 pub mod hub;

@@ -3,10 +3,16 @@
 
 mod attribution;
 mod bad_input;
+mod clt;
+mod formats;
+mod gradients;
 mod graph_scores;
 mod interventions;
 mod layering;
 mod model_reference;
+mod numbers;
 mod pictures;
+mod resume;
 mod support;
 mod text;
+mod training;

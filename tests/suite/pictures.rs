@@ -3,6 +3,7 @@
 
 use crate::attribution::{replacement, TOKENS};
 use crate::support::scratch;
+use cltlab::eval::{LayerReport, Report};
 use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, LogitTarget};
 use cltlab::intervene::Intervention;
 use cltlab::notebook::display::blocks;
@@ -85,7 +86,9 @@ fn assert_svg(picture: &Picture) {
     for forbidden in ["script", "img", "image", "foreignObject", "a"] {
         assert!(!names.iter().any(|name| name == forbidden), "{forbidden} in a picture");
     }
-    assert!(!picture.svg().contains("NaN") && !picture.svg().contains("inf"), "a number that is none in {}", picture.alt());
+    for tag in picture.svg().split('<').filter_map(|part| part.split('>').next()) {
+        assert!(!tag.contains("NaN") && !tag.contains("\"inf"), "a number that is none in {tag}");
+    }
 }
 
 fn assert_html(text: &str) {
@@ -180,6 +183,8 @@ fn pictures_are_saved() {
     assert_eq!(std::fs::read_to_string(folder.join("a.svg")).unwrap(), picture.svg());
     assert_html(&std::fs::read_to_string(folder.join("a.html")).unwrap());
     assert_eq!(picture.save(folder.join("a.png")).unwrap_err().kind(), ErrorKind::BadInput);
+    let layers = vec![LayerReport { fvu: 0.4, l0: 12.0, dead: 0.1 }; 3];
+    assert_html(&Report { layers, tokens: 64, fidelity_tokens: 8, ..Report::default() }.html());
     [chart::l0_per_layer(&[]), chart::dead_per_layer(&[0.0, 0.0]), chart::fvu_per_layer(&[]), History::default().picture()].iter().for_each(assert_svg);
 }
 

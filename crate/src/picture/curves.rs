@@ -4,7 +4,7 @@
 //! notebook that redraws every second stays small and quick.
 
 use super::chart::{draw, tick, Area, Drawn, BLUE, FAINT, FONT, GREY};
-use super::html::{count, WIDTH};
+use super::html::{count, tame, WIDTH};
 use super::Picture;
 use crate::progress::TrainSample;
 use crate::train::History;
@@ -49,7 +49,7 @@ pub fn training(samples: &[TrainSample], title: &str) -> Picture {
         Panel { name: "Dead features", unit: "% of features", log: false, points: of(|s| 100.0 * s.dead) },
     ];
     draw((WIDTH, HEIGHT), alt, |area| {
-        let area = area.titled(title, (FONT, 15))?;
+        let area = area.titled(&tame(title), (FONT, 15))?;
         for (panel, place) in panels.iter().zip(area.split_evenly((2, 2))) {
             panel.draw(&place)?;
         }

@@ -81,7 +81,7 @@ impl Trainer {
     /// activations are others; `OutOfMemory`; errors of the model.
     pub fn resume(folder: impl AsRef<Path>, activations: &Activations) -> Result<Self> {
         let path = newest(folder.as_ref())?;
-        let file = tensors::Reader::open(&path)?;
+        let file = tensors::Reader::open(&path).map_err(|error| with_earlier(error, &path))?;
         let bad = |what: String| Error::new(ErrorKind::BadFile, format!("{}: {what}", path.display()));
         let note = file.note(NOTE).ok_or_else(|| bad("not a checkpoint of a training".into()))?;
         let state: State = serde_json::from_str(note).map_err(|error| bad(error.to_string()))?;
@@ -120,6 +120,15 @@ fn checkpoints(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Names the checkpoint before a broken one.
+fn with_earlier(error: Error, path: &Path) -> Error {
+    let earlier = path.parent().and_then(|folder| checkpoints(folder).ok()).and_then(|all| all.into_iter().rev().find(|other| other.as_path() < path));
+    match earlier {
+        Some(earlier) => error.help(format!("the one before it is {}: give that path", earlier.display())),
+        None => error,
+    }
 }
 
 fn newest(path: &Path) -> Result<PathBuf> {

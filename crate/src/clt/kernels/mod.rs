@@ -1,10 +1,10 @@
 //! Kernels of the CLT: the only device-specific code. Each has a CPU body in [`cpu`]; a CUDA body
 //! goes beside it under the same name.
 
-mod cpu;
+pub(crate) mod cpu;
 
 pub(crate) use cpu::adam::{adam_rows, AdamStep, Rows};
 pub(crate) use cpu::gemm::{gemm, Matrix};
 pub(crate) use cpu::select::{keep_above, keep_above_each, keep_top};
-pub(crate) use cpu::sparse::{decode_rows, dots, gather_rows, scatter, Columns, Shared};
-pub(crate) use cpu::terms::{residual, square_rows, tanh_terms, Residual};
+pub(crate) use cpu::sparse::{decode_rows, decode_tile, dots, gather_rows, Columns, Shared, Slab, TILE};
+pub(crate) use cpu::terms::{residual, square_rows, tanh_terms, ColumnSums, Residual};

@@ -1,10 +1,10 @@
 //! Backward: the gradient of every entry that matters, of biases and thresholds, and the norm of
 //! the whole gradient. Gradient rows of the matrices are formed here only to be measured.
 
-use super::scratch::{Code, FeatureBlock, Scratch, Side};
+use super::scratch::{tiles, Code, FeatureBlock, Scratch, Side};
 use super::{LiveClt, LiveLayer, StepOptions, StepReport};
 use crate::activations::Batch;
-use crate::clt::kernels::{self, Columns, Matrix};
+use crate::clt::kernels::{self, Columns, Matrix, Slab};
 use crate::clt::{Activation, CltConfig};
 use crate::error::{Error, ErrorKind, Result};
 use rayon::prelude::*;
@@ -143,8 +143,11 @@ impl Context<'_> {
                 let right = Matrix::rows(slot * d, stride).t();
                 // SAFETY: `entries` is ours and has a row of n for each token.
                 unsafe { kernels::gemm(self.tokens, d, n, block.entries.as_mut_ptr(), Matrix::rows(0, n), true, slab, Matrix::rows(0, d), weights, right) };
-            } else {
-                kernels::dots(code.lists, block.range.clone(), weights, Columns { stride, at: slot * d, d }, slab, &mut block.entries);
+                continue;
+            }
+            for (at, width) in tiles(self.tokens, d) {
+                let columns = Columns { stride, at: slot * d + at, d: width };
+                kernels::dots(code.lists, block.range.clone(), weights, columns, Slab { values: slab, stride: d, at }, &mut block.entries);
             }
         }
     }
@@ -197,17 +200,19 @@ impl Context<'_> {
         let stride = self.config.slots(self.index) * d;
         let group = FeatureBlock::group(code);
         let mut squares = vec![0f32; block.range.len()];
-        for (slot, slab) in self.slabs[self.index..].iter().enumerate().map(|(slot, slab)| (Some(slot), slab.as_slice())).chain([(None, self.input)]) {
-            let side = if slot.is_some() { Side::Decoder } else { Side::Encoder };
-            for begin in block.range.clone().step_by(group) {
-                let features = begin..(begin + group).min(block.range.end);
-                let i = begin - block.range.start;
-                block.gradient_rows(code, side, features.clone(), slab, d);
-                let (own, weights) = match slot {
-                    Some(slot) => (&block.own[i..], &self.layer.decoder.w[begin * stride + slot * d..]),
-                    None => (&block.own[..0], &self.layer.encoder.w[begin * d..]),
-                };
-                kernels::square_rows(&block.rows, weights, if slot.is_some() { stride } else { d }, 0, d, own, &mut squares[i..]);
+        let targets = self.slabs[self.index..].iter().enumerate().map(|(slot, slab)| (Some(slot), slab.as_slice()));
+        for (slot, values) in targets.chain([(None, self.input)]) {
+            let (side, weights, from, row) = match slot {
+                Some(slot) => (Side::Decoder, &self.layer.decoder.w, slot * d, stride),
+                None => (Side::Encoder, &self.layer.encoder.w, 0, d),
+            };
+            for (at, width) in tiles(self.tokens, d) {
+                for begin in block.range.clone().step_by(group) {
+                    let i = begin - block.range.start;
+                    block.gradient_rows(code, side, begin..(begin + group).min(block.range.end), Slab { values, stride: d, at }, width);
+                    let own = if slot.is_some() { &block.own[i..] } else { &[] };
+                    kernels::square_rows(&block.rows, &weights[begin * row + from + at..], row, 0, width, own, &mut squares[i..]);
+                }
             }
         }
         let small = block.bias.iter().chain(&block.threshold).map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();

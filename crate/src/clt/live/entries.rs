@@ -35,6 +35,13 @@ pub(super) fn sort_entries(activation: &Activation, layer: &LiveLayer, work: &mu
     lists.tokens.resize(found, 0);
     lists.values.resize(found, 0.0);
     work.pre.resize(if jumps { found } else { 0 }, 0.0);
+    let code = &mut work.code;
+    code.tokens = tokens;
+    for values in [&mut code.features, &mut code.offsets] {
+        values.clear();
+    }
+    code.values.clear();
+    code.offsets.push(0);
     let (mut token, mut active) = (0u32, 0);
     for part in &work.parts {
         let mut from = 0;
@@ -49,9 +56,14 @@ pub(super) fn sort_entries(activation: &Activation, layer: &LiveLayer, work: &mu
                 if jumps {
                     work.pre[at] = h;
                 }
-                work.fired[feature] += u32::from(fires);
-                active += usize::from(fires);
+                if fires {
+                    code.features.push(feature as u32);
+                    code.values.push(h);
+                    work.fired[feature] += 1;
+                    active += 1;
+                }
             }
+            code.offsets.push(code.features.len() as u32);
             from = end as usize;
             token += 1;
         }

@@ -5,7 +5,7 @@ use super::scratch::{LayerScratch, Part, Scratch, TOKEN_BLOCK};
 use super::{LiveClt, LiveLayer, StepReport, DENSE};
 use crate::activations::Batch;
 use crate::clt::activation::Rule;
-use crate::clt::kernels::{self, Columns, Matrix, Residual, Shared};
+use crate::clt::kernels::{self, ColumnSums, Columns, Matrix, Residual, Shared, TILE};
 use crate::clt::Activation;
 use crate::error::{Error, ErrorKind, Result};
 use rayon::prelude::*;
@@ -14,9 +14,6 @@ use rayon::prelude::*;
 pub(crate) fn starts_dense(activation: &Activation) -> bool {
     matches!(activation, Activation::Relu | Activation::JumpRelu { .. })
 }
-
-/// Columns of a target that one thread decodes.
-const COLUMNS: usize = 128;
 
 impl LiveClt {
     /// Fills codes and entry lists of all layers.
@@ -53,27 +50,30 @@ impl LiveClt {
         let slabs: Vec<(Shared, Shared)> =
             scratch.outputs.iter_mut().zip(&mut scratch.output_sums).map(|(o, s)| (Shared(o.as_mut_ptr()), Shared(s.as_mut_ptr()))).collect();
         let layers = &scratch.layers;
-        let tasks: Vec<(usize, usize)> = (0..count).rev().flat_map(|t| (0..d).step_by(COLUMNS).map(move |c| (t, c))).collect();
+        let tasks: Vec<(usize, usize)> = (0..count).rev().flat_map(|t| (0..d).step_by(TILE).map(move |c| (t, c))).collect();
         let sums: Vec<Residual> = tasks
             .par_iter()
-            .map(|&(target, column)| {
-                let width = COLUMNS.min(d - column);
+            .map_init(Vec::new, |cursors, &(target, column)| {
+                let width = TILE.min(d - column);
                 // SAFETY: each task has columns [column, column + width) of one target to itself.
                 let out = Shared(unsafe { slabs[target].0 .0.add(column) });
                 let row = |p: usize| unsafe { std::slice::from_raw_parts_mut(out.0.add(p * d), width) };
                 let bias = &self.layers[target].decoder_bias.w[column..column + width];
                 (0..tokens).for_each(|p| row(p).copy_from_slice(bias));
+                let tile = |source: usize| {
+                    let columns = Columns { stride: self.config.slots(source) * d, at: (target - source) * d + column, d: width };
+                    (self.layers[source].decoder.w.as_slice(), columns)
+                };
                 for (source, work) in layers[..=target].iter().enumerate() {
-                    let stride = self.config.slots(source) * d;
-                    let at = (target - source) * d + column;
-                    let weights = &self.layers[source].decoder.w;
+                    let (weights, columns) = tile(source);
                     if work.dense {
                         // SAFETY: as above.
                         unsafe {
-                            kernels::gemm(tokens, f, width, out.0, Matrix::rows(0, d), true, &work.activations, Matrix::rows(0, f), weights, Matrix::rows(at, stride));
+                            kernels::gemm(tokens, f, width, out.0, Matrix::rows(0, d), true, &work.activations, Matrix::rows(0, f), weights, Matrix::rows(columns.at, columns.stride));
                         }
                     } else {
-                        kernels::scatter(&work.lists, weights, Columns { stride, at, d: width }, out, d);
+                        let next = (source < target).then(|| tile(source + 1));
+                        kernels::decode_tile(&work.code, f, weights, columns, next, out, d, cursors);
                     }
                 }
                 let sums = unsafe { std::slice::from_raw_parts_mut(slabs[target].1 .0.add(column), width) };
@@ -95,15 +95,12 @@ impl LiveClt {
 
 /// Residual of one task's columns.
 fn finish<'a>(tokens: usize, width: usize, row: impl Fn(usize) -> &'a mut [f32], target: &[f32], d: usize, gradient: &mut [f32]) -> Residual {
-    let (mut sums, mut squares, mut errors) = ([0f32; COLUMNS], [0f32; COLUMNS], [0f32; COLUMNS]);
-    gradient.fill(0.0);
-    let scale = 2.0 / tokens as f32;
+    let mut sums = ColumnSums::ZERO;
     for p in 0..tokens {
-        kernels::residual(row(p), &target[p * d..p * d + width], scale, &mut sums, &mut squares, gradient, &mut errors);
+        kernels::residual(row(p), &target[p * d..p * d + width], 2.0 / tokens as f32, &mut sums);
     }
-    let total = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
-    let mean_square: f64 = sums.iter().map(|&s| f64::from(s) * f64::from(s)).sum::<f64>() / tokens as f64;
-    Residual { error: total(&errors), variance: total(&squares) - mean_square }
+    gradient.copy_from_slice(&sums.gradient[..width]);
+    sums.total(tokens)
 }
 
 /// Pre-activations block by block, and the entries that each block keeps.

@@ -38,7 +38,7 @@ pub(crate) struct Param {
 
 impl Param {
     fn zeros(n: usize) -> Self {
-        Param { w: vec![0.0; n], m: vec![0.0; n], v: vec![0.0; n] }
+        Param { w: zeros(n), m: zeros(n), v: zeros(n) }
     }
 
     fn uniform(n: usize, bound: f32, rng: &mut StdRng) -> Self {
@@ -75,21 +75,21 @@ pub(crate) struct LiveLayer {
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Cut {
     pub last: f32,
-    sum: f64,
-    weight: f64,
+    sum: f32,
+    weight: f32,
 }
 
 impl Cut {
     /// Takes in one batch; the mean forgets with a half-life of some 70 batches.
     fn see(&mut self, value: f32) {
         self.last = value;
-        self.sum = 0.99 * self.sum + f64::from(value);
+        self.sum = 0.99 * self.sum + value;
         self.weight = 0.99 * self.weight + 1.0;
     }
 
     /// The running mean, 0 before the first batch.
     pub fn mean(&self) -> f32 {
-        if self.weight > 0.0 { (self.sum / self.weight) as f32 } else { 0.0 }
+        if self.weight > 0.0 { self.sum / self.weight } else { 0.0 }
     }
 }
 
@@ -209,4 +209,21 @@ impl LiveLayer {
     pub fn measure(&mut self, width: usize) {
         self.squares = self.decoder.w.par_chunks(width).map(|row| row.iter().map(|w| w * w).sum()).collect();
     }
+}
+
+/// Zeros that ask the system for large pages before they are touched: rows of a tile lie far
+/// apart, and with small pages each would miss the translation buffer.
+fn zeros(n: usize) -> Vec<f32> {
+    let values = vec![0f32; n];
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 1 << 21;
+        let (start, bytes) = (values.as_ptr() as usize, std::mem::size_of_val(values.as_slice()));
+        let aligned = start.next_multiple_of(PAGE);
+        if let Some(length) = (start + bytes).checked_sub(aligned).filter(|&length| length >= PAGE) {
+            // SAFETY: advice on memory that is ours; it changes no content, and a refusal harms nothing.
+            unsafe { libc::madvise(aligned as *mut libc::c_void, length, libc::MADV_HUGEPAGE) };
+        }
+    }
+    values
 }

@@ -1,13 +1,14 @@
 //! Buffers of a step, allocated once and grown as needed.
 
-use crate::clt::kernels::{self, Matrix};
-use crate::clt::sparse::FeatureLists;
+use crate::clt::kernels::{self, Matrix, Slab};
+use crate::clt::sparse::{FeatureLists, LayerCode};
 use crate::clt::CltConfig;
+use super::zeros;
 use std::ops::Range;
 use std::sync::Mutex;
 
 /// Tokens whose pre-activations are computed together: their block stays in cache.
-pub(crate) const TOKEN_BLOCK: usize = 64;
+pub(crate) const TOKEN_BLOCK: usize = 128;
 
 /// Everything a step needs besides weights and batch.
 #[derive(Default)]
@@ -26,6 +27,8 @@ pub(crate) struct Scratch {
 pub(crate) struct LayerScratch {
     /// Entries found by each block of tokens.
     pub parts: Vec<Part>,
+    /// The code, token by token.
+    pub code: LayerCode,
     /// BatchTopK: values of all candidates.
     pub candidates: Vec<f32>,
     /// The code, feature by feature; `values` are activations.
@@ -122,12 +125,21 @@ impl LayerScratch {
     }
 }
 
+/// Splits the d columns into tiles of which all tokens' rows fit into the second-level cache:
+/// first column and width of each.
+pub(crate) fn tiles(tokens: usize, d: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
+    const ENTRIES: usize = 128 << 10;
+    let count = (tokens * d).div_ceil(ENTRIES);
+    let width = d.div_ceil(count).next_multiple_of(16).min(d);
+    (0..d).step_by(width).map(move |at| (at, width.min(d - at)))
+}
+
 impl FeatureBlock {
-    /// Forms the gradient rows of `features` (of this block) over `slab` `[tokens, d]` in `self.rows`.
-    pub fn gradient_rows(&mut self, code: &Code<'_>, side: Side, features: Range<usize>, slab: &[f32], d: usize) {
+    /// Forms the gradient rows of `features` (of this block) over `d` columns of `slab` in `self.rows`.
+    pub fn gradient_rows(&mut self, code: &Code<'_>, side: Side, features: Range<usize>, slab: Slab<'_>, d: usize) {
         let n = features.len();
         self.rows.resize(n * d, 0.0);
-        let tokens = slab.len() / d;
+        let tokens = slab.values.len() / slab.stride;
         let first = features.start - self.range.start;
         if code.dense {
             let f = code.fired.len();
@@ -136,7 +148,7 @@ impl FeatureBlock {
                 Side::Encoder => (&self.entries[..], Matrix { at: first, row: self.range.len(), column: 1 }),
             };
             // SAFETY: `rows` is ours and has n rows of d.
-            unsafe { kernels::gemm(n, tokens, d, self.rows.as_mut_ptr(), Matrix::rows(0, d), false, left, view.t(), slab, Matrix::rows(0, d)) };
+            unsafe { kernels::gemm(n, tokens, d, self.rows.as_mut_ptr(), Matrix::rows(0, d), false, left, view.t(), slab.values, Matrix::rows(slab.at, slab.stride)) };
         } else {
             let begin = code.lists.offsets[features.start] as usize;
             let coefficients = match side {
@@ -147,7 +159,7 @@ impl FeatureBlock {
         }
         if side == Side::Encoder {
             for (row, &common) in self.rows.chunks_exact_mut(d).zip(&self.common[first..]).filter(|(_, &common)| common != 0.0) {
-                row.iter_mut().zip(code.input_sum).for_each(|(g, &sum)| *g += common * sum);
+                row.iter_mut().zip(&code.input_sum[slab.at..]).for_each(|(g, &sum)| *g += common * sum);
             }
         }
     }
@@ -168,7 +180,9 @@ impl Scratch {
         self.layers.resize_with(l, LayerScratch::default);
         self.outputs.resize_with(l, Vec::new);
         self.output_sums.resize_with(l, Vec::new);
-        self.outputs.iter_mut().for_each(|output| output.resize(tokens * d, 0.0));
+        for output in self.outputs.iter_mut().filter(|output| output.len() != tokens * d) {
+            *output = zeros(tokens * d);
+        }
         self.output_sums.iter_mut().for_each(|sums| sums.resize(d, 0.0));
         let per_block = feature_block(config, threads);
         for layer in &mut self.layers {

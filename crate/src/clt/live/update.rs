@@ -1,10 +1,10 @@
 //! Update: gradient rows formed again in cache and spent at once in Adam.
 
-use super::scratch::{Code, FeatureBlock, Scratch, Side};
+use super::scratch::{tiles, Code, FeatureBlock, Scratch, Side};
 use super::{LiveClt, LiveLayer, Param, StepOptions, StepReport};
 use crate::activations::Batch;
 use crate::clt::Activation;
-use crate::clt::kernels::{adam_rows, AdamStep, Rows};
+use crate::clt::kernels::{adam_rows, AdamStep, Rows, Slab};
 use rayon::prelude::*;
 
 /// The rows of a parameter that belong to one block of features.
@@ -98,16 +98,20 @@ impl Target<'_> {
         let Target { block, encoder, decoder, bias, threshold, squares, idle } = self;
         let (range, stride, group) = (block.range.clone(), slabs.len() * d, FeatureBlock::group(code));
         squares.fill(0.0);
-        for (slot, slab) in slabs.iter().enumerate() {
-            for begin in range.clone().step_by(group) {
-                let i = begin - range.start;
-                block.gradient_rows(code, Side::Decoder, begin..(begin + group).min(range.end), slab, d);
-                adam_rows(&mut decoder.rows(i, stride, slot * d, d), &block.rows, &block.own[i..], &mut squares[i..], adam);
+        for (slot, values) in slabs.iter().enumerate() {
+            for (at, width) in tiles(tokens, d) {
+                for begin in range.clone().step_by(group) {
+                    let i = begin - range.start;
+                    block.gradient_rows(code, Side::Decoder, begin..(begin + group).min(range.end), Slab { values, stride: d, at }, width);
+                    adam_rows(&mut decoder.rows(i, stride, slot * d + at, width), &block.rows, &block.own[i..], &mut squares[i..], adam);
+                }
             }
         }
-        for begin in range.clone().step_by(group) {
-            block.gradient_rows(code, Side::Encoder, begin..(begin + group).min(range.end), input, d);
-            adam_rows(&mut encoder.rows(begin - range.start, d, 0, d), &block.rows, &[], &mut [], adam);
+        for (at, width) in tiles(tokens, d) {
+            for begin in range.clone().step_by(group) {
+                block.gradient_rows(code, Side::Encoder, begin..(begin + group).min(range.end), Slab { values: input, stride: d, at }, width);
+                adam_rows(&mut encoder.rows(begin - range.start, d, at, width), &block.rows, &[], &mut [], adam);
+            }
         }
         bias.step(&block.bias, adam);
         if let Some(threshold) = threshold {

@@ -1,6 +1,7 @@
 //! Adam, fused: one pass over weight, moments and gradient.
 
-use super::{fma, simd};
+use super::lanes::{groups, groups_mut, prefetch, Lanes, N};
+use super::simd;
 
 /// The constants of one optimiser step. Source: Adam (Kingma & Ba 2015), in PyTorch's form:
 /// `w -= lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)`.
@@ -42,40 +43,83 @@ pub(crate) struct Rows<'a> {
     pub d: usize,
 }
 
+/// [`AdamStep`] in lanes.
+#[derive(Clone, Copy)]
+struct Constants<V> {
+    beta1: V,
+    beta2: V,
+    keep1: V,
+    keep2: V,
+    eps: V,
+    rate: V,
+    root: V,
+    clip: V,
+}
+
+impl<V: Lanes> Constants<V> {
+    #[inline(always)]
+    fn of(step: &AdamStep) -> Self {
+        Constants {
+            beta1: V::splat(step.beta1),
+            beta2: V::splat(step.beta2),
+            keep1: V::splat(1.0 - step.beta1),
+            keep2: V::splat(1.0 - step.beta2),
+            eps: V::splat(step.eps),
+            rate: V::splat(step.rate),
+            root: V::splat(step.root),
+            clip: V::splat(step.clip),
+        }
+    }
+
+    /// One step on eight weights; returns the new ones.
+    #[inline(always)]
+    fn step(&self, w: &mut [f32; N], m: &mut [f32; N], v: &mut [f32; N], gradient: V, own: V) -> V {
+        let old = V::load(w);
+        let g = self.clip.mul(own.fma(old, gradient));
+        let first = self.beta1.fma(V::load(m), self.keep1.mul(g));
+        let second = self.beta2.fma(V::load(v), self.keep2.mul(g).mul(g));
+        let new = old.sub(self.rate.mul(first).div(second.sqrt().fma(self.root, self.eps)));
+        new.store(w);
+        first.store(m);
+        second.store(v);
+        new
+    }
+}
+
 #[inline(always)]
-fn adam_body<const F: bool>(rows: &mut Rows<'_>, gradient: &[f32], own: &[f32], squares: &mut [f32], step: &AdamStep) {
+fn adam_body<V: Lanes>(rows: &mut Rows<'_>, gradient: &[f32], own: &[f32], squares: &mut [f32], step: &AdamStep) {
     let (stride, at, d) = (rows.stride, rows.at, rows.d);
-    let (keep1, keep2) = (1.0 - step.beta1, 1.0 - step.beta2);
+    let constants = Constants::<V>::of(step);
     for (f, g) in gradient.chunks_exact(d).enumerate() {
         let begin = f * stride + at;
-        let w = &mut rows.w[begin..begin + d];
-        let m = &mut rows.m[begin..begin + d];
-        let v = &mut rows.v[begin..begin + d];
-        let coefficient = own.get(f).copied().unwrap_or(0.0);
-        let mut sums = [0f32; 8];
-        let whole = d / 8 * 8;
-        let mut update = |i: usize| {
-            let g = step.clip * fma::<F>(coefficient, w[i], g[i]);
-            let first = fma::<F>(step.beta1, m[i], keep1 * g);
-            let second = fma::<F>(step.beta2, v[i], keep2 * g * g);
-            let weight = w[i] - step.rate * first / fma::<F>(second.sqrt(), step.root, step.eps);
-            m[i] = first;
-            v[i] = second;
-            w[i] = weight;
-            weight
-        };
-        for group in (0..whole).step_by(8) {
-            for lane in 0..8 {
-                let weight = update(group + lane);
-                sums[lane] = fma::<F>(weight, weight, sums[lane]);
+        for values in [&*rows.w, &*rows.m, &*rows.v] {
+            prefetch(values, begin + stride, d);
+        }
+        let (w, w_rest) = groups_mut(&mut rows.w[begin..begin + d]);
+        let (m, m_rest) = groups_mut(&mut rows.m[begin..begin + d]);
+        let (v, v_rest) = groups_mut(&mut rows.v[begin..begin + d]);
+        let (g, g_rest) = groups(g);
+        let own = V::splat(own.get(f).copied().unwrap_or(0.0));
+        let mut sum = V::zero();
+        for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
+            let new = constants.step(w, m, v, V::load(g), own);
+            sum = new.fma(new, sum);
+        }
+        if !g_rest.is_empty() {
+            let n = g_rest.len();
+            let mut tail = [[0f32; N]; 4];
+            for (lanes, rest) in tail.iter_mut().zip([&*w_rest, &*m_rest, &*v_rest, g_rest]) {
+                lanes[..n].copy_from_slice(rest);
+            }
+            let [w, m, v, g] = &mut tail;
+            let new = constants.step(w, m, v, V::load(g), own);
+            sum = new.fma(new, sum);
+            for (rest, lanes) in [w_rest, m_rest, v_rest].into_iter().zip(&tail) {
+                rest.copy_from_slice(&lanes[..n]);
             }
         }
-        for i in whole..d {
-            let weight = update(i);
-            sums[0] += weight * weight;
-        }
         if let Some(square) = squares.get_mut(f) {
-            *square += sums.iter().sum::<f32>();
+            *square += sum.sum();
         }
     }
 }

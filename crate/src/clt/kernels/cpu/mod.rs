@@ -4,12 +4,13 @@
 
 pub(crate) mod adam;
 pub(crate) mod gemm;
+pub(crate) mod lanes;
 pub(crate) mod select;
 pub(crate) mod sparse;
 pub(crate) mod terms;
 
 /// Declares a function whose body is compiled for AVX2 + FMA and for the base target.
-/// The body's `const bool` says whether a fused multiply-add is one instruction.
+/// The body is generic over its [`lanes::Lanes`].
 macro_rules! simd {
     ($(#[$doc:meta])* $vis:vis fn $name:ident ( $($arg:ident : $type:ty),* $(,)? ) $(-> $ret:ty)? = $body:ident) => {
         $(#[$doc])*
@@ -20,42 +21,15 @@ macro_rules! simd {
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
                 unsafe fn fast($($arg: $type),*) $(-> $ret)? {
-                    $body::<true>($($arg),*)
+                    $body::<$crate::clt::kernels::cpu::lanes::Avx2>($($arg),*)
                 }
                 if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
                     // SAFETY: the features that `fast` needs were just found.
                     return unsafe { fast($($arg),*) };
                 }
             }
-            $body::<false>($($arg),*)
+            $body::<$crate::clt::kernels::cpu::lanes::Portable>($($arg),*)
         }
     };
 }
 pub(crate) use simd;
-
-/// `a * b + c`, fused where that is one instruction.
-#[inline(always)]
-pub(crate) fn fma<const F: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if F { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// `Σ a b` in 32 partial sums, so that the compiler may use vectors.
-#[inline(always)]
-pub(crate) fn dot<const F: bool>(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0f32; 32];
-    let (a_groups, a_rest) = a.as_chunks::<32>();
-    let (b_groups, b_rest) = b.as_chunks::<32>();
-    for (x, y) in a_groups.iter().zip(b_groups) {
-        for lane in 0..32 {
-            sums[lane] = fma::<F>(x[lane], y[lane], sums[lane]);
-        }
-    }
-    let mut half = 16;
-    while half > 0 {
-        for lane in 0..half {
-            sums[lane] += sums[lane + half];
-        }
-        half /= 2;
-    }
-    a_rest.iter().zip(b_rest).fold(sums[0], |sum, (&x, &y)| fma::<F>(x, y, sum))
-}

@@ -1,12 +1,13 @@
 //! Selection: which entries of a row of pre-activations are kept.
 
+use super::lanes::Lanes;
 use super::simd;
 
 /// Lanes looked at together; a group without a hit costs one comparison.
 const LANES: usize = 16;
 
 #[inline(always)]
-fn scan<const F: bool>(row: &[f32], hit: impl Fn(usize, f32) -> bool, features: &mut Vec<u32>, values: &mut Vec<f32>) {
+fn scan<V: Lanes>(row: &[f32], hit: impl Fn(usize, f32) -> bool, features: &mut Vec<u32>, values: &mut Vec<f32>) {
     let whole = row.len() / LANES * LANES;
     for (group, lanes) in row[..whole].chunks_exact(LANES).enumerate() {
         let mut any = false;
@@ -32,8 +33,8 @@ fn scan<const F: bool>(row: &[f32], hit: impl Fn(usize, f32) -> bool, features: 
 }
 
 #[inline(always)]
-fn above_body<const F: bool>(row: &[f32], floor: f32, features: &mut Vec<u32>, values: &mut Vec<f32>) {
-    scan::<F>(row, |_, value| value > floor, features, values);
+fn above_body<V: Lanes>(row: &[f32], floor: f32, features: &mut Vec<u32>, values: &mut Vec<f32>) {
+    scan::<V>(row, |_, value| value > floor, features, values);
 }
 simd! {
     /// Appends the entries of `row` above `floor`, features ascending.
@@ -41,9 +42,9 @@ simd! {
 }
 
 #[inline(always)]
-fn above_each_body<const F: bool>(row: &[f32], thresholds: &[f32], features: &mut Vec<u32>, values: &mut Vec<f32>) {
+fn above_each_body<V: Lanes>(row: &[f32], thresholds: &[f32], features: &mut Vec<u32>, values: &mut Vec<f32>) {
     let thresholds = &thresholds[..row.len()];
-    scan::<F>(row, |f, value| value > thresholds[f], features, values);
+    scan::<V>(row, |f, value| value > thresholds[f], features, values);
 }
 simd! {
     /// Appends the entries of `row` above their own thresholds, features ascending.

@@ -1,0 +1,87 @@
+//! FVU, L0 and dead features on held-out text, streamed batch by batch.
+
+use super::{LayerReport, Report};
+use crate::clt::LayerCode;
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::{stop_requested, Task};
+use crate::replacement::Replacement;
+use crate::text::Blocks;
+use candle_core::Tensor;
+
+/// Contexts run at once.
+const BATCH: usize = 8;
+
+/// Sums of one layer over the tokens.
+struct Sums {
+    error: f64,
+    square: f64,
+    columns: Vec<f64>,
+    active: usize,
+    fired: Vec<bool>,
+}
+
+pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, tokens: usize, report: &mut Report) -> Result<()> {
+    let (model, clt) = (replacement.model(), replacement.clt());
+    let new = || Sums { error: 0.0, square: 0.0, columns: vec![0.0; model.width()], active: 0, fired: vec![false; clt.features()] };
+    let mut sums: Vec<Sums> = (0..model.layers()).map(|_| new()).collect();
+    let indices: Vec<usize> = (0..blocks.len().min(tokens.div_ceil(blocks.context()))).collect();
+    let mut task = Task::new("reconstruct held-out text", (indices.len() * blocks.context()) as u64, "tokens");
+    let mut seen = 0;
+    for group in indices.chunks(BATCH) {
+        if stop_requested() {
+            break;
+        }
+        let ids: Vec<u32> = group.iter().filter_map(|&block| blocks.block(block)).flatten().copied().collect();
+        let kept: Vec<u32> = (0..ids.len() as u32)
+            .filter(|&at| at as usize % blocks.context() > 0 && model.special_token() != Some(ids[at as usize]))
+            .collect();
+        let kept = Tensor::new(kept, model.device())?;
+        let count = kept.dim(0)?;
+        if count == 0 {
+            continue;
+        }
+        let tokens = Tensor::from_vec(ids, (group.len(), blocks.context()), model.device())?;
+        let mut codes: Vec<LayerCode> = Vec::with_capacity(model.layers());
+        model.visit_mlp(&tokens, &mut |layer, site| {
+            codes.push(clt.encode_layer(layer, &replacement.read(site).index_select(&kept, 0)?)?);
+            let output = site.mlp_out.index_select(&kept, 0)?;
+            let error = (&output - clt.decode_target(&codes, layer)?)?;
+            sums[layer].add(&codes[layer], &output, &error)
+        })?;
+        seen += count;
+        task.advance(seen as u64);
+    }
+    if seen == 0 {
+        return Err(Error::new(ErrorKind::Interrupted, "evaluation stopped before the first batch"));
+    }
+    task.finish(format!("{seen} tokens"));
+    report.tokens = seen;
+    report.layers = sums.iter().map(|sums| sums.report(seen)).collect();
+    Ok(())
+}
+
+impl Sums {
+    /// Takes in a batch; `output` and `error` are `[tokens, d]`.
+    fn add(&mut self, code: &LayerCode, output: &Tensor, error: &Tensor) -> Result<()> {
+        let total = |values: &[f32]| values.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
+        let output = output.flatten_all()?.to_vec1::<f32>()?;
+        self.error += total(&error.flatten_all()?.to_vec1::<f32>()?);
+        self.square += total(&output);
+        for row in output.chunks_exact(self.columns.len()) {
+            self.columns.iter_mut().zip(row).for_each(|(sum, &y)| *sum += f64::from(y));
+        }
+        self.active += code.active();
+        code.features.iter().for_each(|&f| self.fired[f as usize] = true);
+        Ok(())
+    }
+
+    fn report(&self, tokens: usize) -> LayerReport {
+        let means: f64 = self.columns.iter().map(|sum| sum * sum).sum::<f64>() / tokens as f64;
+        let variance = self.square - means;
+        LayerReport {
+            fvu: if variance > 0.0 { self.error / variance } else { 0.0 },
+            l0: self.active as f64 / tokens as f64,
+            dead: self.fired.iter().filter(|&&fired| !fired).count() as f64 / self.fired.len() as f64,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Encode and decode against loops written out.
+
+use crate::numbers::Numbers;
+use crate::support::scratch;
+use candle_core::{Device, Tensor};
+use cltlab::clt::{Activation, Clt, CltConfig, LayerCode, LayerWeights, SparseCode};
+use cltlab::ErrorKind;
+
+pub fn random_clt(activation: Activation, layers: usize, width: usize, features: usize, seed: u64) -> Clt {
+    let mut numbers = Numbers::new(seed);
+    let mut tensor = |shape: &[usize]| Tensor::from_vec(numbers.take(shape.iter().product()), shape, &Device::Cpu).unwrap();
+    let weights = (0..layers)
+        .map(|l| LayerWeights {
+            encoder: tensor(&[features, width]),
+            encoder_bias: tensor(&[features]),
+            threshold: matches!(activation, Activation::JumpRelu { .. }).then(|| tensor(&[features]).abs().unwrap()),
+            decoder: tensor(&[features, layers - l, width]),
+            decoder_bias: tensor(&[width]),
+        })
+        .collect();
+    Clt::new(CltConfig { layers, width, features, activation, ..CltConfig::default() }, weights).unwrap()
+}
+
+#[test]
+fn encode_and_decode_equal_loops() {
+    // 100 columns are a whole tile and a rest, 70 features no multiple of eight.
+    let (l, d, f, t) = (3, 100, 70, 9);
+    for activation in [Activation::Relu, Activation::JumpRelu { threshold: 0.1, bandwidth: 0.1 }, Activation::TopK { k: 5 }] {
+        let clt = random_clt(activation.clone(), l, d, f, 7);
+        let x: Vec<Tensor> = (0..l).map(|i| Tensor::from_vec(Numbers::new(20 + i as u64).take(t * d), (t, d), &Device::Cpu).unwrap()).collect();
+        let codes: Vec<LayerCode> = x.iter().enumerate().map(|(i, x)| clt.encode_layer(i, x).unwrap()).collect();
+        let mut dense = vec![vec![vec![0f64; f]; t]; l];
+        for i in 0..l {
+            let w = clt.encoder(i).to_vec2::<f32>().unwrap();
+            let b = clt.encoder_bias(i).to_vec1::<f32>().unwrap();
+            let rows = x[i].to_vec2::<f32>().unwrap();
+            for p in 0..t {
+                let h: Vec<f64> = (0..f).map(|j| b[j] as f64 + (0..d).map(|c| w[j][c] as f64 * rows[p][c] as f64).sum::<f64>()).collect();
+                let mut order: Vec<f64> = h.clone();
+                order.sort_by(|a, b| b.total_cmp(a));
+                for j in 0..f {
+                    let floor = match &activation {
+                        Activation::JumpRelu { .. } => clt.threshold(i).unwrap().to_vec1::<f32>().unwrap()[j] as f64,
+                        Activation::TopK { k } => order[*k].max(0.0),
+                        _ => 0.0,
+                    };
+                    dense[i][p][j] = if h[j] > floor { h[j] } else { 0.0 };
+                }
+            }
+        }
+        for i in 0..l {
+            for p in 0..t {
+                assert!(codes[i].token(p).0.windows(2).all(|pair| pair[0] < pair[1]), "features ascend");
+                for j in 0..f {
+                    assert!((codes[i].value(p, j as u32) as f64 - dense[i][p][j]).abs() < 1e-4, "{activation:?} layer {i} token {p} feature {j}");
+                }
+            }
+        }
+        let decoded = clt.decode(&SparseCode { layers: codes }).unwrap();
+        let (mut worst, mut largest) = (0f64, 0f64);
+        for target in 0..l {
+            let bias = clt.decoder_bias(target).to_vec1::<f32>().unwrap();
+            let got = decoded[target].to_vec2::<f32>().unwrap();
+            for p in 0..t {
+                for c in 0..d {
+                    let mut expected = bias[c] as f64;
+                    for source in 0..=target {
+                        let w = clt.decoder(source).to_vec3::<f32>().unwrap();
+                        expected += (0..f).map(|j| dense[source][p][j] * w[j][target - source][c] as f64).sum::<f64>();
+                    }
+                    worst = worst.max((got[p][c] as f64 - expected).abs());
+                    largest = largest.max(expected.abs());
+                }
+            }
+        }
+        assert!(worst < 1e-6 * largest, "{activation:?}: {worst} of {largest}");
+    }
+}
+
+#[test]
+fn top_k_keeps_no_negative_value_and_breaks_ties_low() {
+    let weights = LayerWeights {
+        encoder: Tensor::new(&[[1f32], [1.0], [-1.0], [1.0], [0.5]], &Device::Cpu).unwrap(),
+        encoder_bias: Tensor::zeros(5, candle_core::DType::F32, &Device::Cpu).unwrap(),
+        threshold: None,
+        decoder: Tensor::ones((5, 1, 1), candle_core::DType::F32, &Device::Cpu).unwrap(),
+        decoder_bias: Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu).unwrap(),
+    };
+    let config = CltConfig { layers: 1, width: 1, features: 5, activation: Activation::TopK { k: 2 }, ..CltConfig::default() };
+    let clt = Clt::new(config, vec![weights]).unwrap();
+    let code = clt.encode_layer(0, &Tensor::new(&[[2f32], [-3.0], [0.0]], &Device::Cpu).unwrap()).unwrap();
+    assert_eq!(code.token(0), (&[0u32, 1][..], &[2f32, 2.0][..]));
+    assert_eq!(code.token(1), (&[2u32][..], &[3f32][..]));
+    assert_eq!(code.token(2).0.len(), 0);
+}
+
+#[test]
+fn codes_can_be_edited() {
+    let clt = random_clt(Activation::Relu, 1, 8, 16, 3);
+    let x = Tensor::from_vec(Numbers::new(1).take(4 * 8), (4, 8), &Device::Cpu).unwrap();
+    let mut code = clt.encode_layer(0, &x).unwrap();
+    let before = code.clone();
+    code.set(2, 5, 9.0).unwrap();
+    assert_eq!(code.value(2, 5), 9.0);
+    code.set(2, 5, 0.0).unwrap();
+    assert_eq!(code.value(2, 5), 0.0);
+    code.set(2, 5, before.value(2, 5)).unwrap();
+    assert_eq!(code, before);
+    assert_eq!(code.set(4, 0, 1.0).unwrap_err().kind(), ErrorKind::BadInput);
+    let mut whole = SparseCode { layers: vec![code] };
+    whole.zero_position(0);
+    assert_eq!(whole.layers[0].token(0).0.len(), 0);
+    assert_eq!(whole.layers[0].token(1), before.token(1));
+    assert_eq!(whole.active(), before.active() - before.token(0).0.len());
+}
+
+#[test]
+fn bad_inputs_have_typed_errors() {
+    let clt = random_clt(Activation::Relu, 2, 8, 16, 3);
+    let wide = Tensor::zeros((4, 9), candle_core::DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(clt.encode_layer(0, &wide).unwrap_err().kind(), ErrorKind::BadTensor);
+    assert_eq!(clt.encode_layer(2, &wide).unwrap_err().kind(), ErrorKind::BadInput);
+    let nan = Tensor::new(&[[f32::NAN; 8]], &Device::Cpu).unwrap();
+    assert_eq!(clt.encode_layer(0, &nan).unwrap_err().kind(), ErrorKind::NotFinite);
+    assert_eq!(clt.decoder_rows(0, &[16]).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(clt.decode(&SparseCode::default()).unwrap_err().kind(), ErrorKind::BadInput);
+    let mut beyond = LayerCode::empty(1);
+    beyond.set(0, 99, 1.0).unwrap();
+    assert_eq!(clt.decode_target(&[beyond], 0).unwrap_err().kind(), ErrorKind::BadInput);
+    for (config, field) in [
+        (CltConfig { features: 0, ..CltConfig::default() }, "features"),
+        (CltConfig { layers: 0, ..CltConfig::default() }, "layers"),
+        (CltConfig { features: 8, activation: Activation::TopK { k: 9 }, ..CltConfig::default() }, "k"),
+        (CltConfig { activation: Activation::JumpRelu { threshold: 0.0, bandwidth: 1.0 }, ..CltConfig::default() }, "threshold"),
+    ] {
+        let error = config.validate().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BadConfig);
+        assert!(error.to_string().contains(field), "{error}");
+    }
+    let place = scratch("clt_bad");
+    assert!(clt.save(place.join("a")).is_ok());
+    assert_eq!(clt.save("/proc/nowhere/clt").unwrap_err().kind(), ErrorKind::MissingFile);
+}

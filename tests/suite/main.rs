@@ -13,6 +13,7 @@ mod interventions;
 mod layering;
 mod model_reference;
 mod numbers;
+mod pictures;
 mod resume;
 mod support;
 mod text;

@@ -12,6 +12,7 @@
 //! text, its `Display`. Works the same on the stock kernel.
 
 use crate::clt::Clt;
+use crate::eval::Report;
 use crate::graph::Graph;
 use crate::intervene::{Deviation, EdgeCheck, Effect};
 use crate::model::{Model, Run};
@@ -105,6 +106,13 @@ impl History {
     pub fn evcxr_display(&self) {
         let line = self.to_string();
         show(&format!("<div>{}<div><small>{}</small></div></div>", self.picture().html(), html::escape(&line)), &line);
+    }
+}
+
+impl Report {
+    /// Shows charts, figures and the table of layers in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
     }
 }
 

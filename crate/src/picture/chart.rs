@@ -115,7 +115,7 @@ fn mesh(chart: &mut Flat<'_, '_>, layers: usize, x: &str, y: &str) -> Drawn {
 pub(super) fn tick(value: f64) -> String {
     let size = value.abs();
     if size >= 1e4 || (size < 1e-3 && size > 0.0) {
-        return format!("{value:.1e}");
+        return format!("{value:.1e}").replace(".0e", "e");
     }
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_string()

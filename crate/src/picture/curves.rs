@@ -4,7 +4,7 @@
 //! notebook that redraws every second stays small and quick.
 
 use super::chart::{draw, tick, Area, Drawn, BLUE, FAINT, FONT, GREY};
-use super::html::{count, WIDTH};
+use super::html::{count, tame, WIDTH};
 use super::Picture;
 use crate::progress::TrainSample;
 use crate::train::History;
@@ -49,7 +49,7 @@ pub fn training(samples: &[TrainSample], title: &str) -> Picture {
         Panel { name: "Dead features", unit: "% of features", log: false, points: of(|s| 100.0 * s.dead) },
     ];
     draw((WIDTH, HEIGHT), alt, |area| {
-        let area = area.titled(title, (FONT, 15))?;
+        let area = area.titled(&tame(title), (FONT, 15))?;
         for (panel, place) in panels.iter().zip(area.split_evenly((2, 2))) {
             panel.draw(&place)?;
         }
@@ -81,7 +81,11 @@ impl Panel {
         let shown = [thin(&points, MOST), thin(&smooth, MOST)];
         let end = points.last().map_or(1.0, |last| last.0.max(1.0));
         let (lo, hi) = shown[0].iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), (_, value)| (lo.min(*value), hi.max(*value)));
-        let (lo, hi) = if lo > hi { (0.1, 1.0) } else { (lo, hi) };
+        let (lo, mut hi) = if lo > hi { (0.1, 1.0) } else { (lo, hi) };
+        if !self.log {
+            // One bad batch must not flatten the rest; its peak is cut.
+            hi = hi.min(1.4 * shown[1].iter().map(|(_, value)| *value).fold(0.0, f64::max));
+        }
         let mut builder = ChartBuilder::on(area);
         builder.margin(6).margin_right(14).caption(self.name, (FONT, 13)).x_label_area_size(32).y_label_area_size(56);
         // Both branches are the same chart over two types of axis, which plotters tells apart.
@@ -102,7 +106,7 @@ impl Panel {
                     .x_desc("tokens seen")
                     .y_desc(self.unit)
                     .draw()?;
-                chart.draw_series(LineSeries::new(shown[0].iter().copied(), BLUE.mix(0.28)))?;
+                chart.draw_series(LineSeries::new(shown[0].iter().map(|(x, value)| (*x, value.min(1.05 * hi))), BLUE.mix(0.28)))?;
                 chart.draw_series(LineSeries::new(shown[1].iter().copied(), BLUE.stroke_width(2)))?;
             }};
         }

@@ -10,9 +10,12 @@ use std::collections::BTreeMap;
 
 /// Pixels left of the first column, for the layers' names.
 pub(super) const LEFT: f64 = 58.0;
-/// Above the first row: title, legend, output labels.
-pub(super) const TOP: f64 = 98.0;
-const RIGHT: f64 = 14.0;
+/// Above the first row: title, legend, slanted names of the outputs.
+pub(super) const TOP: f64 = 134.0;
+const RIGHT: f64 = 30.0;
+/// From one output to the next, and what the last one's slanted name needs to the right.
+const SLOT: f64 = 29.0;
+const SLANTED: f64 = 66.0;
 pub(super) const TOKEN_SIZE: f64 = 11.0;
 /// Token texts are cut after this many characters.
 pub(super) const TOKEN_CHARS: usize = 14;
@@ -62,7 +65,7 @@ impl Layout {
         let words: Vec<f64> = graph.token_text().iter().map(|text| text_width(&visible(text, TOKEN_CHARS), TOKEN_SIZE) + 8.0).collect();
         let room = f64::from(WIDTH) - LEFT - RIGHT;
         let level: Vec<f64> = needs.iter().zip(&words).map(|(need, word)| need.max(*word)).collect();
-        let turned = level.iter().sum::<f64>() > room.max(needs.iter().sum::<f64>() * 1.1);
+        let turned = level.iter().sum::<f64>() > (room + 120.0).max(needs.iter().sum::<f64>() * 1.1);
         let base = if turned { needs } else { level };
         let wanted: f64 = base.iter().sum();
         let total = wanted.clamp(room, WIDEST - LEFT - RIGHT);
@@ -86,9 +89,10 @@ impl Layout {
         for ((height, position), cell) in &cells {
             let y = rows.iter().find(|(of, _)| of == height).map_or(TOP, |row| row.1);
             if *height == outputs {
-                let slot = ((total - 10.0) / cell.len() as f64).min(86.0);
+                let slot = ((total - SLANTED) / cell.len() as f64).min(SLOT);
                 for (k, i) in cell.iter().enumerate() {
-                    places[*i] = Some(((LEFT + total - slot * (cell.len() - k) as f64 + 0.5 * slot, y), radius(&graph.nodes[*i])));
+                    let x = LEFT + total - SLANTED - slot * (cell.len() - 1 - k) as f64;
+                    places[*i] = Some(((x, y), radius(&graph.nodes[*i])));
                 }
                 continue;
             }

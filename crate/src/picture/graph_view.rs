@@ -15,7 +15,8 @@ use crate::graph::{Graph, NodeKind, PruneConfig};
 pub const EDGES: usize = 600;
 /// Most features and errors in a picture.
 pub const NODES: usize = 400;
-const LABELS: usize = 14;
+const LABELS: usize = 16;
+const LABEL_SIZE: f64 = 9.5;
 const GREEN: &str = "#1b7837";
 const PURPLE: &str = "#762a83";
 const INK: &str = "#222";
@@ -94,7 +95,7 @@ fn draw(graph: &Graph, shown: &[bool], edges: &[Strong]) -> Picture {
         if let (Some((from, a)), Some((to, b))) = (layout.places[strong.edge.source], layout.places[strong.edge.target]) {
             let size = strong.share.abs().sqrt();
             let colour = if strong.share > 0.0 { GREEN } else { PURPLE };
-            svg.arc((from.0, from.1 - 0.5 * a), (to.0, to.1 + 0.5 * b), colour, 0.4 + 5.0 * size, 0.12 + 0.68 * size);
+            svg.arc((from.0, from.1 - 0.5 * a), (to.0, to.1 + 0.5 * b), colour, 0.35 + 5.0 * size, 0.10 + 0.70 * size);
         }
     }
     for (node, place) in graph.nodes.iter().zip(&layout.places) {
@@ -153,25 +154,27 @@ fn labels(svg: &mut Svg, graph: &Graph, layout: &Layout) {
     for (node, place) in graph.nodes.iter().zip(&layout.places) {
         let (NodeKind::Logit { token, probability }, Some(((x, y), _))) = (node.kind, *place) else { continue };
         let text = graph.logits().iter().find(|logit| logit.token == token).map_or("", |logit| &logit.text);
-        svg.text((x, y - 22.0), Anchor::Middle, 11.0, INK, &visible(text, 9));
-        svg.text((x, y - 9.5), Anchor::Middle, 9.5, QUIET, &format!("{:.1} %", 100.0 * probability));
+        let name = format!("{} {:.1} %", visible(text, 10), 100.0 * probability);
+        svg.turned((x + 2.0, y - 8.0), Anchor::Start, 10.5, INK, -42.0, &name);
     }
     let mut order: Vec<usize> = (0..graph.nodes.len()).filter(|i| graph.nodes[*i].feature().is_some() && layout.places[*i].is_some()).collect();
     order.sort_by(|a, b| graph.nodes[*b].influence.total_cmp(&graph.nodes[*a].influence));
-    let mut taken: Vec<[f64; 4]> = Vec::new();
+    let boxed = |((x, y), r): ((f64, f64), f64)| [x - r, y - r, x + r, y + r];
+    let mut taken: Vec<[f64; 4]> = layout.places.iter().flatten().map(|place| boxed(*place)).collect();
     for i in order.into_iter().take(LABELS) {
         let (Some(((x, y), r)), Some(place)) = (layout.places[i], graph.nodes[i].feature()) else { continue };
         let text = format!("{}/{}", place.layer, place.feature);
-        let width = text_width(&text, 9.5);
-        let spots = [(x + r + 2.0, y + 3.3), (x - r - 2.0 - width, y + 3.3), (x - 0.5 * width, y - r - 3.0), (x - 0.5 * width, y + r + 9.5)];
-        let inside = |(left, _): (f64, f64)| left > LEFT && left + width < layout.width;
-        let free = |(left, base): (f64, f64)| {
-            let bounds = [left, base - 9.0, left + width, base + 2.0];
-            !taken.iter().any(|b| bounds[0] < b[2] && b[0] < bounds[2] && bounds[1] < b[3] && b[1] < bounds[3])
+        let width = text_width(&text, LABEL_SIZE);
+        let beside = [(x + r + 1.5, y + 3.3), (x - r - 1.5 - width, y + 3.3)];
+        let shifts = [0.5, 0.2, 0.8].map(|part| x - part * width);
+        let around = shifts.into_iter().flat_map(|left| [(left, y - r - 1.5), (left, y + r + LABEL_SIZE - 1.0)]);
+        let free = |(left, base): &(f64, f64)| {
+            let [a, b, c, d] = [*left, base - LABEL_SIZE + 2.0, left + width, *base];
+            *left > LEFT && c < layout.width && !taken.iter().any(|other| a < other[2] && other[0] < c && b < other[3] && other[1] < d)
         };
-        if let Some(spot) = spots.into_iter().find(|spot| inside(*spot) && free(*spot)) {
-            taken.push([spot.0, spot.1 - 9.0, spot.0 + width, spot.1 + 2.0]);
-            svg.text(spot, Anchor::Start, 9.5, "#12395f", &text);
+        if let Some(spot) = beside.into_iter().chain(around).find(free) {
+            taken.push([spot.0, spot.1 - LABEL_SIZE + 2.0, spot.0 + width, spot.1]);
+            svg.text(spot, Anchor::Start, LABEL_SIZE, "#12395f", &text);
         }
     }
 }

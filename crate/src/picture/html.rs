@@ -6,8 +6,7 @@
 /// Width that pictures and cards are made for, in pixels.
 pub const WIDTH: u32 = 720;
 
-/// Text made safe between tags, in quoted attributes and in SVG. Control characters, which XML has
-/// no word for, and marks that turn the direction of text around become visible signs.
+/// Text made safe between tags, in quoted attributes and in SVG, its control characters [`tame`].
 ///
 /// ```
 /// use cltlab::picture::html::escape;
@@ -15,13 +14,25 @@ pub const WIDTH: u32 = 720;
 /// ```
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 8);
-    for c in text.chars() {
+    for c in tame(text).chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Text in which control characters, which XML has no word for, and marks that turn the direction
+/// of text around have become visible signs; not escaped.
+pub fn tame(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
             '\n' => out.push('⏎'),
             '\t' => out.push('⇥'),
             '\r' => out.push('␍'),

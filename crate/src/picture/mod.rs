@@ -1,13 +1,13 @@
 //! Picture: what people look at.
 //!
-//! In: a [`History`](crate::train::History), a [`Graph`](crate::graph::Graph), an
+//! In: a [`History`](crate::train::History), a [`Report`](crate::eval::Report), a [`Graph`](crate::graph::Graph), an
 //! [`Effect`](crate::intervene::Effect). Out: a [`Picture`], one SVG on white with a sentence that
 //! says the same, for a notebook, a file or a paper. Nothing here knows a notebook, nothing is
 //! fetched from a network. Inside HTML a picture is always an `<img>` with its data in the address:
 //! JupyterLab strips `<svg>` from notebooks it does not trust, and leaves `<img>`.
 //!
-//! `html` escapes and lays out, `svg` writes shapes; `chart`, `curves`, `graph_view` and
-//! `effect_view` draw. Cost: milliseconds.
+//! `html` escapes and lays out, `svg` writes shapes; `chart`, `curves`, `report_view`, `graph_view`
+//! and `effect_view` draw. Cost: milliseconds.
 
 pub mod chart;
 mod curves;
@@ -16,6 +16,7 @@ mod effect_view;
 mod graph_layout;
 mod graph_view;
 pub mod html;
+mod report_view;
 mod svg;
 
 pub use curves::{thin, training};

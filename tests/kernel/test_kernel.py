@@ -173,8 +173,10 @@ def test_completion_and_inspection(kernel):
     assert any("default" in match for match in reply["matches"]), reply
     reply = kernel.client.inspect("Model", 5, reply=True, timeout=60)["content"]
     assert reply["found"] and "language model" in reply["data"]["text/plain"], reply
-    reply = kernel.client.is_complete("fn f() {", reply=True, timeout=60)["content"]
-    assert reply["status"] == "incomplete"
+    asked = kernel.client.is_complete("fn f() {")
+    while (reply := kernel.client.get_shell_msg(timeout=60))["parent_header"].get("msg_id") != asked:
+        pass
+    assert reply["content"]["status"] == "incomplete"
 
 
 def test_two_kernels_at_once(kernel):

@@ -1,0 +1,141 @@
+//! Streaming, training and evaluation on a real (tiny) model: stories260K.
+
+use crate::support::shared;
+use candle_core::{DType, Device, Tensor};
+use cltlab::activations::{Activations, StreamConfig};
+use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
+use cltlab::eval::{evaluate_with, EvalConfig};
+use cltlab::model::Capture;
+use cltlab::train::{TrainConfig, Trainer};
+use cltlab::{Corpus, ErrorKind, Model};
+
+fn model() -> Option<Model> {
+    let path = shared("data/stories260k/model.bin")?;
+    Some(Model::load(path.to_str()?, &Device::Cpu).unwrap())
+}
+
+/// Stories told by the model itself.
+fn corpus(model: &Model) -> Corpus {
+    let starts = ["Once upon a time", "Tom had a red", "The little cat", "One day, Lily", "A big dog", "Mom said", "In the park", "The sun was"];
+    Corpus::from_texts(starts.iter().map(|start| model.generate(start, 300).unwrap()).collect()).unwrap()
+}
+
+fn stream() -> StreamConfig {
+    StreamConfig { context: 64, buffer_tokens: Some(512), ..StreamConfig::default() }
+}
+
+fn close(a: f64, b: f64, tolerance: f64, what: &str) {
+    assert!((a - b).abs() <= tolerance * b.abs().max(1e-3), "{what}: {a} {b}");
+}
+
+#[test]
+fn a_clt_of_a_real_model_is_trained_and_measured() {
+    let Some(model) = model() else { return };
+    let corpus = corpus(&model);
+    let (train, test) = corpus.split(0.8).unwrap();
+    let activations = Activations::stream_with(&model, &train, &StreamConfig { passes: 4, ..stream() }).unwrap();
+    let shape = CltConfig { features: 256, activation: Activation::BatchTopK { k: 16 }, ..CltConfig::for_model(&model) };
+    let config = TrainConfig { steps: 300, batch_tokens: 128, lr: 2e-3, ..TrainConfig::default() };
+    let mut trainer = Trainer::new(&activations, &shape, &config).unwrap();
+    let history = trainer.run().unwrap();
+    assert!(history.falls(|s| s.fvu));
+    let clt = trainer.clt().unwrap();
+    let settings = EvalConfig { context: 64, ..EvalConfig::default() };
+    let report = evaluate_with(&model, &clt, &test, &settings).unwrap();
+    println!("{history}\n{report}");
+    assert!(report.layers.iter().all(|layer| layer.fvu < 1.0));
+    assert!(report.cross_entropy < report.replacement_cross_entropy && report.replacement_cross_entropy < report.zero_ablation_ce);
+    assert!(report.kl > 0.0 && report.top1 > 0.2 && report.loss_recovered() > 0.3);
+
+    // The same by hand: one context at a time, all in f64.
+    let blocks = test.blocks(model.tokenizer().unwrap(), model.special_token(), 64, None).unwrap();
+    let (mut error, mut ys, mut active, mut tokens, mut loss, mut predictions) = (0f64, Vec::new(), 0, 0, 0f64, 0);
+    let layer = model.layers() - 1;
+    for block in (0..blocks.len()).map(|i| blocks.block(i).unwrap()) {
+        let run = model.run_tokens(block, Capture::default()).unwrap();
+        let code = clt.encode(&run).unwrap();
+        let decoded = clt.decode(&code).unwrap()[layer].to_vec2::<f32>().unwrap();
+        let output = run.layers[layer].mlp_out.as_ref().unwrap().to_vec2::<f32>().unwrap();
+        let logits = run.logits.as_ref().unwrap().to_vec2::<f32>().unwrap();
+        for p in 1..block.len() {
+            if p + 1 < block.len() {
+                let total: f64 = logits[p].iter().map(|&v| (v as f64).exp()).sum();
+                loss += total.ln() - logits[p][block[p + 1] as usize] as f64;
+                predictions += 1;
+            }
+            if model.special_token() == Some(block[p]) {
+                continue;
+            }
+            error += decoded[p].iter().zip(&output[p]).map(|(a, b)| ((a - b) as f64).powi(2)).sum::<f64>();
+            active += code.layers[layer].token(p).0.len();
+            ys.push(output[p].clone());
+            tokens += 1;
+        }
+    }
+    let mean: Vec<f64> = (0..model.width()).map(|c| ys.iter().map(|y| y[c] as f64).sum::<f64>() / tokens as f64).collect();
+    let spread: f64 = ys.iter().map(|y| y.iter().zip(&mean).map(|(&y, m)| (y as f64 - m).powi(2)).sum::<f64>()).sum();
+    assert_eq!((tokens, predictions), (report.tokens, report.fidelity_tokens));
+    close(report.layers[layer].fvu, error / spread, 1e-4, "FVU");
+    close(report.layers[layer].l0, active as f64 / tokens as f64, 1e-3, "L0");
+    close(report.cross_entropy, loss / predictions as f64, 1e-4, "cross-entropy");
+}
+
+/// A CLT that says nothing is zero ablation.
+#[test]
+fn an_empty_clt_is_zero_ablation() {
+    let Some(model) = model() else { return };
+    let shape = CltConfig { features: 8, activation: Activation::Relu, ..CltConfig::for_model(&model) };
+    let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
+    let (l, d) = (shape.layers, shape.width);
+    let weights = (0..l)
+        .map(|i| LayerWeights { encoder: zeros(&[8, d]), encoder_bias: zeros(&[8]), threshold: None, decoder: zeros(&[8, l - i, d]), decoder_bias: zeros(&[d]) })
+        .collect();
+    let clt = Clt::new(shape.clone(), weights).unwrap();
+    let text = corpus(&model);
+    let report = evaluate_with(&model, &clt, &text, &EvalConfig { context: 64, tokens: 512, fidelity_tokens: 256 }).unwrap();
+    assert_eq!(report.replacement_cross_entropy, report.zero_ablation_ce);
+    assert!(report.layers.iter().all(|layer| layer.fvu >= 1.0 && layer.l0 == 0.0 && layer.dead == 1.0));
+    let other = Clt::new(CltConfig { model_fingerprint: "another".into(), ..shape }, (0..l).map(|i| LayerWeights {
+        encoder: clt.encoder(i).clone(),
+        encoder_bias: clt.encoder_bias(i).clone(),
+        threshold: None,
+        decoder: clt.decoder(i).clone(),
+        decoder_bias: clt.decoder_bias(i).clone(),
+    }).collect()).unwrap();
+    assert_eq!(evaluate_with(&model, &other, &text, &EvalConfig::default()).unwrap_err().kind(), ErrorKind::Mismatch);
+    let long = evaluate_with(&model, &clt, &text, &EvalConfig { context: 100_000, ..EvalConfig::default() }).unwrap_err();
+    assert!(long.kind() == ErrorKind::BadConfig && long.to_string().contains("context"));
+}
+
+/// A streamed training that stops and resumes is the one that did not, over several fillings of the buffer.
+#[test]
+fn streams_resume_bit_for_bit() {
+    let Some(model) = model() else { return };
+    let corpus = corpus(&model);
+    let activations = Activations::stream_with(&model, &corpus, &StreamConfig { passes: 2, ..stream() }).unwrap();
+    let shape = CltConfig { features: 64, activation: Activation::TopK { k: 8 }, ..CltConfig::for_model(&model) };
+    let config = TrainConfig { steps: 24, batch_tokens: 100, ..TrainConfig::default() };
+    let mut whole = Trainer::new(&activations, &shape, &config).unwrap();
+    whole.run().unwrap();
+    let place = crate::support::scratch("stream-resume");
+    let part = TrainConfig { checkpoint_every: 11, checkpoint_dir: Some(place.clone()), ..config };
+    let mut first = Trainer::new(&activations, &shape, &part).unwrap();
+    first.run().unwrap();
+    let mut second = Trainer::resume(place.join("step-00000011.safetensors"), &activations).unwrap();
+    second.run().unwrap();
+    let bits = |trainer: &Trainer| -> Vec<u32> {
+        let clt = trainer.clt().unwrap();
+        (0..clt.layers()).flat_map(|l| clt.decoder(l).flatten_all().unwrap().to_vec1::<f32>().unwrap()).map(f32::to_bits).collect()
+    };
+    assert!(bits(&whole) == bits(&second));
+    for (field, config) in [
+        ("context", StreamConfig { context: 1, ..stream() }),
+        ("passes", StreamConfig { passes: 0, ..stream() }),
+        ("exclude_first", StreamConfig { exclude_first: 64, ..stream() }),
+    ] {
+        let error = Activations::stream_with(&model, &corpus, &config).unwrap_err();
+        assert!(error.kind() == ErrorKind::BadConfig && error.to_string().contains(field), "{error}");
+    }
+    let short = Corpus::from_texts(vec!["Hi".into()]).unwrap();
+    assert_eq!(Activations::stream_with(&model, &short, &stream()).unwrap_err().kind(), ErrorKind::BadInput);
+}

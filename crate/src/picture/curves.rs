@@ -121,7 +121,7 @@ impl Panel {
 
 /// Running mean over about a fortieth of the curve, of logarithms on a logarithmic axis.
 fn smooth(points: &[(f64, f64)], log: bool) -> Vec<(f64, f64)> {
-    let rate = 1.0 / (points.len() as f64 / 40.0).max(1.0);
+    let rate = 1.0 / (points.len() as f64 / 40.0).max(2.0);
     let (mut mean, mut weight) = (0.0, 0.0);
     points
         .iter()

@@ -181,7 +181,7 @@ fn labels(svg: &mut Svg, graph: &Graph, layout: &Layout) {
 
 /// Title and legend.
 fn head(svg: &mut Svg, graph: &Graph) {
-    let most = (svg.width / 8.2) as usize;
+    let most = (svg.width / 7.6) as usize;
     let title = format!("Attribution graph: {}", if graph.prompt().is_empty() { graph.model_name() } else { graph.prompt() });
     svg.text((10.0, 20.0), Anchor::Start, 13.5, INK, &html::shorten(&title, most));
     let (mut x, y) = (10.0, 38.0);

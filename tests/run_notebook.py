@@ -45,7 +45,7 @@ def execute(path, folder):
     def end(cell, cell_index, execute_reply):
         print(f"      {time.time() - started[cell_index]:.1f} s", flush=True)
 
-    runner.on_cell_start = begin
+    runner.on_cell_execute = begin
     runner.on_cell_executed = end
     name = os.path.splitext(os.path.basename(path))[0]
     problem = None

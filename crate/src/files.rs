@@ -80,12 +80,15 @@ pub fn read_json<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) -> Resu
     serde_json::from_slice(&read(path)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
 }
 
-/// Writes `value` as indented JSON, whole or not at all.
+/// Writes `value` as indented JSON, whole or not at all; the folder is made.
 ///
 /// # Errors
 /// `DiskFull` or `Io`, with the path; `NotFinite` when the value does not serialise.
 pub fn write_json<T: serde::Serialize>(path: impl AsRef<Path>, value: &T) -> Result<()> {
     let path = path.as_ref();
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        create_folder(folder)?;
+    }
     let bytes = serde_json::to_vec_pretty(value)
         .map_err(|error| Error::new(ErrorKind::NotFinite, format!("{}: {error}", path.display())))?;
     write_atomic(path, &bytes)

@@ -1,4 +1,47 @@
-//! cltlab: cross-layer transcoders and attribution graphs, from a Rust notebook.
+//! cltlab: cross-layer transcoders (CLTs) and attribution graphs, from a Rust notebook.
+//!
+//! A CLT replaces a language model's MLPs by sparse features that read one layer and write to it and
+//! all later ones (Anthropic, *Circuit Tracing*, 2025). This crate trains one, says how faithful it
+//! is, explains an answer as a graph of exact direct effects between features, and tests the
+//! explanation by interventions.
+//!
+//! ```no_run
+//! use cltlab::prelude::*;
+//! let model = Model::load("gpt2", &auto_device()?)?;
+//! let (train, test) = Corpus::load("data/stories.txt")?.split(0.95)?;
+//! let activations = Activations::stream(&model, &train)?;
+//! let mut trainer = Trainer::new(&activations, &CltConfig::for_model(&model), &TrainConfig::default())?;
+//! trainer.run()?;
+//! let clt = trainer.clt()?;
+//! println!("{}", evaluate(&model, &clt, &test)?);
+//! let replacement = Replacement::new(&model, &clt)?;
+//! let graph = replacement.attribute("The capital of the state containing Dallas is", &AttributeConfig::default())?;
+//! graph.prune(&PruneConfig::default())?.save_json("dallas.json")?;
+//! # Ok::<(), cltlab::Error>(())
+//! ```
+//!
+//! # The walk
+//! Reading order is data flow is import order; each arrow hands on one type.
+//!
+//! | module | in | out |
+//! |---|---|---|
+//! | [`text`] | files | [`Corpus`], blocks of token ids |
+//! | [`model`] | token ids | [`Run`]: sites, patterns, norm scales, logits |
+//! | [`activations`] | model and corpus | [`Activations`]: shuffled batches of MLP inputs and outputs |
+//! | [`clt`] | activations | [`Clt`], sparse codes, and their gradients |
+//! | [`train`] | activations | [`Trainer`], [`train::History`] |
+//! | [`replacement`] | model and CLT | [`Replacement`]: the spliced model, errors, the frozen linear model |
+//! | [`eval`] | model, CLT, held-out text | [`eval::Report`] |
+//! | [`graph`] | replacement and prompt | [`Graph`]: attribution, influence, pruning, scores, JSON |
+//! | [`intervene`] | replacement, prompt, changes | [`intervene::Effect`], [`intervene::EdgeCheck`] |
+//! | [`picture`] | any of these | charts and graph pictures |
+//! | [`notebook`] | any of these | displays, live progress, parameters |
+//!
+//! Below them all lie [`error`], [`device`], [`files`], [`progress`] and [`hub`].
+//!
+//! # Features
+//! `cuda` compiles candle's CUDA backend (needs nvcc). The default is the CPU.
+
 #![deny(missing_docs)]
 #![warn(rustdoc::broken_intra_doc_links)]
 
@@ -13,16 +56,22 @@ pub mod hub;
 pub mod intervene;
 pub mod model;
 pub mod notebook;
+pub mod picture;
 pub mod prelude;
 pub mod progress;
 pub mod replacement;
 pub mod text;
 pub mod train;
 
+pub use activations::Activations;
+pub use clt::{Clt, CltConfig};
 pub use device::auto_device;
 pub use error::{Error, ErrorKind, Result};
+pub use graph::Graph;
 pub use model::{Model, Run};
+pub use replacement::Replacement;
 pub use text::{Blocks, Corpus, Tokenizer};
+pub use train::{TrainConfig, Trainer};
 
 pub use candle_core as candle;
 pub use candle_nn;

@@ -1,7 +1,16 @@
 //! What a notebook cell sees: `use cltlab::prelude::*;`, done by the kernel.
 
+pub use crate::activations::{Activations, InputSite, StreamConfig};
+pub use crate::clt::{Activation, Clt, CltConfig, FeatureId};
 pub use crate::error::{Error, ErrorKind, Result};
+pub use crate::eval::{evaluate, evaluate_with, EvalConfig, Report};
+pub use crate::graph::{AttributeConfig, Graph, Node, NodeKind, PruneConfig, Scores};
+pub use crate::intervene::{EdgeCheck, Effect, InterveneConfig, Intervention, Mode, Positions};
 pub use crate::model::{Capture, Freeze, GenerateConfig, Model, ModelConfig, Run};
+pub use crate::notebook::param::param;
+pub use crate::picture::Picture;
+pub use crate::replacement::{FeatureNode, LocalReplacement, Replacement};
 pub use crate::text::{Blocks, Corpus, Tokenizer};
+pub use crate::train::{History, TrainConfig, Trainer};
 pub use crate::{auto_device, progress};
 pub use candle_core::{DType, Device, IndexOp, Tensor, Var};

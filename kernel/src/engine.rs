@@ -12,8 +12,9 @@ use crossbeam_channel::{Receiver, Sender};
 use evcxr::{CommandContext, Error, EvalCallbacks, EvalContextOutputs};
 use jupyter_protocol::JupyterMessage;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 
 /// What the server asks for.
@@ -44,15 +45,17 @@ struct Engine {
     stderr: Receiver<String>,
     draining: Arc<Mutex<()>>,
     ask: Ask,
-    root: std::path::PathBuf,
+    root: PathBuf,
+    prepared: SystemTime,
 }
 
 /// Starts the engine; `ready` gets the child's handle, or why the engine could not start.
 pub fn start(folder: OwnFolder, outputs: Outputs, ask: Ask, ready: Sender<Result<ChildHandle, String>>) -> Sender<Job> {
     let (sender, jobs) = crossbeam_channel::unbounded::<Job>();
     let spawned = std::thread::Builder::new().name("cltlab-engine".to_string()).stack_size(64 << 20).spawn(move || {
-        let _folder = folder;
-        match Engine::warm_up(outputs, ask) {
+        // Moved in whole: the folder must live as long as the engine.
+        let folder = folder;
+        match Engine::warm_up(outputs, ask, folder.prepared) {
             Ok(mut engine) => {
                 let _ = ready.send(Ok(engine.context.process_handle()));
                 for job in jobs {
@@ -72,11 +75,11 @@ pub fn start(folder: OwnFolder, outputs: Outputs, ask: Ask, ready: Sender<Result
 }
 
 impl Engine {
-    fn warm_up(outputs: Outputs, ask: Ask) -> Result<Engine, String> {
+    fn warm_up(outputs: Outputs, ask: Ask, prepared: SystemTime) -> Result<Engine, String> {
         let root = folders::root().map_err(|error| format!("{error:#}"))?;
         let (context, EvalContextOutputs { stdout, stderr }) = CommandContext::new().map_err(|error| error.to_string())?;
         let draining = Arc::new(Mutex::new(()));
-        let mut engine = Engine { context, outputs, stdout, stderr, draining, ask, root };
+        let mut engine = Engine { context, outputs, stdout, stderr, draining, ask, root, prepared };
         engine.pump();
         let dependency = format!(":dep {}\n{PRELUDE}", folders::dependency(&engine.root));
         engine.evaluate(&dependency).map_err(|failure| format!("the prelude failed:\n{}", failure.traceback.join("\n")))?;
@@ -120,7 +123,7 @@ impl Engine {
     }
 
     fn evaluate(&mut self, code: &str) -> Result<Option<Value>, Failure> {
-        if folders::is_stale(&self.root) {
+        if folders::is_stale(&self.root, self.prepared) {
             let words = "the library's source changed since this kernel was prepared; run ./x setup and restart the kernel";
             return Err(Failure::new("Error", vec![words.to_string()]));
         }

@@ -6,7 +6,9 @@
 //! into a folder of its own (links, not copies: milliseconds), leaving out whatever a cell's build
 //! rewrites, so two kernels never touch each other's files.
 
+use crate::tools;
 use anyhow::{Context, Result, bail};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
@@ -50,12 +52,13 @@ pub fn prebuild() -> Result<()> {
     );
     std::fs::write(own.join("Cargo.toml"), manifest)?;
     std::fs::write(own.join("src/lib.rs"), "pub use cltlab::prelude::*;\n")?;
-    let target = root.join("target");
+    let host = host()?;
+    link_build(&root.join("target"), &own.join("target"), &host, is_ours)?;
     let status = Command::new("cargo")
-        .args(["build", "--offline", "--target", &host()?])
+        .args(["build", "--offline", "--target", &host])
         .current_dir(&own)
-        .env("CARGO_TARGET_DIR", &target)
-        .env("CARGO_BUILD_BUILD_DIR", &target)
+        .env("CARGO_TARGET_DIR", "target")
+        .env("CARGO_BUILD_BUILD_DIR", "target")
         .env("RUSTFLAGS", "-Cprefer-dynamic")
         .status()
         .context("cargo could not be started")?;
@@ -74,9 +77,9 @@ fn host() -> Result<String> {
     text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_string).context("rustc -vV names no host")
 }
 
-/// True when a source of the library is newer than what was prepared: a cell would rebuild the
-/// library and lose every variable's type.
-pub fn is_stale(root: &Path) -> bool {
+/// True when a source of the library is newer than the build of `prepared`, or when another build
+/// was prepared since: a cell would rebuild the library and lose every variable's type.
+pub fn is_stale(root: &Path, prepared: SystemTime) -> bool {
     fn newest(folder: &Path) -> Option<SystemTime> {
         let inside = std::fs::read_dir(folder).ok()?;
         inside
@@ -87,15 +90,16 @@ pub fn is_stale(root: &Path) -> bool {
             .max()
     }
     let ready = notebook(root).join("ready").metadata().and_then(|ready| ready.modified());
-    match (ready, newest(&root.join("crate"))) {
-        (Ok(ready), Some(newest)) => newest > ready,
-        _ => true,
-    }
+    ready.ok() != Some(prepared) || newest(&root.join("crate")).is_none_or(|newest| newest > prepared)
 }
 
 /// A kernel's own folder; removed when dropped.
 pub struct OwnFolder {
     pub path: PathBuf,
+    /// When the build that it links to was prepared.
+    pub prepared: SystemTime,
+    /// The PATH for evcxr.
+    pub tools: OsString,
 }
 
 impl OwnFolder {
@@ -108,16 +112,13 @@ impl OwnFolder {
         remove_stale(&base);
         let path = base.join(format!("kernel-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
-        let own = OwnFolder { path };
         let host = host()?;
+        let prepared = base.join("ready").metadata()?.modified()?;
+        let mut own = OwnFolder { path, prepared, tools: OsString::new() };
         std::fs::create_dir_all(own.path.join("src"))?;
         std::fs::copy(base.join("Cargo.lock"), own.path.join("Cargo.lock"))?;
-        for part in [PathBuf::from("debug"), PathBuf::from(&host).join("debug")] {
-            for kind in ["deps", "build", ".fingerprint"] {
-                let (from, to) = (root.join("target").join(&part).join(kind), own.path.join("target").join(&part).join(kind));
-                link_all(&from, &to).with_context(|| format!("linking {}", from.display()))?;
-            }
-        }
+        link_build(&base.join("prepared/target"), &own.path.join("target"), &host, is_cell)?;
+        own.tools = tools::write(&own.path, &base.join("Cargo.lock"), &host)?;
         Ok(own)
     }
 }
@@ -128,26 +129,43 @@ impl Drop for OwnFolder {
     }
 }
 
-/// Files that a cell's build writes, and the workspace's own programs.
-fn left_out(name: &str) -> bool {
+/// Files that a cell's build writes.
+fn is_cell(name: &str) -> bool {
     let stem = name.trim_start_matches("lib");
-    stem.starts_with("ctx-") || stem.starts_with("ctx.") || stem.starts_with("code_") || name.starts_with("suite-") || stem.contains("cltlab_kernel") || name.starts_with("cltlab-kernel")
+    stem.starts_with("ctx-") || stem.starts_with("ctx.") || stem.starts_with("code_")
 }
 
-fn link_all(from: &Path, to: &Path) -> std::io::Result<()> {
+/// Files of this project's own packages: the library as cells see it has the same file name as the
+/// workspace's, so it must not lie in the same folder.
+fn is_ours(name: &str) -> bool {
+    is_cell(name) || name.contains("cltlab") || name.starts_with("suite-")
+}
+
+/// Links a build's dependencies (host and target) into another target folder.
+fn link_build(from: &Path, to: &Path, host: &str, leave_out: fn(&str) -> bool) -> Result<()> {
+    for part in [PathBuf::from("debug"), PathBuf::from(host).join("debug")] {
+        for kind in ["deps", "build", ".fingerprint"] {
+            let source = from.join(&part).join(kind);
+            link_all(&source, &to.join(&part).join(kind), leave_out).with_context(|| format!("linking {}", source.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn link_all(from: &Path, to: &Path, leave_out: fn(&str) -> bool) -> std::io::Result<()> {
     if !from.exists() {
         return Ok(());
     }
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
-        if left_out(&entry.file_name().to_string_lossy()) {
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if leave_out(&entry.file_name().to_string_lossy()) {
             continue;
         }
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
         if entry.file_type()?.is_dir() {
-            link_all(&source, &target)?;
-        } else if std::fs::hard_link(&source, &target).is_err() {
+            link_all(&source, &target, leave_out)?;
+        } else if !target.exists() && std::fs::hard_link(&source, &target).is_err() {
             std::fs::copy(&source, &target)?;
             let times = source.metadata()?.modified()?;
             std::fs::File::options().write(true).open(&target)?.set_modified(times)?;

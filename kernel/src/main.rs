@@ -7,7 +7,7 @@
 //! - the kernel (`cltlab-kernel CONNECTION_FILE`): [`server`] speaks Jupyter's protocol,
 //!   [`engine`] owns evcxr on a thread of its own, [`outputs`] sorts what the cell prints;
 //! - the child in which cells run (started by evcxr; [`child`]);
-//! - the preparation of the build folder (`cltlab-kernel --prebuild`; [`folders`]).
+//! - the preparation of the build folder (`cltlab-kernel --prebuild`; [`folders`], [`tools`]).
 
 mod child;
 mod engine;
@@ -15,6 +15,7 @@ mod errors;
 mod folders;
 mod outputs;
 mod server;
+mod tools;
 
 use std::process::ExitCode;
 

@@ -32,6 +32,7 @@ pub fn serve(connection_file: &Path) -> Result<()> {
     std::fs::write(config.join("evcxr.toml"), "[evcxr]\noffline_mode = true\nopt_level = \"2\"\n")?;
     // SAFETY: no other thread runs yet.
     unsafe {
+        std::env::set_var("PATH", &folder.tools);
         std::env::set_var("EVCXR_TMPDIR", &folder.path);
         std::env::set_var("EVCXR_CONFIG_DIR", &config);
         std::env::set_var("CLTLAB_KERNEL", "1");

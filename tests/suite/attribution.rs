@@ -1,10 +1,11 @@
 //! Attribution against circuit-tracer 0.4.1 on two tiny random models (`tests/fixtures/attribution`).
 
 use crate::graph_scores::assert_masks;
-use crate::support::{assert_close, fixture, tensors, values};
+use crate::support::{assert_close, fixture, max_difference, tensors, values};
 use cltlab::candle::{DType, Device, Tensor};
 use cltlab::clt::Clt;
 use cltlab::graph::{AttributeConfig, Graph, PruneConfig};
+use cltlab::model::{Capture, LayerRun};
 use cltlab::replacement::Replacement;
 use cltlab::{ErrorKind, Model};
 use std::collections::HashMap;
@@ -141,4 +142,56 @@ fn bad_input() {
     refused(&TOKENS, AttributeConfig { target_tokens: Some(vec![128]), ..config() }, ErrorKind::BadInput, "target_tokens");
     refused(&TOKENS, AttributeConfig { zero_positions: vec![12], ..config() }, ErrorKind::BadInput, "zero_positions");
     assert_eq!(gpt2.attribute("", &config()).unwrap_err().kind(), ErrorKind::BadInput);
+}
+
+/// The replacement model, layer by layer by hand: features of the replaced stream, decoded.
+#[test]
+fn replacement_model_recomputes_features() {
+    for arch in ["gpt2", "llama"] {
+        let replacement = replacement(arch);
+        let (model, clt) = (replacement.model(), replacement.clt());
+        let run = replacement.run(&TOKENS, Capture::default()).unwrap();
+        let own = model.run_tokens(&TOKENS, Capture::default()).unwrap();
+        let width = model.width();
+        let site = |layer: &LayerRun| values(layer.mlp_out.as_ref().unwrap());
+        let mut codes = Vec::new();
+        for (l, layer) in run.layers.iter().enumerate() {
+            codes.push(clt.encode_layer(l, clt.input(layer).unwrap()).unwrap());
+            let reconstruction = values(&clt.decode_target(&codes, l).unwrap());
+            assert_close(&format!("{arch} layer {l}"), &site(layer)[width..], &reconstruction[width..], 1e-5);
+        }
+        // Attention of layer 0 sees nothing replaced; position 0 keeps its MLP there.
+        assert_close("position 0", &site(&run.layers[0])[..width], &site(&own.layers[0])[..width], 1e-6);
+        let logits = values(&replacement.logits(&TOKENS).unwrap());
+        assert_close("logits", &logits, &values(run.logits.as_ref().unwrap()), 1e-6);
+        assert!(max_difference(&logits, &values(own.logits.as_ref().unwrap())) > 1e-3);
+    }
+}
+
+/// An interrupt leaves a graph of what was known, in a process of its own: the stop flag is global.
+#[test]
+fn an_interrupt_leaves_a_graph() {
+    let own = std::env::current_exe().unwrap();
+    let out = std::process::Command::new(own).args(["--ignored", "--exact", "attribution::interrupted"]).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+}
+
+#[test]
+#[ignore = "run by an_interrupt_leaves_a_graph"]
+fn interrupted() {
+    let replacement = replacement("llama");
+    let whole = replacement.attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap();
+    cltlab::progress::request_stop();
+    for max_features in [None, Some(96)] {
+        let graph = replacement.attribute_tokens(&TOKENS, &AttributeConfig { max_features, ..AttributeConfig::default() }).unwrap();
+        assert!(!graph.complete() && graph.nodes.iter().all(|node| node.feature().is_none()));
+        let (first, last) = (graph.nodes.len() - graph.logits().len(), whole.nodes.len() - whole.logits().len());
+        let (_, weights) = graph.edges().into(first);
+        let (sources, all) = whole.edges().into(last);
+        let known: Vec<f32> = sources.iter().zip(all).filter(|(source, _)| **source >= 388).map(|(_, weight)| *weight).collect();
+        assert_close("effects of errors and tokens", weights, &known, 1e-6);
+        assert!(graph.to_string().contains("stopped early"));
+        assert!(graph.prune(&PruneConfig::default()).is_ok());
+    }
+    cltlab::progress::clear_stop();
 }

@@ -2,11 +2,14 @@
 //! one source with everything held moves every target by exactly its edge.
 
 use crate::attribution::{replacement, TOKENS};
-use crate::support::{assert_close, fixture, tensors, values};
+use crate::attribution_speed::random_clt;
+use crate::support::{assert_close, fixture, smollm2, tensors, values};
+use cltlab::candle::Device;
 use cltlab::graph::{AttributeConfig, PruneConfig};
 use cltlab::intervene::{InterveneConfig, Intervention, Mode, Positions};
-use cltlab::replacement::FeatureNode;
-use cltlab::ErrorKind;
+use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
+use cltlab::replacement::{FeatureNode, Replacement};
+use cltlab::{ErrorKind, Model};
 
 #[test]
 fn logits_of_circuit_tracer() {
@@ -52,6 +55,52 @@ fn edges_are_effects() {
         let pruned = graph.prune(&PruneConfig::default()).unwrap();
         assert_eq!(replacement.verify_edges(&pruned, 20, 8).unwrap_err().kind(), ErrorKind::BadInput);
     }
+}
+
+/// The same for CLTs that read after the norm, and for TopK.
+#[test]
+fn edges_are_effects_for_other_inputs_and_activations() {
+    for arch in ["gpt2", "llama"] {
+        let given = replacement(arch);
+        let clt = given.clt();
+        let layers: Vec<LayerWeights> = (0..clt.layers())
+            .map(|l| LayerWeights {
+                encoder: clt.encoder(l).clone(),
+                encoder_bias: clt.encoder_bias(l).clone(),
+                threshold: None,
+                decoder: clt.decoder(l).clone(),
+                decoder_bias: clt.decoder_bias(l).clone(),
+            })
+            .collect();
+        for (input, activation) in [(InputSite::MlpIn, Activation::Relu), (InputSite::ResidMid, Activation::TopK { k: 4 }), (InputSite::MlpIn, Activation::TopK { k: 3 })] {
+            let config = CltConfig { input, activation, ..clt.config().clone() };
+            let replacement = Replacement::new(given.model(), &Clt::new(config.clone(), layers.clone()).unwrap()).unwrap();
+            let graph = replacement.attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap();
+            let check = replacement.verify_edges(&graph, 40, 3).unwrap();
+            println!("{arch} {:?} {}: {check}", input, config.activation.label());
+            assert!(check.holds(1e-5) && check.features.effects > 1_000, "{check}");
+        }
+    }
+}
+
+#[test]
+fn strangers_do_not_belong_together() {
+    let (gpt2, llama) = (replacement("gpt2"), replacement("llama"));
+    let layers: Vec<LayerWeights> = (0..2)
+        .map(|l| LayerWeights {
+            encoder: gpt2.clt().encoder(l).clone(),
+            encoder_bias: gpt2.clt().encoder_bias(l).clone(),
+            threshold: None,
+            decoder: gpt2.clt().decoder(l).narrow(1, 0, 2 - l).unwrap().contiguous().unwrap(),
+            decoder_bias: gpt2.clt().decoder_bias(l).clone(),
+        })
+        .collect();
+    let two = Clt::new(CltConfig { layers: 2, ..gpt2.clt().config().clone() }, layers).unwrap();
+    let error = Replacement::new(gpt2.model(), &two).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Mismatch);
+    assert!(error.to_string().contains("layers"), "{error}");
+    let graph = gpt2.attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap();
+    assert_eq!(llama.verify_edges(&graph, 5, 1).unwrap_err().kind(), ErrorKind::Mismatch);
 }
 
 /// With everything held the graph's edges are the whole effect, so predicted is measured.
@@ -117,4 +166,20 @@ fn bad_interventions() {
     let one = [Intervention::ablate((0, Positions::All, 0))];
     let error = replacement.intervene_tokens(&TOKENS, &one, &InterveneConfig { mode, ..InterveneConfig::default() }).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadConfig);
+}
+
+/// The same on SmolLM2-135M, with a random CLT: 30 layers, grouped heads, activations of all sizes.
+#[test]
+fn edges_are_effects_on_smollm2() {
+    let Some(path) = smollm2() else { return };
+    let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
+    let replacement = Replacement::new(&model, &random_clt(model.layers(), model.width(), 128, 8)).unwrap();
+    let start = std::time::Instant::now();
+    let graph = replacement.attribute("The capital of the state containing Dallas is", &AttributeConfig::default()).unwrap();
+    println!("{graph}; {:.1} s", start.elapsed().as_secs_f64());
+    let check = replacement.verify_edges(&graph, 20, 5).unwrap();
+    println!("{check}; absolute {:.1e} and {:.1e}, largest {:.1e} and {:.1e}", check.features.max_abs, check.logits.max_abs, check.features.largest, check.logits.largest);
+    assert!(check.holds(1e-3), "{check}");
+    let effect = replacement.intervene(graph.prompt(), &[Intervention::ablate(graph.top_features(1)[0])]).unwrap();
+    println!("{effect}");
 }

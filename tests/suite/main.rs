@@ -2,16 +2,19 @@
 //! something outside ourselves; `support` finds the reference data.
 
 mod attribution;
+mod attribution_speed;
 mod bad_input;
 mod clt;
 mod eval;
 mod formats;
 mod gradients;
+mod graph_json;
 mod graph_scores;
 mod interventions;
 mod layering;
 mod model_reference;
 mod numbers;
+mod pictures;
 mod resume;
 mod support;
 mod text;

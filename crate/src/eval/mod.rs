@@ -11,6 +11,7 @@ mod reconstruction;
 
 use crate::clt::Clt;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files;
 use crate::model::Model;
 use crate::replacement::Replacement;
 use crate::text::Corpus;
@@ -83,6 +84,14 @@ pub struct Report {
 }
 
 impl Report {
+    /// Writes the report as JSON, whole or not at all; the folder is made.
+    ///
+    /// # Errors
+    /// `DiskFull` or `Io`, with the path.
+    pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
+        files::write_json(path, self)
+    }
+
     /// Mean FVU over layers.
     pub fn fvu(&self) -> f64 {
         self.mean(|layer| layer.fvu)

@@ -110,7 +110,7 @@ impl Replacement {
     pub fn attribute_tokens(&self, tokens: &[u32], config: &AttributeConfig) -> Result<Graph> {
         config.validate()?;
         let local = self.local(tokens, &config.zero_positions)?;
-        let prompt = local.run().token_text.concat();
+        let prompt = self.model().tokenizer().and_then(|tokenizer| tokenizer.decode(tokens)).unwrap_or_else(|_| local.run().token_text.concat());
         local.attribute_as(prompt, config)
     }
 }

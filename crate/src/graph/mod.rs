@@ -14,6 +14,7 @@ mod attribute;
 mod edges;
 pub mod influence;
 mod json;
+mod lanes;
 mod prune;
 mod raw;
 mod rows;
@@ -23,6 +24,7 @@ pub(crate) mod targets;
 
 pub use attribute::AttributeConfig;
 pub use edges::{Edge, Edges};
+pub use json::cantor;
 pub use prune::{PruneConfig, PruneMask};
 pub use score::Scores;
 
@@ -274,7 +276,7 @@ impl Graph {
     }
 
     /// Output weight of each node: the probability of a logit, else 0.
-    fn output_weights(&self) -> Vec<f64> {
+    pub(crate) fn output_weights(&self) -> Vec<f64> {
         self.nodes.iter().map(|node| output_weight(&node.kind)).collect()
     }
 }

@@ -67,10 +67,7 @@ impl Graph {
             Array::f32s("completeness_score", vec![1], || Box::new([scores.completeness as f32].into_iter())),
         ];
         if n <= DENSE_NODES {
-            let weights: Fill = Box::new(|out| self.dense_rows(out, 4, |edge, weight, cell| {
-                let _ = edge;
-                cell.copy_from_slice(&weight.to_le_bytes());
-            }));
+            let weights: Fill = Box::new(|out| self.dense_rows(out, 4, |_, weight, cell| cell.copy_from_slice(&weight.to_le_bytes())));
             let kept: Fill = Box::new(|out| self.dense_rows(out, 1, |edge, _, cell| cell[0] = u8::from(mask.edges[edge])));
             arrays.push(Array("adjacency_matrix", Dtype::F32, vec![n, n], weights));
             arrays.push(Array("edge_mask", Dtype::U8, vec![n, n], kept));

@@ -2,11 +2,12 @@
 //!
 //! Targets of one layer and neighbouring positions are carried down together (see
 //! [`FrozenModel::carry`](crate::replacement::FrozenModel::carry)); at every MLP output and position
-//! one GEMM with the decoder rows there adds to the block's effects. Blocks run in parallel and are
+//! one GEMM with the decoder rows there adds to the block's effects. Blocks run side by side and are
 //! bounded in memory: a block holds at most [`BLOCK_VALUES`] values of directions. Agrees with
 //! circuit-tracer's backward passes to 1e-4 of the largest effect.
 
 use super::edges::Edges;
+use super::lanes::Lanes;
 use super::sources::Sources;
 use crate::clt::values;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,11 +28,12 @@ pub(crate) struct RowEngine {
     pub sources: Sources,
     pub active: Vec<FeatureNode>,
     batch: usize,
+    lanes: Lanes,
 }
 
 impl RowEngine {
     pub fn new(local: &LocalReplacement, batch: usize) -> Result<Self> {
-        Ok(RowEngine { frozen: local.frozen(), sources: Sources::new(local)?, active: local.active(), local: local.clone(), batch })
+        Ok(RowEngine { frozen: local.frozen(), sources: Sources::new(local)?, active: local.active(), local: local.clone(), batch, lanes: Lanes::new()? })
     }
 
     /// Nodes before the logits: features, errors, tokens.
@@ -59,12 +61,11 @@ impl RowEngine {
     pub fn features(&self, features: &[u32], edges: &mut Edges, mut progress: impl FnMut(usize)) -> Result<usize> {
         let blocks = self.split(features);
         let mut done = 0;
-        for some in blocks.chunks(2 * rayon::current_num_threads()) {
+        for some in blocks.chunks(4 * self.lanes.count()) {
             if stop_requested() {
                 break;
             }
-            let rows: Vec<Edges> = some.par_iter().map(|block| self.feature_block(block)).collect::<Result<_>>()?;
-            rows.iter().for_each(|rows| edges.append(rows));
+            self.lanes.map(some, |block| self.feature_block(block))?.iter().for_each(|rows| edges.append(rows));
             done += some.iter().map(|block| block.len()).sum::<usize>();
             progress(done);
         }

@@ -12,6 +12,7 @@ use super::pass::Writes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::targets::directions;
 use crate::graph::{Graph, NodeKind};
+use crate::files;
 use crate::model::{Capture, Freeze};
 use crate::progress::{stop_requested, Task};
 use crate::replacement::{last_logits, FeatureNode, LocalReplacement, Replacement, Site};
@@ -60,6 +61,19 @@ impl EdgeCheck {
     /// True when no effect is further off than `tolerance`, relative to the largest of its kind.
     pub fn holds(&self, tolerance: f64) -> bool {
         self.sources > 0 && self.features.relative() <= tolerance && self.logits.relative() <= tolerance
+    }
+
+    /// Writes the figures as JSON; `relative_error` is the larger of the two kinds'.
+    ///
+    /// # Errors
+    /// `DiskFull` or `Io`, with the path.
+    pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
+        let kind = |deviation: &Deviation| {
+            serde_json::json!({"effects": deviation.effects, "largest": deviation.largest, "max_abs_error": deviation.max_abs, "relative_error": deviation.relative()})
+        };
+        let (features, logits) = (kind(&self.features), kind(&self.logits));
+        let worst = self.features.relative().max(self.logits.relative());
+        files::write_json(path, &serde_json::json!({"sources": self.sources, "features": features, "logits": logits, "relative_error": worst}))
     }
 }
 

@@ -112,6 +112,10 @@ pub(crate) fn forward(
     Ok(Attended { output, pattern: keep_pattern.then_some(pattern) })
 }
 
+/// Prompts up to this length are mixed by a plain loop: a matrix product would spend more on moving
+/// heads about than on arithmetic.
+const SHORT: usize = 96;
+
 /// The transpose of frozen attention: `g [B, T', d]` at its output to the gradient at its (normed)
 /// input, for the first T' tokens of a pattern `[H, T, T]`.
 ///
@@ -119,7 +123,11 @@ pub(crate) fn forward(
 pub(crate) fn back(config: &ModelConfig, layer: &Layer, pattern: &Tensor, g: &Tensor) -> Result<Tensor> {
     let (batch, tokens, _) = g.dims3()?;
     let (heads, groups, width) = (config.heads, config.kv_heads, config.head_dim);
-    let mixed = layer.output.back(g)?.reshape((batch, tokens, heads, width))?;
+    let mixed = layer.output.back(g)?;
+    if g.device().is_cpu() && tokens <= SHORT {
+        return layer.value.back(&super::back::values(&mixed, pattern, heads, groups)?);
+    }
+    let mixed = mixed.reshape((batch, tokens, heads, width))?;
     let by_head = mixed.permute((2, 1, 0, 3))?.reshape((heads, tokens, batch * width))?; // [H, T', B·h]
     let held = pattern.narrow(1, 0, tokens)?.narrow(2, 0, tokens)?.transpose(1, 2)?.contiguous()?; // [H, key, query]
     let at_values = held.matmul(&by_head)?; // [H, key, B·h]

@@ -6,6 +6,7 @@
 //! The frozen backward of a part stands beside its forward, so attribution knows no architecture.
 
 mod attention;
+pub(crate) mod back;
 mod config;
 pub(crate) mod family;
 mod forward;
@@ -21,7 +22,6 @@ pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
 pub use generate::GenerateConfig;
 pub use run::{Capture, LayerRun, Logits, Run};
-pub(crate) use weights::check_safetensors;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;
@@ -207,6 +207,7 @@ impl Model {
             layers: passed.layers,
             final_scale: passed.final_scale,
             logits: passed.logits.map(|logits| logits.squeeze(0)).transpose()?,
+            tokenizer: self.0.tokenizer.clone(),
         })
     }
 
@@ -300,7 +301,7 @@ fn prefix(scale: &Option<Tensor>, name: &str, g: &Tensor) -> Result<Tensor> {
     Ok(forward::needed(scale, name)?.narrow(0, 0, g.dim(1)?)?)
 }
 
-impl std::fmt::Debug for Model {
+impl std::fmt::Display for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let c = self.config();
         write!(
@@ -308,5 +309,11 @@ impl std::fmt::Debug for Model {
             "Model {}: {}, {} layers, d {}, {} heads, vocabulary {}, context {}, {:.1} M parameters",
             self.name(), c.architecture, c.layers, c.width, c.heads, c.vocab, c.context, c.parameters() as f64 / 1e6
         )
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
     }
 }

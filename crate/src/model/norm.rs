@@ -47,6 +47,9 @@ impl Norm {
     /// The transpose of [`Norm::forward_frozen`] without its bias: `g [..., d]` at the output to
     /// the gradient at the input.
     pub(crate) fn back_frozen(&self, g: &Tensor, scale: &Tensor) -> Result<Tensor> {
+        if g.device().is_cpu() {
+            return super::back::norm(g, &self.weight, scale, self.kind == NormKind::Layer);
+        }
         let g = g.broadcast_mul(&self.weight)?;
         Ok(self.centre(&g)?.broadcast_mul(scale)?)
     }

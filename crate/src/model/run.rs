@@ -5,6 +5,7 @@
 //! frozen linear model and the interventions need; the weights stay in the [`Model`](crate::Model).
 
 use crate::error::Result;
+use crate::text::Tokenizer;
 use candle_core::{Tensor, D};
 
 /// What a forward pass keeps. The default keeps everything; [`Capture::mlp`] only what a CLT is
@@ -87,6 +88,8 @@ pub struct Run {
     pub final_scale: Option<Tensor>,
     /// Logits, `[tokens, vocab]`.
     pub logits: Option<Tensor>,
+    /// For the text of next tokens.
+    pub(crate) tokenizer: Option<Tokenizer>,
 }
 
 impl Run {
@@ -102,5 +105,30 @@ impl Run {
         let mut order: Vec<u32> = (0..probabilities.len() as u32).collect();
         order.sort_by(|a, b| probabilities[*b as usize].total_cmp(&probabilities[*a as usize]));
         Ok(order.into_iter().take(n).map(|id| (id, probabilities[id as usize])).collect())
+    }
+}
+
+impl Run {
+    /// As [`Run::top_next`], each with its text; `⟨id⟩` where the model has no tokenizer.
+    ///
+    /// # Errors
+    /// As [`Run::top_next`].
+    pub fn top_next_text(&self, n: usize) -> Result<Vec<(String, f32)>> {
+        let text = |id: u32| self.tokenizer.as_ref().map_or_else(|| format!("⟨{id}⟩"), |tokenizer| tokenizer.token_text(id));
+        Ok(self.top_next(n)?.into_iter().map(|(id, probability)| (text(id), probability)).collect())
+    }
+}
+
+impl std::fmt::Display for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Run of {} tokens, {} layers", self.tokens.len(), self.layers.len())?;
+        match self.top_next_text(5) {
+            Ok(top) if top.is_empty() => Ok(()),
+            Ok(top) => {
+                let next: Vec<String> = top.iter().map(|(text, probability)| format!("{text:?} {:.1} %", 100.0 * probability)).collect();
+                write!(f, "; next: {}", next.join(", "))
+            }
+            Err(error) => write!(f, "; next: {error}"),
+        }
     }
 }

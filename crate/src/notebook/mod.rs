@@ -1,11 +1,15 @@
 //! Notebook: the only room that knows it is inside one.
 //!
 //! [`attach`] joins a cell's process to the kernel: the live side channel ([`channel`]), the stop
-//! flag on an interrupt, and a panic message of one line. Without the kernel of this project (stock
+//! flag on an interrupt, live progress ([`live`]), and a panic message of one line. [`display`] shows
+//! values, [`param`] hands parameters in. Without the kernel of this project (stock
 //! evcxr, a terminal) everything still works, only not live.
 
 pub mod channel;
+pub mod display;
 mod interrupt;
+pub mod live;
+pub mod param;
 
 use crate::error::Result;
 
@@ -32,5 +36,6 @@ pub fn attach() -> Result<Notebook> {
     if channel::available() {
         interrupt::listen()?;
     }
+    live::install();
     Ok(Notebook { live: channel::available() })
 }

@@ -9,6 +9,7 @@
 
 use crate::clt::InputSite;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::back::add_to;
 use crate::model::{Model, Run};
 use candle_core::Tensor;
 use std::sync::Arc;
@@ -84,6 +85,10 @@ impl FrozenModel {
     /// Both ways around an attention: past it and through it.
     fn through_attention(&self, layer: usize, g: Tensor) -> Result<Tensor> {
         let through = self.model.back_attention(layer, &self.run, &g)?;
+        if g.device().is_cpu() {
+            add_to(&through, &g)?;
+            return Ok(through);
+        }
         Ok((g + through)?)
     }
 }

@@ -1,5 +1,7 @@
 //! The course of a training, step by step.
 
+use crate::error::Result;
+use crate::files;
 use crate::progress::TrainSample;
 
 /// Samples of every step so far, and why the last run ended.
@@ -12,6 +14,14 @@ pub struct History {
 }
 
 impl History {
+    /// Writes the samples as JSON, whole or not at all; the folder is made.
+    ///
+    /// # Errors
+    /// `DiskFull` or `Io`, with the path.
+    pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
+        files::write_json(path, self)
+    }
+
     /// The last step, `None` before the first.
     pub fn last(&self) -> Option<&TrainSample> {
         self.samples.last()

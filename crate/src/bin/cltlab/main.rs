@@ -1,6 +1,6 @@
 //! `cltlab`: the notebook's steps as commands, for terminals and batch jobs.
 //!
-//! Parse, install a progress line and a gentle Ctrl-C, do one thing, print errors in one place.
+//! Parse, install a progress line, do one thing, print errors in one place.
 
 mod bench;
 mod doctor;
@@ -32,6 +32,7 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
+    cltlab::notebook::live::install();
     let done: Result<()> = match Program::parse().command {
         Command::Run(args) => model::run(&args),
         Command::Generate(args) => model::generate(&args),

@@ -1,0 +1,149 @@
+//! Display: how a cell's last value is shown.
+//!
+//! evcxr calls a value's own `evcxr_display`, which prints content blocks on stdout:
+//!
+//! ```text
+//! EVCXR_BEGIN_CONTENT text/html
+//! ...
+//! EVCXR_END_CONTENT
+//! ```
+//!
+//! Each value here prints itself as HTML (a card, a table, a picture within `<img>`) and as plain
+//! text, its `Display`. Works the same on the stock kernel.
+
+use crate::clt::Clt;
+use crate::eval::Report;
+use crate::graph::Graph;
+use crate::intervene::{Deviation, EdgeCheck, Effect};
+use crate::model::{Model, Run};
+use crate::picture::html::{self, Align};
+use crate::picture::Picture;
+use crate::train::History;
+use std::io::Write;
+
+/// Shows `html`, with `text` for those who cannot show it, as the cell's value. One write, so that
+/// threads that print cannot tear it apart.
+pub fn show(html: &str, text: &str) {
+    // A closed stdout means that the kernel is gone; there is nobody left to tell.
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(blocks(html, text).as_bytes()).and_then(|()| out.flush());
+}
+
+/// What [`show`] writes. The end mark cannot occur inside: in HTML its underscores become
+/// references, in text a sign without width is put between. Control characters are dropped from text.
+pub fn blocks(html: &str, text: &str) -> String {
+    const END: &str = "EVCXR_END_CONTENT";
+    let html = html.replace(END, "EVCXR&#95;END&#95;CONTENT");
+    let text: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
+    let text = text.replace(END, "EVCXR_END\u{2060}_CONTENT");
+    format!("EVCXR_BEGIN_CONTENT text/html\n{html}\n{END}\nEVCXR_BEGIN_CONTENT text/plain\n{text}\n{END}\n")
+}
+
+impl Picture {
+    /// Shows the picture in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
+    }
+}
+
+impl Model {
+    /// Shows a card in a notebook.
+    pub fn evcxr_display(&self) {
+        let c = self.config();
+        let heads = if c.kv_heads == c.heads { c.heads.to_string() } else { format!("{} (of {} kv)", c.heads, c.kv_heads) };
+        let facts = [
+            ("architecture", c.architecture.clone()),
+            ("layers L", c.layers.to_string()),
+            ("width d", c.width.to_string()),
+            ("MLP width", c.mlp_width.to_string()),
+            ("heads", heads),
+            ("vocabulary V", c.vocab.to_string()),
+            ("context", format!("{} tokens", c.context)),
+            ("parameters", html::count(c.parameters() as f64)),
+            ("special first token", self.special_token().map_or_else(|| "none".to_string(), |id| format!("{:?}", self.token_text(id)))),
+            ("fingerprint", self.fingerprint().to_string()),
+        ];
+        show(&html::facts(&format!("Model {}", self.name()), &facts), &self.to_string());
+    }
+}
+
+impl Run {
+    /// Shows the prompt and the likeliest next tokens in a notebook.
+    pub fn evcxr_display(&self) {
+        let prompt: String = self.token_text.iter().map(|text| format!("{}<wbr>", html::token(text))).collect();
+        let next = match self.top_next_text(5) {
+            Ok(top) if top.is_empty() => "<div><small>no logits were kept</small></div>".to_string(),
+            Ok(top) => {
+                let rows: Vec<Vec<String>> = top.iter().map(|(text, p)| vec![html::token(text), format!("{:.2} %", 100.0 * p)]).collect();
+                html::table(&[("next token", Align::Left), ("probability", Align::Right)], &rows)
+            }
+            Err(error) => html::escape(&error.to_string()),
+        };
+        show(&html::card(&format!("Run of {} tokens", self.tokens.len()), &format!("<div>{prompt}</div>{next}")), &self.to_string());
+    }
+}
+
+impl Clt {
+    /// Shows a card in a notebook.
+    pub fn evcxr_display(&self) {
+        let c = self.config();
+        let facts = [
+            ("model", if c.model_name.is_empty() { "unnamed".to_string() } else { c.model_name.clone() }),
+            ("layers L", c.layers.to_string()),
+            ("width d", c.width.to_string()),
+            ("features per layer F", c.features.to_string()),
+            ("activation", c.activation.label()),
+            ("reads", c.input.hook().to_string()),
+            ("decoder matrices", c.decoders().to_string()),
+            ("weights", html::count(c.parameters() as f64)),
+        ];
+        show(&html::facts("Cross-layer transcoder", &facts), &self.to_string());
+    }
+}
+
+impl History {
+    /// Shows the training curves in a notebook.
+    pub fn evcxr_display(&self) {
+        let line = self.to_string();
+        show(&format!("<div>{}<div><small>{}</small></div></div>", self.picture().html(), html::escape(&line)), &line);
+    }
+}
+
+impl Report {
+    /// Shows charts, figures and the table of layers in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
+    }
+}
+
+impl Graph {
+    /// Shows picture, scores and strongest edges in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
+    }
+}
+
+impl Effect {
+    /// Shows predicted beside measured changes in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
+    }
+}
+
+impl EdgeCheck {
+    /// Shows the deviations as a small table in a notebook.
+    pub fn evcxr_display(&self) {
+        let row = |name: &str, d: &Deviation| {
+            vec![name.to_string(), d.effects.to_string(), format!("{:.3e}", d.largest), format!("{:.1e}", d.max_abs), format!("{:.1e}", d.relative())]
+        };
+        let columns = [
+            ("effects on", Align::Left),
+            ("compared", Align::Right),
+            ("largest effect", Align::Right),
+            ("largest difference", Align::Right),
+            ("relative", Align::Right),
+        ];
+        let table = html::table(&columns, &[row("features", &self.features), row("logits", &self.logits)]);
+        show(&html::card(&format!("Edges against {} interventions", self.sources), &table), &self.to_string());
+    }
+}

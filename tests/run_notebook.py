@@ -13,7 +13,7 @@ import time
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 
 
@@ -53,7 +53,7 @@ def execute(path, folder):
     print(f"{path}", flush=True)
     try:
         runner.execute()
-    except CellExecutionError as error:
+    except (CellExecutionError, DeadKernelError, RuntimeError) as error:
         problem = str(error)
     os.makedirs(folder, exist_ok=True)
     executed = os.path.join(folder, name + ".ipynb")

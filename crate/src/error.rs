@@ -57,6 +57,8 @@ pub enum ErrorKind {
 #[derive(Clone)]
 pub struct Error(Box<Inner>);
 
+const FREE_SPACE: &str = "free some space and save again; what was saved before is untouched";
+
 #[derive(Clone)]
 struct Inner {
     kind: ErrorKind,
@@ -81,8 +83,7 @@ impl Error {
         match error.kind() {
             std::io::ErrorKind::NotFound => Error::new(ErrorKind::MissingFile, format!("{path}: no such file or folder")),
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Error::new(ErrorKind::DiskFull, format!("{path}: {error}"))
-                    .help("free some space and save again; what was saved before is untouched")
+                Error::new(ErrorKind::DiskFull, format!("{path}: {error}")).help(FREE_SPACE)
             }
             std::io::ErrorKind::OutOfMemory => Error::new(ErrorKind::OutOfMemory, format!("{path}: {error}")),
             _ => Error::new(ErrorKind::Io, format!("{path}: {error}")),
@@ -143,6 +144,10 @@ impl From<candle_core::Error> for Error {
         let lower = message.to_lowercase();
         if lower.contains("out of memory") || lower.contains("out_of_memory") {
             return Error::new(ErrorKind::OutOfMemory, message).help("use a smaller batch, fewer features or a shorter prompt");
+        }
+        // The tensor library's writers pass on the system's words for a full disk (ENOSPC).
+        if lower.contains("no space left") {
+            return Error::new(ErrorKind::DiskFull, message).help(FREE_SPACE);
         }
         Error::new(ErrorKind::Tensor, message)
     }

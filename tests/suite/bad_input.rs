@@ -88,6 +88,37 @@ fn prompts_that_cannot_be_run() {
     }
 }
 
+/// `/dev/full` gives the system's own "no space left" to whoever writes to it.
+#[test]
+fn a_full_disk_leaves_what_was_there() {
+    use std::io::Write;
+    let folder = support::scratch("full-disk");
+    let path = folder.join("weights.bin");
+    cltlab::files::write_atomic(&path, b"before").unwrap();
+    let error = cltlab::files::write_atomic_with(&path, |file| {
+        file.write_all(b"half of it")?;
+        std::fs::OpenOptions::new().write(true).open("/dev/full")?.write_all(b"the rest")
+    })
+    .unwrap_err();
+    says(&error, ErrorKind::DiskFull, &["weights.bin", "free some space"]);
+    let tensors = HashMap::from([("x".to_string(), Tensor::zeros(100_000, candle_core::DType::F32, &Device::Cpu).unwrap())]);
+    let error = cltlab::files::replace(&path, |_| Ok(candle_core::safetensors::save(&tensors, "/dev/full")?)).unwrap_err();
+    says(&error, ErrorKind::DiskFull, &["free some space"]);
+    assert_eq!(std::fs::read(&path).unwrap(), b"before");
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "a temporary file was left");
+}
+
+/// Binder ignores the root's environment file, so its own must name the same parts.
+#[test]
+fn environments_name_the_same_parts() {
+    let parts = |path: &str| {
+        let text = std::fs::read_to_string(support::root().join(path)).unwrap();
+        text.lines().filter(|line| line.trim_start().starts_with("- ")).map(|line| line.trim().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(parts("environment.yml"), parts("binder/environment.yml"));
+    assert!(parts("environment.yml").len() > 3);
+}
+
 #[test]
 fn no_network_for_the_hub() {
     // A hub that refuses at once stands for no network; the test must not depend on one.

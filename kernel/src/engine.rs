@@ -8,6 +8,7 @@
 use crate::errors::Failure;
 use crate::folders::{self, OwnFolder};
 use crate::outputs::{Outputs, media};
+use crate::tools;
 use crossbeam_channel::{Receiver, Sender};
 use evcxr::{CommandContext, Error, EvalCallbacks, EvalContextOutputs};
 use jupyter_protocol::JupyterMessage;
@@ -81,7 +82,9 @@ impl Engine {
         let draining = Arc::new(Mutex::new(()));
         let mut engine = Engine { context, outputs, stdout, stderr, draining, ask, root, prepared };
         engine.pump();
-        let dependency = format!(":dep {}\n{PRELUDE}", folders::dependency(&engine.root));
+        // With lld evcxr changes the compiler's flags, and every dependency would be built anew.
+        let linker = if tools::find("mold").is_some() { "" } else { ":linker system\n" };
+        let dependency = format!("{linker}:dep {}\n{PRELUDE}", folders::dependency(&engine.root));
         engine.evaluate(&dependency).map_err(|failure| format!("the prelude failed:\n{}", failure.traceback.join("\n")))?;
         Ok(engine)
     }
@@ -106,7 +109,8 @@ impl Engine {
             Job::Execute { parent, code, silent, reply } => {
                 self.outputs.begin(if silent { None } else { Some(&parent) });
                 let result = self.evaluate(&code);
-                self.outputs.begin(None);
+                // A late line of stderr still belongs to this cell.
+                self.outputs.cell().failed = None;
                 let _ = reply.send(result);
             }
             Job::Complete { code, offset, reply } => {

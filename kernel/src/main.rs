@@ -13,6 +13,7 @@ mod child;
 mod engine;
 mod errors;
 mod folders;
+mod messages;
 mod outputs;
 mod server;
 mod tools;

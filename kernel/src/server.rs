@@ -7,10 +7,11 @@
 use crate::engine::{self, ChildHandle, Job};
 use crate::errors::Failure;
 use crate::folders::{self, OwnFolder};
+use crate::messages::{as_json, code_and_offset, content, is_complete, kernel_info};
 use crate::outputs::Outputs;
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender};
-use jupyter_protocol::{ConnectionInfo, JupyterMessage, JupyterMessageContent};
+use jupyter_protocol::{ConnectionInfo, JupyterMessage};
 use jupyter_zmq_client as zmq;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -141,7 +142,11 @@ async fn run(connection: ConnectionInfo, folder: OwnFolder) -> Result<()> {
     let (for_control, for_signals) = (interrupts.clone(), interrupts.clone());
     let control_outputs = outputs.clone();
     tokio::spawn(async move {
-        while let Ok(request) = control.read().await {
+        let mut faults = 0;
+        loop {
+            let Some(request) = good(control.read().await, "control", &mut faults) else {
+                if faults > FAULTS { break } else { continue }
+            };
             let reply = match request.message_type() {
                 "interrupt_request" => {
                     for_control.interrupt();
@@ -177,7 +182,11 @@ async fn run(connection: ConnectionInfo, folder: OwnFolder) -> Result<()> {
     });
     let early = reply_sender.clone();
     tokio::spawn(async move {
-        while let Ok(request) = requests.read().await {
+        let mut faults = 0;
+        loop {
+            let Some(request) = good(requests.read().await, "shell", &mut faults) else {
+                if faults > FAULTS { break } else { continue }
+            };
             // What needs no engine is answered at once, even while a cell runs or the engine starts.
             let answer = match request.message_type() {
                 "kernel_info_request" => Some(("kernel_info_reply", kernel_info())),
@@ -196,7 +205,7 @@ async fn run(connection: ConnectionInfo, folder: OwnFolder) -> Result<()> {
             }
         }
     });
-    let mut cells = Cells { count: 0, jobs, ready: Some(ready), outputs, interrupts, abort_queued: false, broken: None };
+    let mut cells = Cells { count: 0, executions: 0, jobs, ready: Some(ready), outputs, interrupts, abort_queued: false, broken: None };
     loop {
         tokio::select! {
             _ = stopped.recv() => return Ok(()),
@@ -213,7 +222,8 @@ async fn run(connection: ConnectionInfo, folder: OwnFolder) -> Result<()> {
                 if std::mem::take(&mut cells.abort_queued) {
                     while let Ok(waiting) = queued.try_recv() {
                         let aborted = json!({"status": "aborted", "execution_count": cells.count});
-                        let _ = reply_sender.send(JupyterMessage::new(content("execute_reply", aborted), Some(&waiting)));
+                        let kind = waiting.message_type().replace("_request", "_reply");
+                        let _ = reply_sender.send(JupyterMessage::new(content(&kind, aborted), Some(&waiting)));
                         status(&cells.outputs, &waiting, "idle");
                     }
                 }
@@ -225,6 +235,8 @@ async fn run(connection: ConnectionInfo, folder: OwnFolder) -> Result<()> {
 /// The requests that need the engine, in order.
 struct Cells {
     count: usize,
+    /// All executions, silent ones too; the number by which an interrupt knows its cell.
+    executions: usize,
     jobs: Sender<Job>,
     ready: Option<Receiver<Result<ChildHandle, String>>>,
     outputs: Outputs,
@@ -283,7 +295,8 @@ impl Cells {
             Some(error) => Err(Failure::new("Error", error.lines().map(str::to_string).collect())),
             None => {
                 let (reply, done) = oneshot::channel();
-                self.interrupts.begin(self.count.max(1));
+                self.executions += 1;
+                self.interrupts.begin(self.executions);
                 let _ = self.jobs.send(Job::Execute { parent: request.clone(), code, silent, reply });
                 let result = done.await.unwrap_or_else(|_| Err(Failure::new("Error", vec!["the engine ended; restart the kernel".to_string()])));
                 self.interrupts.end();
@@ -313,62 +326,24 @@ impl Cells {
     }
 }
 
-fn status(outputs: &Outputs, parent: &JupyterMessage, state: &str) {
-    outputs.send_about(Some(parent), "status", json!({"execution_state": state}));
-}
+/// Messages in a row that cannot be read before a socket is given up.
+const FAULTS: usize = 100;
 
-/// Content of a message by its type; a type that the protocol crate cannot parse is sent as it is.
-fn content(kind: &str, value: Value) -> JupyterMessageContent {
-    JupyterMessageContent::from_type_and_content(kind, value.clone()).unwrap_or_else(|error| {
-        eprintln!("cltlab-kernel: {kind}: {error}");
-        JupyterMessageContent::UnknownMessage(jupyter_protocol::UnknownMessage { msg_type: kind.to_string(), content: value })
-    })
-}
-
-fn as_json(message: &JupyterMessage) -> Value {
-    serde_json::to_value(&message.content).unwrap_or_default()
-}
-
-/// The code and the cursor as a byte offset (Jupyter counts characters).
-fn code_and_offset(asked: &Value) -> (String, usize) {
-    let code = asked["code"].as_str().unwrap_or("").to_string();
-    let cursor = asked["cursor_pos"].as_u64().unwrap_or(0) as usize;
-    let offset = code.char_indices().nth(cursor).map_or(code.len(), |(offset, _)| offset);
-    (code, offset)
-}
-
-/// Whether brackets, quotes and comments are closed; consoles ask before they run a line.
-fn is_complete(code: &str) -> Value {
-    let (mut depth, mut quoted, mut characters) = (0_i32, false, code.chars().peekable());
-    while let Some(character) = characters.next() {
-        match character {
-            '\\' if quoted => drop(characters.next()),
-            '"' => quoted = !quoted,
-            _ if quoted => {}
-            '/' if characters.peek() == Some(&'/') => while characters.next().is_some_and(|c| c != '\n') {},
-            '(' | '[' | '{' => depth += 1,
-            ')' | ']' | '}' => depth -= 1,
-            _ => {}
+/// A message, or `None` with a word on stderr for one that is malformed or badly signed.
+fn good(read: zmq::Result<JupyterMessage>, socket: &str, faults: &mut usize) -> Option<JupyterMessage> {
+    match read {
+        Ok(message) => {
+            *faults = 0;
+            Some(message)
+        }
+        Err(error) => {
+            *faults += 1;
+            eprintln!("cltlab-kernel: {socket}: {error}");
+            None
         }
     }
-    match depth > 0 || quoted {
-        true => json!({"status": "incomplete", "indent": "    "}),
-        false => json!({"status": "complete", "indent": ""}),
-    }
 }
 
-fn kernel_info() -> Value {
-    json!({
-        "status": "ok",
-        "protocol_version": "5.3",
-        "implementation": "cltlab-kernel",
-        "implementation_version": env!("CARGO_PKG_VERSION"),
-        "language_info": {
-            "name": "Rust", "version": "1.95", "mimetype": "text/rust", "file_extension": ".rs",
-            "pygments_lexer": "rust", "codemirror_mode": "rust", "nbconvert_exporter": "script",
-        },
-        "banner": "cltlab: cross-layer transcoders and attribution graphs, in Rust",
-        "help_links": [],
-        "debugger": false,
-    })
+fn status(outputs: &Outputs, parent: &JupyterMessage, state: &str) {
+    outputs.send_about(Some(parent), "status", json!({"execution_state": state}));
 }

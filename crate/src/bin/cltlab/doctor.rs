@@ -29,6 +29,11 @@ fn library(name: &str) -> Option<String> {
     Some(path.display().to_string())
 }
 
+fn rust_sources() -> Option<String> {
+    let path = Path::new(&says("rustc", &["--print", "sysroot"])?).join("lib/rustlib/src/rust/library");
+    path.exists().then(|| path.display().to_string())
+}
+
 fn kernelspec() -> Option<String> {
     let listed = kernel::python("import json, os, jupyter_core.paths as p; print(json.dumps(p.jupyter_path('kernels')))").ok()?;
     let folders: Vec<String> = serde_json::from_str(&listed).unwrap_or_default();
@@ -44,6 +49,7 @@ pub fn doctor() -> Result<()> {
     let findings = [
         Finding { part: "Rust compiler", found: says("rustc", &["--version"]), required: true, fix: "https://rustup.rs (1.95 or later)" },
         Finding { part: "cargo", found: says("cargo", &["--version"]), required: true, fix: "https://rustup.rs" },
+        Finding { part: "Rust sources", found: rust_sources(), required: true, fix: "rustup component add rust-src (cells' types are inferred from them)" },
         Finding { part: "C linker", found: says("cc", &["--version"]), required: true, fix: "apt install gcc, or conda install c-compiler" },
         Finding { part: "Python", found: says("python3", &["--version"]), required: true, fix: "apt install python3 python3-venv" },
         Finding {

@@ -5,6 +5,8 @@ use cltlab::candle::{self as candle_core, Device, Tensor};
 use cltlab::{Corpus, Error, ErrorKind, Model};
 use std::collections::HashMap;
 
+const ENOSPC: i32 = 28;
+
 fn refused(source: &str) -> Error {
     Model::load(source, &Device::Cpu).expect_err("must be refused")
 }
@@ -88,7 +90,8 @@ fn prompts_that_cannot_be_run() {
     }
 }
 
-/// `/dev/full` gives the system's own "no space left" to whoever writes to it.
+/// `/dev/full` gives the system's own "no space left" to whoever writes to it; where a container has
+/// none, the same error number stands for it.
 #[test]
 fn a_full_disk_leaves_what_was_there() {
     use std::io::Write;
@@ -97,12 +100,20 @@ fn a_full_disk_leaves_what_was_there() {
     cltlab::files::write_atomic(&path, b"before").unwrap();
     let error = cltlab::files::write_atomic_with(&path, |file| {
         file.write_all(b"half of it")?;
-        std::fs::OpenOptions::new().write(true).open("/dev/full")?.write_all(b"the rest")
+        match std::fs::OpenOptions::new().write(true).open("/dev/full") {
+            Ok(mut full) => full.write_all(b"the rest"),
+            Err(_) => Err(std::io::Error::from_raw_os_error(ENOSPC)),
+        }
     })
     .unwrap_err();
     says(&error, ErrorKind::DiskFull, &["weights.bin", "free some space"]);
     let tensors = HashMap::from([("x".to_string(), Tensor::zeros(100_000, candle_core::DType::F32, &Device::Cpu).unwrap())]);
-    let error = cltlab::files::replace(&path, |_| Ok(candle_core::safetensors::save(&tensors, "/dev/full")?)).unwrap_err();
+    // Not to /dev/full: safetensors puts its own file in the place of whatever it is given.
+    let error = cltlab::files::replace(&path, |temporary| {
+        candle_core::safetensors::save(&tensors, temporary)?;
+        Err(candle_core::Error::from(std::io::Error::from_raw_os_error(ENOSPC)).into())
+    })
+    .unwrap_err();
     says(&error, ErrorKind::DiskFull, &["free some space"]);
     assert_eq!(std::fs::read(&path).unwrap(), b"before");
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "a temporary file was left");

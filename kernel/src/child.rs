@@ -28,6 +28,7 @@ pub fn become_child_if_asked() {
             #[cfg(target_os = "linux")]
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         }
+        crate::tools::give_back_cargo_home();
         if let Err(error) = put_pipe_before_stdout() {
             eprintln!("cltlab-kernel: the child's stdout cannot be watched ({error}): errors of cells will look like success");
         }

@@ -2,13 +2,15 @@
 //!
 //! evcxr compiles and runs the cells; this program adds what its own kernel lacks: displays while
 //! a cell runs, errors that are errors, an interrupt that keeps the variables, and a start that
-//! finds the library built. One program, three roles:
+//! finds the library built. One program, four roles:
 //!
 //! - the kernel (`cltlab-kernel CONNECTION_FILE`): [`server`] speaks Jupyter's protocol,
 //!   [`engine`] owns evcxr on a thread of its own, [`outputs`] sorts what the cell prints;
 //! - the child in which cells run (started by evcxr; [`child`]);
+//! - the `cargo` in front of cargo, for a quick start and quick cells ([`cargo`]);
 //! - the preparation of the build folder (`cltlab-kernel --prebuild`; [`folders`], [`tools`]).
 
+mod cargo;
 mod child;
 mod engine;
 mod errors;
@@ -23,16 +25,16 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     child::become_child_if_asked();
     let argument = std::env::args().nth(1);
+    let served = |done: anyhow::Result<()>| done.map(|()| ExitCode::SUCCESS);
     let done = match argument.as_deref() {
-        Some("--prebuild") => folders::prebuild(),
-        Some(connection) if !connection.starts_with('-') => server::serve(connection.as_ref()),
+        _ if cargo::is_asked_to_record() => cargo::record(),
+        Some("--cargo") => cargo::run(&std::env::args_os().skip(2).collect::<Vec<_>>()),
+        Some("--prebuild") => served(folders::prebuild()),
+        Some(connection) if !connection.starts_with('-') => served(server::serve(connection.as_ref())),
         _ => Err(anyhow::anyhow!("usage: cltlab-kernel CONNECTION_FILE | --prebuild")),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cltlab-kernel: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    done.unwrap_or_else(|error| {
+        eprintln!("cltlab-kernel: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -9,6 +9,7 @@ use crate::errors::Failure;
 use crate::folders::{self, OwnFolder};
 use crate::messages::{as_json, code_and_offset, content, is_complete, kernel_info};
 use crate::outputs::Outputs;
+use crate::tools;
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender};
 use jupyter_protocol::{ConnectionInfo, JupyterMessage};
@@ -34,6 +35,11 @@ pub fn serve(connection_file: &Path) -> Result<()> {
     // SAFETY: no other thread runs yet.
     unsafe {
         std::env::set_var("PATH", &folder.tools);
+        // rust-analyzer looks for cargo there first.
+        if let Some(home) = std::env::var_os("CARGO_HOME") {
+            std::env::set_var(tools::CARGO_HOME_BEFORE, home);
+        }
+        std::env::set_var("CARGO_HOME", &folder.path);
         std::env::set_var("EVCXR_TMPDIR", &folder.path);
         std::env::set_var("EVCXR_CONFIG_DIR", &config);
         std::env::set_var("CLTLAB_KERNEL", "1");

@@ -1,9 +1,8 @@
 //! Tools in front of the real ones, on the kernel's own PATH.
 //!
-//! evcxr first evaluates `42` in a crate without dependencies, and cargo then drops every pinned
-//! version from the lock file; and it asks for metadata of all platforms, whose packages nobody
-//! downloaded. A `cargo` of three lines puts the prepared lock file back and asks for this platform
-//! only; a `rustup` of three lines leads evcxr to that `cargo`.
+//! A `cargo` of one line calls this program's own ([`crate::cargo`]), and a `rustup` of one line leads
+//! evcxr to it. rust-analyzer looks in `$CARGO_HOME/bin` first, so the kernel's folder is its
+//! `CARGO_HOME`, and the real one is given back to the real cargo.
 
 use anyhow::{Context, Result};
 use std::ffi::OsString;
@@ -20,12 +19,12 @@ pub fn write(folder: &Path, lock: &Path, host: &str) -> Result<OsString> {
     let cargo = rustup.as_deref().and_then(|rustup| line_of(rustup, &["which", "cargo"])).map(PathBuf::from).or_else(|| find("cargo"));
     let cargo = cargo.context("cargo was not found; install Rust from rustup.rs")?;
     let ours = bin.join("cargo");
-    let script = format!(
-        "#!/bin/sh\ncmp -s {lock} Cargo.lock || cp {lock} Cargo.lock\n\
-         case \" $* \" in *' metadata '*) exec {cargo} \"$@\" --filter-platform {host} ;; esac\nexec {cargo} \"$@\"\n",
-        lock = quoted(lock),
-        cargo = quoted(&cargo)
-    );
+    let home = match std::env::var_os("CARGO_HOME") {
+        Some(home) => format!("export CARGO_HOME={}", quoted(Path::new(&home))),
+        None => "unset CARGO_HOME".to_string(),
+    };
+    let words = [&std::env::current_exe()?, Path::new("--cargo"), &cargo, lock, Path::new(host)].map(quoted).join(" ");
+    let script = format!("#!/bin/sh\n{home}\nexec {words} \"$@\"\n");
     write_script(&ours, &script)?;
     if let Some(rustup) = rustup {
         let script = format!(
@@ -38,6 +37,20 @@ pub fn write(folder: &Path, lock: &Path, host: &str) -> Result<OsString> {
     let rest = std::env::var_os("PATH").unwrap_or_default();
     let paths = std::iter::once(bin).chain(std::env::split_paths(&rest));
     Ok(std::env::join_paths(paths)?)
+}
+
+/// The variable that keeps the user's `CARGO_HOME` while the kernel has its own.
+pub const CARGO_HOME_BEFORE: &str = "CLTLAB_CARGO_HOME";
+
+/// In the child: what a cell starts finds the user's `CARGO_HOME`.
+pub fn give_back_cargo_home() {
+    // SAFETY: called at the start of the process, before another thread.
+    unsafe {
+        match std::env::var_os(CARGO_HOME_BEFORE) {
+            Some(home) => std::env::set_var("CARGO_HOME", home),
+            None => std::env::remove_var("CARGO_HOME"),
+        }
+    }
 }
 
 fn write_script(path: &Path, text: &str) -> Result<()> {

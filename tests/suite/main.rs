@@ -5,6 +5,7 @@ mod attribution;
 mod attribution_speed;
 mod bad_input;
 mod clt;
+mod command_line;
 mod eval;
 mod formats;
 mod gradients;

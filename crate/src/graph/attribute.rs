@@ -2,8 +2,8 @@
 //!
 //! Local replacement model → outputs → rows of the outputs → rows of features: all of them, or as
 //! many as the budget allows, those with most influence first, where influence is computed anew
-//! after every `update_interval · batch` features (circuit-tracer's phases, `method.md` §2.4; the
-//! same selection). An interrupt ends it between blocks with what is known.
+//! after every `rank_every` features (circuit-tracer's phases, `method.md` §2.4; the same selection
+//! where that is its `update_interval · batch_size`). An interrupt ends it between blocks with what is known.
 
 use super::edges::Edges;
 use super::influence::{influence, PARTIAL_FLOOR};
@@ -12,6 +12,9 @@ use super::{targets, Graph, GraphParts, LogitTarget};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Task;
 use crate::replacement::{LocalReplacement, Replacement};
+
+/// Features ranked together where the configuration leaves it open.
+const LEAST_STEP: usize = 32;
 
 /// What a graph explains and how much of it.
 ///
@@ -34,8 +37,9 @@ pub struct AttributeConfig {
     pub max_features: Option<usize>,
     /// Targets carried together. Default 256.
     pub batch: usize,
-    /// With a budget, influence is computed anew after this many batches. Default 4.
-    pub update_interval: usize,
+    /// With a budget, influence is computed anew after this many features: circuit-tracer's
+    /// `update_interval · batch_size`. `None`, the default: an eighth of the budget, at least 32.
+    pub rank_every: Option<usize>,
     /// Positions without features and errors: the special first token. Default `[0]`.
     pub zero_positions: Vec<usize>,
 }
@@ -48,7 +52,7 @@ impl Default for AttributeConfig {
             target_tokens: None,
             max_features: Some(7_500),
             batch: 256,
-            update_interval: 4,
+            rank_every: None,
             zero_positions: vec![0],
         }
     }
@@ -61,7 +65,7 @@ impl AttributeConfig {
     /// `BadConfig` naming the field.
     pub fn validate(&self) -> Result<()> {
         let bad = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::BadConfig, format_args!("AttributeConfig::{field}"), got, expected));
-        let counts = [("max_logits", self.max_logits), ("batch", self.batch), ("update_interval", self.update_interval)];
+        let counts = [("max_logits", self.max_logits), ("batch", self.batch), ("rank_every", self.rank_every.unwrap_or(1))];
         if let Some((field, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
             return bad(field, "0".into(), "at least 1");
         }
@@ -177,12 +181,13 @@ fn most_influential(
     weights.extend(logits.iter().map(|logit| f64::from(logit.probability)));
     let mut edges = outputs;
     let mut visited = vec![false; engine.active.len()];
+    let step = config.rank_every.unwrap_or((budget / 8).max(LEAST_STEP));
     let mut count = 0;
     while count < budget {
         let known = influence(&edges, &weights, PARTIAL_FLOOR);
         let mut open: Vec<u32> = (0..visited.len() as u32).filter(|&i| !visited[i as usize]).collect();
         open.sort_by(|a, b| known[*b as usize].total_cmp(&known[*a as usize]));
-        open.truncate((config.update_interval * config.batch).min(budget - count));
+        open.truncate(step.min(budget - count));
         open.sort_unstable();
         let done = engine.features(&open, &mut edges, |done| task.advance((count + done) as u64))?;
         open[..done].iter().for_each(|feature| visited[*feature as usize] = true);

@@ -10,7 +10,7 @@ use super::{InterveneConfig, Intervention, Mode};
 use crate::clt::{values, LayerCode};
 use crate::error::Result;
 use crate::graph::targets::{directions, softmax};
-use crate::model::{Capture, Freeze};
+use crate::model::{Capture, Freeze, Run};
 use crate::replacement::{last_logits, LocalReplacement, Site};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
@@ -18,7 +18,8 @@ use std::collections::BTreeMap;
 /// Runs `interventions` on a prompt and compares.
 pub(super) fn effect(local: &LocalReplacement, interventions: &[Intervention], config: &InterveneConfig) -> Result<Effect> {
     let plan = Plan { local, interventions, mode: config.mode };
-    let (before, after) = (local.last_logits()?, plan.measured()?);
+    let measured = plan.measured(if config.every_position { Capture::logits() } else { Capture::last_logits() })?;
+    let (before, after) = (local.last_logits()?, last_logits(&measured)?);
     let tokens = shown(&before, &after, config.top);
     let (logits_before, logits_after) = (demeaned(&before), demeaned(&after));
     let predicted = match plan.mode {
@@ -39,6 +40,7 @@ pub(super) fn effect(local: &LocalReplacement, interventions: &[Intervention], c
         outputs: outputs.collect(),
         before,
         after,
+        everywhere: measured.logits.filter(|_| config.every_position),
     })
 }
 
@@ -90,22 +92,21 @@ impl Plan<'_> {
         clt.encode_layer(layer, clt.input(&self.local.run().layers[layer])?)
     }
 
-    /// Last logits of the model with the interventions.
-    fn measured(&self) -> Result<Vec<f32>> {
+    /// The model with the interventions.
+    fn measured(&self, capture: Capture) -> Result<Run> {
         let (replacement, run) = (self.local.replacement(), self.local.run());
         let held = self.held();
         let scales = held.len() == self.layers();
         let freeze = Freeze { run: Some(run), patterns: self.mode != Mode::Open, scales };
         let mut writes = Writes::new(self.local);
-        let after = replacement.model().run_spliced(&run.tokens, Capture::last_logits(), freeze, &mut |layer, site| {
+        replacement.model().run_spliced(&run.tokens, capture, freeze, &mut |layer, site| {
             if self.touches(layer) {
                 let code = if held.is_empty() { replacement.clt().encode_layer(layer, replacement.read(site))? } else { self.original(layer)? };
                 writes.add(layer, &self.changes(layer, |p, feature| code.value(p, feature)))?;
             }
             let kept = run.layers[layer].mlp_out.as_ref().filter(|_| held.contains(&layer)).unwrap_or(site.mlp_out);
             if self.is_written(layer) { writes.onto(layer, kept).map(Some) } else { Ok(Some(kept.clone())) }
-        })?;
-        last_logits(&after)
+        })
     }
 
     /// Predicted changes of `tokens`' demeaned logits by the direct effects alone: the graph's edges.

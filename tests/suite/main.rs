@@ -18,5 +18,6 @@ mod numbers;
 mod pictures;
 mod resume;
 mod support;
+mod targets;
 mod text;
 mod training;

@@ -9,6 +9,7 @@
 use super::edges::Edges;
 use super::lanes::Lanes;
 use super::sources::Sources;
+use super::targets::Start;
 use crate::clt::values;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::stop_requested;
@@ -41,17 +42,36 @@ impl RowEngine {
         self.sources.features() + (self.sources.layers + 1) * self.sources.tokens
     }
 
-    /// Rows of output directions `[K, d]`, in order.
-    pub fn outputs(&self, directions: &Tensor) -> Result<Edges> {
-        let s = &self.sources;
+    /// Rows of the outputs, in order. Those after the final norm go down together.
+    pub fn outputs(&self, starts: &[Start]) -> Result<Edges> {
+        let (s, device) = (&self.sources, self.local.embeddings().device());
         let mut edges = Edges::default();
         let step = self.batch.min(BLOCK_VALUES / (s.tokens * s.width)).max(1);
-        let count = directions.dim(0)?;
-        for start in (0..count).step_by(step) {
-            let size = step.min(count - start);
-            let g = self.frozen.from_output(&directions.narrow(0, start, size)?)?;
-            let targets: Vec<(u32, usize)> = (start..start + size).map(|k| ((self.first_logit() + k) as u32, s.tokens - 1)).collect();
-            edges.append(&self.block(s.layers, &targets, g)?);
+        let mut k = 0;
+        while k < starts.len() {
+            let node = |k: usize| (self.first_logit() + k) as u32;
+            let one = |direction: &[f32]| Tensor::from_slice(direction, (1, s.width), device);
+            match &starts[k] {
+                Start::Encoder(place, direction) => {
+                    let site = self.local.replacement().clt().config().input;
+                    let g = self.frozen.from_input(place.layer, site, &[place.position], &one(direction)?)?;
+                    edges.append(&self.block(place.layer, &[(node(k), place.position)], g)?);
+                    k += 1;
+                }
+                Start::Stream { layer, position, direction } => {
+                    let g = self.frozen.from_stream(&[*position], &one(direction)?)?;
+                    edges.append(&self.block(*layer, &[(node(k), *position)], g)?);
+                    k += 1;
+                }
+                Start::Output(_) => {
+                    let rows = starts[k..].iter().take(step).map_while(|start| if let Start::Output(row) = start { Some(row.as_slice()) } else { None });
+                    let rows: Vec<&[f32]> = rows.collect();
+                    let g = self.frozen.from_output(&Tensor::from_vec(rows.concat(), (rows.len(), s.width), device)?)?;
+                    let targets: Vec<(u32, usize)> = (k..k + rows.len()).map(|k| (node(k), s.tokens - 1)).collect();
+                    edges.append(&self.block(s.layers, &targets, g)?);
+                    k += rows.len();
+                }
+            }
         }
         Ok(edges)
     }

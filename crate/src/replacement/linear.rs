@@ -48,6 +48,17 @@ impl FrozenModel {
         self.model.back_final_norm(&self.run, &placed(directions, &vec![last; directions.dim(0)?])?)
     }
 
+    /// Directions in the residual stream that enters a block, one at each of `positions`.
+    ///
+    /// # Shapes
+    /// `directions` `[B, d]`, B positions → `[B, max(positions) + 1, d]`.
+    ///
+    /// # Errors
+    /// `Tensor` for directions that are not a matrix.
+    pub fn from_stream(&self, positions: &[usize], directions: &Tensor) -> Result<Tensor> {
+        placed(directions, positions)
+    }
+
     /// Directions at what the encoders of `layer` read, one at each of `positions`, carried to the
     /// end of the block before.
     ///

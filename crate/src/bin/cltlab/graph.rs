@@ -40,6 +40,9 @@ pub struct AttributeArgs {
     /// Explain these tokens instead: 1,2,3
     #[arg(long, value_delimiter = ',')]
     targets: Option<Vec<u32>>,
+    /// Explain the logit of A less that of B instead; repeatable: A,B
+    #[arg(long, value_name = "A,B", conflicts_with = "targets")]
+    difference: Vec<String>,
     /// Features that become nodes, those with most influence; all without it
     #[arg(long)]
     max_features: Option<usize>,
@@ -72,6 +75,7 @@ impl AttributeArgs {
             max_logits: self.max_logits,
             logit_mass: self.logit_mass,
             target_tokens: self.targets.clone(),
+            targets: (!self.difference.is_empty()).then(|| self.difference.iter().map(|text| difference(text)).collect()).transpose()?,
             max_features: self.max_features,
             batch,
             rank_every: self.update_interval.map(|batches| batches.saturating_mul(batch)),
@@ -82,6 +86,12 @@ impl AttributeArgs {
         prune.validate()?;
         Ok((config, prune))
     }
+}
+
+/// `A,B`.
+fn difference(text: &str) -> Result<Target> {
+    let pair = text.split_once(',').and_then(|(more, less)| Some(Target::Difference(more.trim().parse().ok()?, less.trim().parse().ok()?)));
+    pair.ok_or_else(|| Error::expected(ErrorKind::BadInput, "--difference", format_args!("'{text}'"), "two token ids: A,B"))
 }
 
 /// Attributes, prunes, writes; prints what the graph is and what each step took.

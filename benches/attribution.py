@@ -43,12 +43,15 @@ def make(folder, shape):
     for i, block in enumerate(model.transformer.h):
         block.ln_2.register_forward_pre_hook(lambda module, args, i=i: inputs.__setitem__(i, args[0].flatten(0, 1)))
     with torch.no_grad():
-        model(torch.tensor([prompt(256)]))
+        ids = torch.randint(1, VOCAB, (128, 16))
+        ids[:, 0] = 0
+        model(ids)
+    later = torch.arange(ids.numel()) % ids.shape[1] != 0
     os.makedirs(f"{folder}/clt", exist_ok=True)
     for l in range(L):
         encoder = torch.randn(F, d)
-        encoder /= encoder.norm(dim=1, keepdim=True) * inputs[l].std()
-        pre = inputs[l][1:] @ encoder.T
+        encoder /= encoder.norm(dim=1, keepdim=True) * inputs[l][later].std()
+        pre = inputs[l][later] @ encoder.T
         bias = -torch.quantile(pre, 1 - L0 / F, dim=0)
         save_file({f"W_enc_{l}": encoder, f"b_enc_{l}": bias, f"b_dec_{l}": torch.zeros(d)}, f"{folder}/clt/W_enc_{l}.safetensors")
         save_file({f"W_dec_{l}": torch.randn(F, L - l, d) * 0.2 * d**-0.5}, f"{folder}/clt/W_dec_{l}.safetensors")
@@ -110,7 +113,6 @@ def ours(program, folder, tokens, rows, batch):
     figures = json.loads(done.stdout.strip().splitlines()[-1])
     laps = dict((name, float(value)) for name, value in re.findall(r"· (\w+) ([\d.]+) s", done.stdout))
     count = int(re.search(r"rows (\d+)", done.stdout)[1])
-    # CPU seconds without loading: a run that only loads is taken off.
     raw = f"{folder}/ours.safetensors"
     subprocess.run([*args, *budget, "--raw", raw], check=True, capture_output=True)
     arrays = load_file(raw)

@@ -55,6 +55,7 @@ impl Clt {
                 kernels::decode_rows(code, weights, self.config().slots(s), target - s, width, &mut out);
                 Ok(())
             })?;
+            self.decoder_store(s).forget();
         }
         Ok(Tensor::from_vec(out, (tokens, width), self.device())?)
     }

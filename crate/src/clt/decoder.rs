@@ -65,6 +65,13 @@ impl Decoder {
         work(values(&tensor)?)
     }
 
+    /// Gives back the memory of what was read of a mapped file.
+    pub fn forget(&self) {
+        if let Decoder::Mapped(mapped) = self {
+            mapped.reader.forget();
+        }
+    }
+
     /// Rows of `features`, which must exist, `[n, slots, d]`.
     pub fn rows(&self, features: &[u32]) -> Result<Tensor> {
         let mapped = match self {

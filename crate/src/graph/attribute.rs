@@ -215,11 +215,10 @@ fn most_influential(
             open.select_nth_unstable_by(take - 1, |a, b| known[*b as usize].total_cmp(&known[*a as usize]).then(a.cmp(b)));
             open.truncate(take);
         }
-        open.sort_unstable();
-        let done = engine.features(&open, &mut edges, |done| task.advance((count + done) as u64))?;
-        open[..done].iter().for_each(|feature| visited[*feature as usize] = true);
-        count += done;
-        if done < open.len() {
+        let done = engine.scattered(&open, &mut edges, |done| task.advance((count + done) as u64))?;
+        done.iter().for_each(|feature| visited[*feature as usize] = true);
+        count += done.len();
+        if done.len() < open.len() {
             break;
         }
     }

@@ -12,8 +12,8 @@ use candle_core::Tensor;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Most values of gathered decoder rows that are kept: 512 MiB.
-const KEPT_VALUES: usize = 128 << 20;
+/// Most values of gathered decoder rows that are kept: 1 GiB.
+const KEPT_VALUES: usize = 256 << 20;
 
 pub(crate) struct Sources {
     pub tokens: usize,
@@ -52,7 +52,11 @@ impl Sources {
         };
         let rows: usize = sources.code.layers.iter().enumerate().map(|(s, code)| code.active() * (layers - s)).sum();
         if rows * sources.width <= KEPT_VALUES {
-            sources.kept = (0..layers * tokens).map(|at| sources.gather(at / tokens, at % tokens)).collect::<Result<_>>()?;
+            for at in 0..layers * tokens {
+                let rows = sources.gather(at / tokens, at % tokens)?;
+                sources.kept.push(rows);
+                sources.decoders.iter().for_each(Decoder::forget);
+            }
         }
         Ok(sources)
     }

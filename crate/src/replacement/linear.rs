@@ -85,12 +85,32 @@ impl FrozenModel {
     /// # Errors
     /// `BadInput` when the run lacks patterns or scales; what `visit` returns.
     pub fn carry(&self, below: usize, g: Tensor, visit: &mut dyn FnMut(Site, &Tensor) -> Result<()>) -> Result<()> {
-        let mut g = g;
-        for layer in (0..below).rev() {
-            visit(Site::MlpOut(layer), &g)?;
-            g = self.through_attention(layer, g)?;
+        self.carry_all(vec![(below, g)], visit)
+    }
+
+    /// As [`FrozenModel::carry`] for groups `(below, g)` of one T', largest `below` first: each joins
+    /// the others on its layer, so that they share the products further down. `visit` sees the
+    /// groups that have joined, in their order.
+    pub(crate) fn carry_all(&self, groups: Vec<(usize, Tensor)>, visit: &mut dyn FnMut(Site, &Tensor) -> Result<()>) -> Result<()> {
+        let top = groups.first().map_or(0, |(below, _)| *below);
+        let mut waiting = groups.into_iter().peekable();
+        let mut joined: Option<Tensor> = None;
+        for below in (0..=top).rev() {
+            let mut parts: Vec<Tensor> = joined.take().into_iter().collect();
+            while let Some((_, g)) = waiting.next_if(|(at, _)| *at == below) {
+                parts.push(g);
+            }
+            let g = match parts.len() {
+                1 => parts.swap_remove(0),
+                _ => Tensor::cat(&parts, 0)?,
+            };
+            if below == 0 {
+                return visit(Site::Embedding, &g);
+            }
+            visit(Site::MlpOut(below - 1), &g)?;
+            joined = Some(self.through_attention(below - 1, g)?);
         }
-        visit(Site::Embedding, &g)
+        Ok(())
     }
 
     /// Both ways around an attention: past it and through it.

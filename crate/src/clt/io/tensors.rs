@@ -104,6 +104,13 @@ impl Reader {
         Ok((before.is_empty() && after.is_empty()).then_some(values))
     }
 
+    /// Gives back the memory of the pages read so far; they are read again when needed.
+    pub fn forget(&self) {
+        // SAFETY: pages of a shared map of a file that nobody writes through it come back as they were.
+        // A system that refuses keeps them: nothing is lost.
+        let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+
     /// Copies tensor `name` into `into` as f32, checked against its length.
     pub fn read_into(&self, name: &str, into: &mut [f32]) -> Result<()> {
         let (info, bytes) = self.view(name)?;

@@ -8,13 +8,14 @@
 //! N features by (layer, position, feature) | L·T errors by (layer, position) | T tokens | K logits.
 //!
 //! `edges` holds the effects, `influence` ranks nodes, `prune` cuts, `score` says how much is
-//! explained, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
+//! explained, `paths` tells it in text, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
 
 mod attribute;
 mod edges;
 pub mod influence;
 mod json;
 mod lanes;
+mod paths;
 mod prune;
 mod raw;
 mod rows;
@@ -25,6 +26,7 @@ pub(crate) mod targets;
 pub use attribute::AttributeConfig;
 pub use edges::{Edge, Edges};
 pub use json::cantor;
+pub use paths::Path;
 pub use prune::{PruneConfig, PruneMask};
 pub use score::Scores;
 pub use targets::Target;

@@ -11,6 +11,7 @@ mod formats;
 mod gradients;
 mod graph_json;
 mod graph_scores;
+mod heads;
 mod interventions;
 mod layering;
 mod model_reference;

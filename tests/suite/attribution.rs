@@ -28,7 +28,7 @@ fn ids(tensor: &Tensor) -> Vec<u32> {
 
 pub const TOKENS: [u32; 12] = [0, 17, 5, 99, 42, 17, 63, 8, 120, 5, 77, 31];
 
-fn dense(graph: &Graph) -> Vec<f32> {
+pub fn dense(graph: &Graph) -> Vec<f32> {
     let n = graph.nodes.len();
     let mut matrix = vec![0.0; n * n];
     graph.edges().iter().for_each(|edge| matrix[edge.target * n + edge.source] = edge.weight);

@@ -16,6 +16,7 @@ mod interventions;
 mod layering;
 mod model_reference;
 mod numbers;
+mod per_layer;
 mod pictures;
 mod resume;
 mod support;

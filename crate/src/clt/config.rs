@@ -15,7 +15,8 @@ use crate::model::Model;
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CltConfig {
-    /// Layers of the model, L. A feature of layer l writes to the MLP outputs of layers l to L-1.
+    /// Layers of the model, L. A feature of layer l writes to the MLP outputs of layers l to L-1,
+    /// or of layer l alone where `per_layer` is set.
     pub layers: usize,
     /// Width of the residual stream, d.
     pub width: usize,
@@ -23,6 +24,10 @@ pub struct CltConfig {
     pub features: usize,
     /// How pre-activations become activations. Default: BatchTopK with k = 32.
     pub activation: Activation,
+    /// One transcoder a layer (a PLT): features write to their own layer only. Default: no. Read,
+    /// evaluated, attributed and intervened on like any other; not trained.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub per_layer: bool,
     /// What the encoders read. Default: the residual before the MLP's norm.
     pub input: InputSite,
     /// The model's name, for people and for circuit-tracer.
@@ -38,6 +43,7 @@ impl Default for CltConfig {
             width: 64,
             features: 512,
             activation: Activation::BatchTopK { k: 32 },
+            per_layer: false,
             input: InputSite::default(),
             model_name: String::new(),
             model_fingerprint: String::new(),
@@ -76,14 +82,20 @@ impl CltConfig {
         self.activation.validate(self.features)
     }
 
-    /// Target layers that layer `layer` writes to: `L - layer`.
+    /// Target layers that layer `layer` writes to: `L - layer`, or 1 in a PLT.
     pub fn slots(&self, layer: usize) -> usize {
-        self.layers - layer
+        if self.per_layer { 1 } else { self.layers - layer }
     }
 
-    /// Decoder matrices (source, target): `L (L + 1) / 2`.
+    /// The first layer that writes to layer `target`: 0, or `target` in a PLT. The others up to
+    /// `target` follow.
+    pub fn first_source(&self, target: usize) -> usize {
+        if self.per_layer { target } else { 0 }
+    }
+
+    /// Decoder matrices (source, target): `L (L + 1) / 2`, or L in a PLT.
     pub fn decoders(&self) -> usize {
-        self.layers * (self.layers + 1) / 2
+        if self.per_layer { self.layers } else { self.layers * (self.layers + 1) / 2 }
     }
 
     /// Weights in all: encoders, decoders, biases, and thresholds if the activation learns them.

@@ -1,6 +1,6 @@
 //! Decoding: sparse codes in, reconstructed MLP outputs out.
 //!
-//! `ŷ[t] = b_dec[t] + Σ_{s ≤ t} a[s] W_dec[s][:, t − s, :]`, only the active features' rows read.
+//! `ŷ[t] = b_dec[t] + Σ_{s ≤ t} a[s] W_dec[s][:, t − s, :]` (in a PLT s = t), only the active features' rows read.
 //! Agrees with circuit-tracer's `decode` to f32 rounding.
 
 use crate::clt::{kernels, Clt, LayerCode, SparseCode};
@@ -50,7 +50,7 @@ impl Clt {
         }
         let bias = self.decoder_bias(target).to_vec1::<f32>()?;
         let mut out = bias.repeat(tokens);
-        for (s, code) in codes.iter().enumerate() {
+        for (s, code) in codes.iter().enumerate().skip(self.config().first_source(target)) {
             self.decoder_store(s).with(|weights| {
                 kernels::decode_rows(code, weights, self.config().slots(s), target - s, width, &mut out);
                 Ok(())
@@ -65,7 +65,7 @@ impl Clt {
     fn decode_target_dense(&self, codes: &[LayerCode], target: usize) -> Result<Tensor> {
         let tokens = codes[0].tokens;
         let mut out = self.decoder_bias(target).broadcast_as((tokens, self.config().width))?.contiguous()?;
-        for (s, code) in codes.iter().enumerate() {
+        for (s, code) in codes.iter().enumerate().skip(self.config().first_source(target)) {
             let mut active = code.features.clone();
             active.sort_unstable();
             active.dedup();

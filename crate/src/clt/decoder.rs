@@ -21,6 +21,8 @@ pub(crate) struct Mapped {
     reader: Reader,
     name: String,
     shape: [usize; 3],
+    /// As it stands in the file: a PLT's has no axis of slots.
+    in_file: Vec<usize>,
     /// The whole tensor, for whoever asks for it.
     whole: OnceLock<Tensor>,
 }
@@ -29,10 +31,12 @@ impl Decoder {
     /// Tensor `name` of a file, checked against `shape`: mapped where it can be read as it lies
     /// (f32, aligned, for the CPU), else read.
     pub fn open(reader: Reader, name: String, shape: [usize; 3], device: &Device) -> Result<Self> {
-        if !device.is_cpu() || reader.f32s(&name, &shape)?.is_none() {
-            return Ok(Decoder::Held(reader.tensor(&name, &shape, device)?));
+        let flat = shape[1] == 1 && reader.shape(&name).is_some_and(|shape| shape.len() == 2);
+        let in_file = if flat { vec![shape[0], shape[2]] } else { shape.to_vec() };
+        if !device.is_cpu() || reader.f32s(&name, &in_file)?.is_none() {
+            return Ok(Decoder::Held(reader.tensor(&name, &in_file, device)?.reshape(&shape)?));
         }
-        Ok(Decoder::Mapped(Arc::new(Mapped { reader, name, shape, whole: OnceLock::new() })))
+        Ok(Decoder::Mapped(Arc::new(Mapped { reader, name, shape, in_file, whole: OnceLock::new() })))
     }
 
     /// The whole tensor.
@@ -41,7 +45,7 @@ impl Decoder {
             Decoder::Held(tensor) => tensor,
             Decoder::Mapped(mapped) => mapped.whole.get_or_init(|| {
                 // Shape and type were checked when it was mapped.
-                mapped.reader.tensor(&mapped.name, &mapped.shape, &Device::Cpu).expect("a checked tensor")
+                mapped.reader.tensor(&mapped.name, &mapped.in_file, &Device::Cpu).and_then(|tensor| Ok(tensor.reshape(&mapped.shape)?)).expect("a checked tensor")
             }),
         }
     }
@@ -57,7 +61,7 @@ impl Decoder {
     /// `work` on the values, which must be on the CPU.
     pub fn with<T>(&self, work: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
         if let Decoder::Mapped(mapped) = self {
-            if let Some(weights) = mapped.reader.f32s(&mapped.name, &mapped.shape)? {
+            if let Some(weights) = mapped.reader.f32s(&mapped.name, &mapped.in_file)? {
                 return work(weights);
             }
         }

@@ -222,7 +222,8 @@ impl Column {
                     self.errors[b * self.below + layer] += dot(at(b), error);
                 }
                 let rows = sources.decoder_rows(layer, p)?;
-                add_products(&mut self.features[..joined * self.stride], self.stride, &g[p * width..], length * width, &rows, width)?;
+                let into = Into { values: &mut self.features[..joined * self.stride], stride: self.stride, first: sources.first_column(layer, p) };
+                add_products(into, &g[p * width..], length * width, &rows, width)?;
             }
         }
         Ok(())
@@ -233,22 +234,29 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
+/// Columns from `first` on of a matrix `[count, stride]`.
+struct Into<'a> {
+    values: &'a mut [f32],
+    stride: usize,
+    first: usize,
+}
+
 /// `into[b, j] += Σ_k a[b, k] · rows[j, k]`: `a` has rows `a_stride` apart, `rows` is `[n, width]`.
-fn add_products(into: &mut [f32], stride: usize, a: &[f32], a_stride: usize, rows: &[f32], width: usize) -> Result<()> {
+fn add_products(Into { values, stride, first }: Into<'_>, a: &[f32], a_stride: usize, rows: &[f32], width: usize) -> Result<()> {
     let n = rows.len() / width;
-    if n == 0 {
+    let count = values.len() / stride.max(1);
+    if n == 0 || count == 0 {
         return Ok(());
     }
-    let count = into.len() / stride.max(1);
-    if n > stride || (count - 1) * a_stride + width > a.len() {
+    if first + n > stride || (count - 1) * a_stride + width > a.len() {
         return Err(Error::new(ErrorKind::Tensor, format!("add_products: {n} rows into {stride} columns, {} values of directions", a.len())));
     }
-    // SAFETY: `into` is [count, stride] with n <= stride, `a` reaches row count - 1 (both checked
-    // above), `rows` is [n, width], and `into` is borrowed mutably, so nothing aliases.
+    // SAFETY: `values` is [count, stride] with first + n <= stride, `a` reaches row count - 1 (both checked
+    // above), `rows` is [n, width], and `values` is borrowed mutably, so nothing aliases.
     unsafe {
         gemm::gemm(
             count, n, width,
-            into.as_mut_ptr(), 1, stride as isize, true,
+            values[first..].as_mut_ptr(), 1, stride as isize, true,
             a.as_ptr(), 1, a_stride as isize,
             rows.as_ptr(), width as isize, 1,
             1.0, 1.0, false, false, false,

@@ -1,11 +1,11 @@
 //! Sources: the vectors whose dot products with a carried direction are the edges.
 //!
-//! Active features write `a · W_dec[s][f, t − s]` at (t, p) for every t ≥ s; errors write themselves
-//! at (t, p); token embeddings stand at p. For one MLP output and position all decoder rows are one
+//! Active features write `a · W_dec[s][f, t − s]` at (t, p) for every t ≥ s (a PLT's for t = s only);
+//! errors write themselves at (t, p); token embeddings stand at p. For one MLP output and position all decoder rows are one
 //! matrix `[n, d]`, sources in ascending layers, so that a batch of targets is one GEMM. The matrices
 //! are kept when they are small enough, else gathered again for each block of targets.
 
-use crate::clt::{Clt, Decoder, SparseCode};
+use crate::clt::{Clt, CltConfig, Decoder, SparseCode};
 use crate::error::Result;
 use crate::replacement::LocalReplacement;
 use candle_core::Tensor;
@@ -19,6 +19,7 @@ pub(crate) struct Sources {
     pub tokens: usize,
     pub layers: usize,
     pub width: usize,
+    config: CltConfig,
     code: SparseCode,
     /// First feature number of each (layer, position), `[L·T + 1]`.
     starts: Vec<usize>,
@@ -43,6 +44,7 @@ impl Sources {
             tokens,
             layers,
             width: clt.config().width,
+            config: clt.config().clone(),
             code: local.code().clone(),
             starts,
             decoders: (0..layers).map(|l| clt.decoder_store(l).on_cpu()).collect::<Result<_>>()?,
@@ -50,7 +52,7 @@ impl Sources {
             errors: (0..layers).map(|l| host(local.errors(l))).collect::<Result<_>>()?,
             embeddings: host(local.embeddings())?,
         };
-        let rows: usize = sources.code.layers.iter().enumerate().map(|(s, code)| code.active() * (layers - s)).sum();
+        let rows: usize = sources.code.layers.iter().enumerate().map(|(s, code)| code.active() * sources.config.slots(s)).sum();
         if rows * sources.width <= KEPT_VALUES {
             for at in 0..layers * tokens {
                 let rows = sources.gather(at / tokens, at % tokens)?;
@@ -77,7 +79,13 @@ impl Sources {
         (0..s).map(|s| self.numbers(s, p).len()).sum()
     }
 
-    /// Scaled decoder rows that write to MLP output `t` at position `p`, `[below(t + 1, p), d]`.
+    /// The column of the first of [`Sources::decoder_rows`]: 0, but in a PLT only layer `t` writes to `t`.
+    pub fn first_column(&self, t: usize, p: usize) -> usize {
+        self.below(self.config.first_source(t), p)
+    }
+
+    /// Scaled decoder rows that write to MLP output `t` at position `p`, `[n, d]`: columns
+    /// `first_column(t, p)` to `below(t + 1, p)`.
     pub fn decoder_rows(&self, t: usize, p: usize) -> Result<Cow<'_, [f32]>> {
         match self.kept.get(t * self.tokens + p) {
             Some(rows) => Ok(Cow::Borrowed(rows)),
@@ -86,12 +94,12 @@ impl Sources {
     }
 
     fn gather(&self, t: usize, p: usize) -> Result<Vec<f32>> {
-        let mut rows = Vec::with_capacity(self.below(t + 1, p) * self.width);
-        for (s, code) in self.code.layers.iter().enumerate().take(t + 1) {
+        let mut rows = Vec::with_capacity((self.below(t + 1, p) - self.first_column(t, p)) * self.width);
+        for (s, code) in self.code.layers.iter().enumerate().take(t + 1).skip(self.config.first_source(t)) {
             let (features, activations) = code.token(p);
             self.decoders[s].with(|weights| {
                 for (feature, activation) in features.iter().zip(activations) {
-                    let at = (*feature as usize * (self.layers - s) + t - s) * self.width;
+                    let at = (*feature as usize * self.config.slots(s) + t - s) * self.width;
                     rows.extend(weights[at..at + self.width].iter().map(|weight| weight * activation));
                 }
                 Ok(())

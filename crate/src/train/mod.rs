@@ -218,6 +218,9 @@ impl Trainer {
 /// What must hold before anything is allocated.
 fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Result<()> {
     clt.validate()?;
+    if clt.per_layer {
+        return Err(Error::expected(ErrorKind::Unsupported, "training: CltConfig::per_layer", true, "false").help("PLTs are read, not trained: train a CLT"));
+    }
     config.validate()?;
     for (field, got, expected) in [("layers", clt.layers, activations.layers()), ("width", clt.width, activations.width())] {
         if got != expected {

@@ -6,6 +6,7 @@
 //! it keeps what the format has no place for (TopK, the model's fingerprint). Thresholds are real
 //! values, normalisation is folded in.
 
+use super::per_layer;
 use super::tensors::{self, Reader};
 use crate::clt::decode::values;
 use crate::clt::{Activation, Clt, CltConfig, Decoder, InputSite, Layer};
@@ -22,13 +23,20 @@ const OUTPUT_HOOK: &str = "hook_mlp_out";
 
 /// `config.yaml`, as far as we read it; other keys are circuit-tracer's own bookkeeping.
 #[derive(serde::Serialize, serde::Deserialize)]
-struct Yaml {
+pub(super) struct Yaml {
     model_name: String,
     model_kind: String,
     feature_input_hook: String,
     feature_output_hook: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     scan: Option<String>,
+    /// Of PLTs: a file for each layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transcoders: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k: Option<usize>,
 }
 
 impl Clt {
@@ -54,7 +62,10 @@ impl Clt {
         files::create_folder(folder)?;
         let config = self.config();
         let (f, d) = (config.features, config.width);
-        for l in 0..config.layers {
+        if config.per_layer {
+            self.write_per_layer(folder)?;
+        }
+        for l in (0..config.layers).filter(|_| !config.per_layer) {
             let mut encoder = vec![
                 (format!("W_enc_{l}"), vec![f, d], self.encoder(l)),
                 (format!("b_enc_{l}"), vec![f], self.encoder_bias(l)),
@@ -65,12 +76,16 @@ impl Clt {
             let decoder = [(format!("W_dec_{l}"), vec![f, config.slots(l), d], self.decoder(l))];
             write_tensors(&folder.join(format!("W_dec_{l}.safetensors")), &decoder)?;
         }
+        let k = if let (Activation::TopK { k }, true) = (&config.activation, config.per_layer) { Some(*k) } else { None };
         let yaml = Yaml {
             model_name: config.model_name.clone(),
-            model_kind: KIND.into(),
+            model_kind: if config.per_layer { per_layer::KIND } else { KIND }.into(),
             feature_input_hook: config.input.hook().into(),
             feature_output_hook: OUTPUT_HOOK.into(),
             scan: None,
+            transcoders: None,
+            activation: k.map(|_| "topk".into()),
+            k,
         };
         let text = serde_yaml_ng::to_string(&yaml).map_err(|error| Error::new(ErrorKind::BadConfig, format!("config.yaml: {error}")))?;
         files::write_atomic(folder.join("config.yaml"), text.as_bytes())?;
@@ -80,6 +95,7 @@ impl Clt {
     /// Reads a CLT in circuit-tracer's format, ours or theirs, from a folder or from the hub
     /// (`owner/name`, `owner/name@revision`).
     ///
+    /// Per-layer transcoders (`model_kind: transcoder_set`) are read too, see [`CltConfig::per_layer`].
     /// Without `cltlab.json` the shape comes from the tensors, and the activation is JumpReLU if
     /// `threshold_0` is there, else ReLU.
     ///
@@ -98,7 +114,10 @@ impl Clt {
         let jumps = matches!(config.activation, Activation::JumpRelu { .. });
         let mut task = progress::Task::new(format!("load CLT {}", source.name()), config.layers as u64, "layers");
         let mut layers = Vec::with_capacity(config.layers);
-        for l in 0..config.layers {
+        if config.per_layer {
+            layers = per_layer::layers(&source, &yaml(&source)?, &config, device, |done| task.advance(done as u64))?;
+        }
+        for l in layers.len()..config.layers {
             let encoder = Reader::open(source.file(&format!("W_enc_{l}.safetensors"))?)?;
             let decoder = Reader::open(source.file(&format!("W_dec_{l}.safetensors"))?)?;
             layers.push(Layer {
@@ -119,7 +138,7 @@ impl Clt {
 }
 
 /// Where a CLT's files are.
-enum Source {
+pub(super) enum Source {
     Folder(PathBuf),
     Hub(HubRepo, String),
 }
@@ -138,14 +157,14 @@ impl Source {
             .help("give a folder that Clt::save or circuit-tracer wrote, or a hub name owner/name"))
     }
 
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         match self {
             Source::Folder(folder) => folder.display().to_string(),
             Source::Hub(_, name) => name.clone(),
         }
     }
 
-    fn file(&self, name: &str) -> Result<PathBuf> {
+    pub fn file(&self, name: &str) -> Result<PathBuf> {
         match self {
             Source::Folder(folder) => Ok(folder.join(name)),
             Source::Hub(repo, _) => repo.file(name),
@@ -153,12 +172,12 @@ impl Source {
     }
 
     /// A file that may be absent.
-    fn optional(&self, name: &str) -> Option<PathBuf> {
+    pub fn optional(&self, name: &str) -> Option<PathBuf> {
         self.file(name).ok().filter(|path| path.exists())
     }
 }
 
-fn write_tensors(path: &Path, tensors: &[(String, Vec<usize>, &Tensor)]) -> Result<()> {
+pub(super) fn write_tensors(path: &Path, tensors: &[(String, Vec<usize>, &Tensor)]) -> Result<()> {
     let tensors: Vec<_> = tensors
         .iter()
         .map(|(name, shape, tensor)| Ok((name.clone(), shape.clone(), tensor.to_device(&Device::Cpu)?.contiguous()?)))
@@ -189,10 +208,10 @@ fn move_in(staged: &Path, folder: &Path) -> Result<()> {
 fn foreign_config(source: &Source) -> Result<CltConfig> {
     let path = source.file("config.yaml")?;
     let place = |field: &str| format!("{}: {field}", path.display());
-    let yaml: Yaml = serde_yaml_ng::from_slice(&files::read(&path)?)
-        .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
-    if yaml.model_kind != KIND {
-        return Err(Error::expected(ErrorKind::Unsupported, place("model_kind"), &yaml.model_kind, KIND));
+    let yaml = yaml(source)?;
+    let per_layer = yaml.model_kind == per_layer::KIND;
+    if yaml.model_kind != KIND && !per_layer {
+        return Err(Error::expected(ErrorKind::Unsupported, place("model_kind"), &yaml.model_kind, format_args!("{KIND} or {}", per_layer::KIND)));
     }
     let input = InputSite::from_hook(&yaml.feature_input_hook).ok_or_else(|| {
         Error::expected(ErrorKind::Unsupported, place("feature_input_hook"), &yaml.feature_input_hook, "hook_resid_mid or mlp.hook_in")
@@ -200,6 +219,16 @@ fn foreign_config(source: &Source) -> Result<CltConfig> {
     if ![OUTPUT_HOOK, "mlp.hook_out"].contains(&yaml.feature_output_hook.as_str()) {
         return Err(Error::expected(ErrorKind::Unsupported, place("feature_output_hook"), &yaml.feature_output_hook, "hook_mlp_out or mlp.hook_out"));
     }
+    let (layers, [features, width], activation) = if per_layer { per_layer::shape(source, &yaml)? } else { cross_layer_shape(source)? };
+    Ok(CltConfig { layers, width, features, activation, per_layer, input, model_name: yaml.model_name, model_fingerprint: String::new() })
+}
+
+fn yaml(source: &Source) -> Result<Yaml> {
+    let path = source.file("config.yaml")?;
+    serde_yaml_ng::from_slice(&files::read(&path)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
+}
+
+fn cross_layer_shape(source: &Source) -> Result<(usize, [usize; 2], Activation)> {
     let encoder = Reader::open(source.file("W_enc_0.safetensors")?)?;
     let decoder = Reader::open(source.file("W_dec_0.safetensors")?)?;
     let shape = decoder.shape("W_dec_0").unwrap_or_default();
@@ -211,5 +240,5 @@ fn foreign_config(source: &Source) -> Result<CltConfig> {
         Some(_) => Activation::JumpRelu { threshold: 0.03, bandwidth: 1.0 },
         None => Activation::Relu,
     };
-    Ok(CltConfig { layers, width, features, activation, input, model_name: yaml.model_name, model_fingerprint: String::new() })
+    Ok((layers, [features, width], activation))
 }

@@ -1,0 +1,150 @@
+//! Per-layer transcoders (PLTs) against circuit-tracer 0.5.0 on the tiny models of the attribution
+//! fixtures (`tests/fixtures/make/per_layer.py`): the same nodes, effects, scores and interventions.
+
+use crate::attribution::{dense, TOKENS};
+use crate::support::{assert_close, fixture, scratch, tensors, values};
+use cltlab::activations::{Activations, StreamConfig};
+use cltlab::candle::safetensors::save;
+use cltlab::candle::{DType, Device, Tensor};
+use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
+use cltlab::graph::{AttributeConfig, PruneConfig};
+use cltlab::intervene::{InterveneConfig, Intervention, Mode};
+use cltlab::replacement::{FeatureNode, Replacement};
+use cltlab::train::{TrainConfig, Trainer};
+use cltlab::{ErrorKind, Model};
+use std::collections::HashMap;
+
+fn folder(arch: &str) -> String {
+    fixture(&format!("per_layer/{arch}")).to_string_lossy().into_owned()
+}
+
+fn model(arch: &str) -> Model {
+    Model::load(&fixture(&format!("attribution/{arch}/model")).to_string_lossy(), &Device::Cpu).unwrap()
+}
+
+fn replacement(arch: &str) -> (Replacement, HashMap<String, Tensor>) {
+    let clt = Clt::load(&folder(arch), &Device::Cpu).unwrap();
+    (Replacement::new(&model(arch), &clt).unwrap(), tensors(&fixture(&format!("per_layer/{arch}/expected.safetensors"))))
+}
+
+fn ids(tensor: &Tensor) -> Vec<usize> {
+    let ids: Vec<u32> = tensor.to_dtype(DType::U32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    ids.into_iter().map(|id| id as usize).collect()
+}
+
+#[test]
+fn graphs_of_circuit_tracer() {
+    for arch in ["gpt2", "llama"] {
+        let (replacement, want) = replacement(arch);
+        let config = replacement.clt().config();
+        assert!(config.per_layer && config.slots(0) == 1 && config.decoders() == 3);
+        assert_eq!(matches!(config.activation, Activation::JumpRelu { .. }), arch == "llama");
+        let graph = replacement.attribute_tokens(&TOKENS, &AttributeConfig { max_features: None, ..AttributeConfig::default() }).unwrap();
+        println!("{arch}: {graph}");
+        let active: Vec<usize> = graph.active_features().iter().flat_map(|f| [f.layer, f.position, f.feature]).collect();
+        assert_eq!(active, ids(&want["active_features"]));
+        assert_eq!(graph.logits().iter().map(|logit| logit.token as usize).collect::<Vec<_>>(), ids(&want["logit_token_ids"]));
+        let expected = values(&want["adjacency_matrix"]);
+        let top = expected.iter().fold(0.0_f32, |top, value| top.max(value.abs()));
+        assert_close(&format!("{arch}: adjacency, largest entry {top:.2}"), &dense(&graph), &expected, 1e-5 * top);
+        let scores = graph.scores();
+        assert_close("scores", &[scores.replacement as f32, scores.completeness as f32], &values(&want["scores"]), 1e-5);
+        assert!(graph.prune(&PruneConfig::default()).unwrap().nodes.len() < graph.nodes.len());
+        let check = replacement.verify_edges(&graph, 30, 3).unwrap();
+        assert!(check.holds(1e-5), "{check}");
+        // A budget ranks and selects as for CLTs.
+        let few = AttributeConfig { max_features: Some(40), ..AttributeConfig::default() };
+        assert!(replacement.verify_edges(&replacement.attribute_tokens(&TOKENS, &few).unwrap(), 10, 4).unwrap().holds(1e-5));
+    }
+}
+
+#[test]
+fn interventions_of_circuit_tracer() {
+    for arch in ["gpt2", "llama"] {
+        let (replacement, want) = replacement(arch);
+        let [layer, position, feature] = ids(&want["chosen"])[..] else { panic!("one place") };
+        let set = Intervention::set(FeatureNode { layer, position, feature }, values(&want["value"])[0]);
+        let config = InterveneConfig { mode: Mode::FrozenAttention, ..InterveneConfig::default() };
+        let effect = replacement.intervene_tokens(&TOKENS, &[set], &config).unwrap();
+        assert_close(arch, effect.logits_after(), &values(&want["logits_after"]), 1e-4);
+    }
+}
+
+/// A PLT is the CLT whose other decoders are zero; it is written as it was read.
+#[test]
+fn a_plt_is_a_clt_with_zeros() {
+    for arch in ["gpt2", "llama"] {
+        let (given, _) = replacement(arch);
+        let plt = given.clt();
+        let out = scratch(&format!("per-layer-{arch}"));
+        plt.save(&out).unwrap();
+        std::fs::remove_file(out.join("cltlab.json")).unwrap();
+        let layers = plt.layers();
+        let padded = (0..layers).map(|l| LayerWeights {
+            encoder: plt.encoder(l).clone(),
+            encoder_bias: plt.encoder_bias(l).clone(),
+            threshold: plt.threshold(l).cloned(),
+            decoder: plt.decoder(l).pad_with_zeros(1, 0, layers - l - 1).unwrap(),
+            decoder_bias: plt.decoder_bias(l).clone(),
+        });
+        let clt = Clt::new(CltConfig { per_layer: false, ..plt.config().clone() }, padded.collect()).unwrap();
+        let config = AttributeConfig::default();
+        let graph = given.attribute_tokens(&TOKENS, &config).unwrap();
+        for other in [clt, Clt::load(&out.to_string_lossy(), &Device::Cpu).unwrap()] {
+            let again = Replacement::new(given.model(), &other).unwrap();
+            let other = again.attribute_tokens(&TOKENS, &config).unwrap();
+            assert_eq!(other.active_features(), graph.active_features());
+            assert_close("effects", &dense(&other), &dense(&graph), 1e-5);
+            assert_close("logits", &values(&again.logits(&TOKENS).unwrap()), &values(&given.logits(&TOKENS).unwrap()), 1e-5);
+        }
+    }
+}
+
+#[test]
+fn plts_that_cannot_be_read() {
+    let (given, _) = replacement("gpt2");
+    let out = scratch("per-layer-bad");
+    let load = || Clt::load(&out.to_string_lossy(), &Device::Cpu);
+    let yaml = |more: &str| {
+        let head = "model_name: m\nmodel_kind: transcoder_set\nfeature_input_hook: hook_resid_mid\nfeature_output_hook: hook_mlp_out\n";
+        std::fs::write(out.join("config.yaml"), format!("{head}{more}")).unwrap();
+    };
+    yaml("");
+    assert_eq!(load().unwrap_err().kind(), ErrorKind::MissingFile);
+    for l in 0..3 {
+        std::fs::copy(fixture(&format!("per_layer/gpt2/layer_{l}.safetensors")), out.join(format!("layer_{l}.safetensors"))).unwrap();
+    }
+    assert_eq!(load().unwrap().layers(), 3);
+    // Fewer layers than the model has.
+    yaml("transcoders: [layer_0.safetensors, layer_1.safetensors]\n");
+    assert_eq!(Replacement::new(given.model(), &load().unwrap()).unwrap_err().kind(), ErrorKind::Mismatch);
+    yaml("activation: topk\nk: 4\n");
+    assert_eq!(load().unwrap().config().activation, Activation::TopK { k: 4 });
+    let refused = |kind: ErrorKind, word: &str| {
+        let error = load().unwrap_err();
+        assert!(error.kind() == kind && error.to_string().contains(word), "{error}");
+    };
+    yaml("activation: topk\n");
+    refused(ErrorKind::BadFile, "k");
+    yaml("activation: swish\n");
+    refused(ErrorKind::Unsupported, "swish");
+    yaml("transcoders: []\n");
+    refused(ErrorKind::BadFile, "transcoders");
+    yaml("transcoders: ['hf://nothing']\n");
+    refused(ErrorKind::BadFile, "hf://owner/name/file");
+    yaml("");
+    let mut weights = tensors(&out.join("layer_1.safetensors"));
+    let width = given.model().width();
+    weights.insert("W_skip".into(), Tensor::zeros((width, width), DType::F32, &Device::Cpu).unwrap());
+    save(&weights, out.join("layer_1.safetensors")).unwrap();
+    refused(ErrorKind::Unsupported, "W_skip");
+}
+
+#[test]
+fn plts_are_not_trained() {
+    let model = model("gpt2");
+    let shape = CltConfig { per_layer: true, features: 8, activation: Activation::TopK { k: 2 }, ..CltConfig::for_model(&model) };
+    let corpus = cltlab::Corpus::from_texts(vec!["w3 w4 w5 w6 w7 w8 w9".to_string(); 8]).unwrap();
+    let activations = Activations::stream_with(&model, &corpus, &StreamConfig { context: 8, ..StreamConfig::default() }).unwrap();
+    assert_eq!(Trainer::new(&activations, &shape, &TrainConfig::default()).unwrap_err().kind(), ErrorKind::Unsupported);
+}

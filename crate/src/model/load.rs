@@ -5,8 +5,7 @@ use super::{attention, family, Inner, Model, ModelConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
-use crate::text::{GgufVocabulary, Tokenizer};
-use candle_core::quantized::gguf_file::{Content, Value};
+use crate::text::Tokenizer;
 use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -60,11 +59,8 @@ impl Model {
         };
         let config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
-        let tokenizer = if beside.exists() {
-            Tokenizer::from_file(&beside)?
-        } else {
-            Tokenizer::from_gguf(&vocabulary(content)).map_err(|error| error.context(path.display()))?
-        };
+        let inside = || Tokenizer::from_gguf_header(content).map_err(|error| error.context(path.display()));
+        let tokenizer = if beside.exists() { Tokenizer::from_file(&beside)?.or_chat_of(inside) } else { inside()? };
         Self::assemble(short_name(&path.to_string_lossy()), config, weights, Some(tokenizer), device)
     }
 
@@ -110,20 +106,6 @@ fn short_name(source: &str) -> String {
     let trimmed = source.trim_end_matches('/');
     let last = trimmed.rsplit('/').next().unwrap_or(trimmed);
     last.trim_end_matches(".gguf").to_string()
-}
-
-fn vocabulary(content: &Content) -> GgufVocabulary {
-    let get = |key: &str| content.metadata.get(&format!("tokenizer.ggml.{key}"));
-    let text = |key: &str| get(key).and_then(|value| value.to_string().ok()).cloned().unwrap_or_default();
-    let list = |key: &str| -> &[Value] { get(key).and_then(|value| value.to_vec().ok()).map_or(&[], Vec::as_slice) };
-    let strings = |key: &str| list(key).iter().filter_map(|value| value.to_string().ok().cloned()).collect();
-    GgufVocabulary {
-        model: text("model"),
-        pre: text("pre"),
-        tokens: strings("tokens"),
-        merges: strings("merges"),
-        types: list("token_type").iter().map(|value| value.to_i32().map_or(0, i32::unsigned_abs)).collect(),
-    }
 }
 
 /// FNV-1a over the configuration and every layer's first output weights.

@@ -51,12 +51,13 @@ struct Engine {
 }
 
 /// Starts the engine; `ready` gets the child's handle, or why the engine could not start.
-pub fn start(folder: OwnFolder, outputs: Outputs, ask: Ask, ready: Sender<Result<ChildHandle, String>>) -> Sender<Job> {
+pub fn start(folder: Result<OwnFolder, String>, outputs: Outputs, ask: Ask, ready: Sender<Result<ChildHandle, String>>) -> Sender<Job> {
     let (sender, jobs) = crossbeam_channel::unbounded::<Job>();
     let spawned = std::thread::Builder::new().name("cltlab-engine".to_string()).stack_size(64 << 20).spawn(move || {
         // Moved in whole: the folder must live as long as the engine.
         let folder = folder;
-        match Engine::warm_up(outputs, ask, folder.prepared) {
+        let engine = folder.as_ref().map_err(String::clone).and_then(|folder| Engine::warm_up(outputs, ask, folder.prepared));
+        match engine {
             Ok(mut engine) => {
                 let _ = ready.send(Ok(engine.context.process_handle()));
                 for job in jobs {

@@ -78,6 +78,9 @@ pub fn prebuild() -> Result<()> {
 /// The compiler's host triple.
 fn host() -> Result<String> {
     let output = Command::new("rustc").arg("-vV").output().context("rustc could not be started; install Rust from rustup.rs")?;
+    if !output.status.success() {
+        bail!("rustc does not run: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_string).context("rustc -vV names no host")
 }

@@ -28,27 +28,32 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub fn serve(connection_file: &Path) -> Result<()> {
     let text = std::fs::read_to_string(connection_file).with_context(|| connection_file.display().to_string())?;
     let connection: ConnectionInfo = serde_json::from_str(&text).with_context(|| connection_file.display().to_string())?;
-    let folder = OwnFolder::make(&folders::root()?)?;
-    let config = folder.path.join("config");
-    std::fs::create_dir_all(&config)?;
-    std::fs::write(config.join("evcxr.toml"), "[evcxr]\noffline_mode = true\nopt_level = \"2\"\n")?;
-    // SAFETY: no other thread runs yet.
-    unsafe {
-        std::env::set_var("PATH", &folder.tools);
-        // rust-analyzer looks for cargo there first.
-        if let Some(home) = std::env::var_os("CARGO_HOME") {
-            std::env::set_var(tools::CARGO_HOME_BEFORE, home);
+    // Without a folder no cell can run, but the first one can say why.
+    let folder = folders::root().and_then(|root| OwnFolder::make(&root)).and_then(|folder| {
+        let config = folder.path.join("config");
+        std::fs::create_dir_all(&config)?;
+        std::fs::write(config.join("evcxr.toml"), "[evcxr]\noffline_mode = true\nopt_level = \"2\"\n")?;
+        // SAFETY: no other thread runs yet.
+        unsafe {
+            std::env::set_var("PATH", &folder.tools);
+            // rust-analyzer looks for cargo there first.
+            if let Some(home) = std::env::var_os("CARGO_HOME") {
+                std::env::set_var(tools::CARGO_HOME_BEFORE, home);
+            }
+            std::env::set_var("CARGO_HOME", &folder.path);
+            std::env::set_var("EVCXR_TMPDIR", &folder.path);
+            std::env::set_var("EVCXR_CONFIG_DIR", &config);
+            std::env::set_var("CLTLAB_KERNEL", "1");
         }
-        std::env::set_var("CARGO_HOME", &folder.path);
-        std::env::set_var("EVCXR_TMPDIR", &folder.path);
-        std::env::set_var("EVCXR_CONFIG_DIR", &config);
-        std::env::set_var("CLTLAB_KERNEL", "1");
-    }
-    let own_path = folder.path.clone();
+        Ok(folder)
+    });
+    let own_path = folder.as_ref().ok().map(|folder| folder.path.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let served = runtime.block_on(run(connection, folder));
+    let served = runtime.block_on(run(connection, folder.map_err(|error| format!("the kernel could not prepare itself: {error:#}"))));
     // The engine's thread may still hold evcxr's child; the folder must go all the same.
-    let _ = std::fs::remove_dir_all(own_path);
+    if let Some(path) = own_path {
+        let _ = std::fs::remove_dir_all(path);
+    }
     served
 }
 
@@ -99,7 +104,7 @@ impl Interrupts {
     }
 }
 
-async fn run(connection: ConnectionInfo, folder: OwnFolder) -> Result<()> {
+async fn run(connection: ConnectionInfo, folder: Result<OwnFolder, String>) -> Result<()> {
     let session = format!("cltlab-{}", std::process::id());
     let mut heartbeat = zmq::create_kernel_heartbeat_connection(&connection).await?;
     let mut control = zmq::create_kernel_control_connection(&connection, &session).await?;

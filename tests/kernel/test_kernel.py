@@ -3,6 +3,7 @@
     python tests/kernel/test_kernel.py     (the kernel must be installed for this Python; ./x test does it)
 """
 
+import os
 import sys
 import time
 import traceback
@@ -23,10 +24,13 @@ turns > 0
 class Kernel:
     """One kernel and a client to it; `run` returns the reply and the outputs with their times."""
 
+    def __init__(self, **environment):
+        self.environment = os.environ | environment
+
     def __enter__(self):
         self.manager = KernelManager(kernel_name="cltlab")
         self.started = time.time()
-        self.manager.start_kernel()
+        self.manager.start_kernel(env=self.environment)
         self.client = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=120)
@@ -187,6 +191,13 @@ def test_two_kernels_at_once(kernel):
             pass
         assert other.value("shared_name") == "111"
         assert kernel.value("shared_name") == "222"
+
+
+def test_a_kernel_that_cannot_start_says_why(_):
+    with Kernel(PATH="/nowhere") as broken:
+        reply, outputs = broken.run("1 + 1")
+        assert reply["status"] == "error"
+        assert "rustup.rs" in traceback_of(outputs), outputs
 
 
 def main():

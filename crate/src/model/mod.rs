@@ -15,13 +15,15 @@ mod load;
 mod norm;
 mod parts;
 mod run;
+mod sample;
 mod weights;
 
 pub use config::{MlpActivation, ModelConfig, NormKind, Positions, RotaryScaling};
 pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
-pub use generate::GenerateConfig;
+pub use generate::{Generation, Step, Stop};
 pub use run::{Capture, LayerRun, Logits, Run};
+pub use sample::GenerateConfig;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;

@@ -85,7 +85,7 @@ pub struct GenerateArgs {
 
 pub fn generate(args: &GenerateArgs) -> Result<()> {
     let (model, tokens) = args.from.load()?;
-    let config = GenerateConfig { max_tokens: args.max_tokens, temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    let config = GenerateConfig { max_tokens: args.max_tokens, temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed, ..GenerateConfig::default() };
     let ids = model.generate_tokens(&tokens, &config)?;
     println!("{}", ids.iter().map(|id| model.token_text(*id)).collect::<String>());
     Ok(())

@@ -25,7 +25,7 @@ impl Model {
     ///
     /// # Errors
     /// `MissingFile`, `BadFile` (truncated, not the format), `UnknownArchitecture`, `BadTensor`
-    /// (missing or of another shape), `Network`, `OutOfMemory`.
+    /// (missing or of another shape), `Network`, `AccessDenied` (private or gated), `OutOfMemory`.
     pub fn load(source: &str, device: &Device) -> Result<Model> {
         let path = Path::new(source);
         let extension = path.extension().and_then(|extension| extension.to_str());
@@ -80,25 +80,26 @@ impl Model {
     }
 }
 
-/// Fetches what a repository needs and returns the folder it lies in.
+/// Fetches what a repository needs and returns the folder it lies in. The tokenizer and its chat
+/// templates are taken where there are any.
 fn fetch(source: &str) -> Result<PathBuf> {
     let repo = HubRepo::open(source)?;
     let config = repo.file("config.json")?;
-    match repo.file("model.safetensors") {
-        Ok(_) => {}
-        Err(single) => {
-            let index = repo.file("model.safetensors.index.json").map_err(|_| single)?;
-            let listing: serde_json::Value = files::read_json(&index)?;
-            let shards = listing.get("weight_map").and_then(|map| map.as_object()).into_iter().flat_map(|map| map.values());
-            let mut names: Vec<_> = shards.filter_map(|name| name.as_str()).collect();
-            names.sort_unstable();
-            names.dedup();
-            for name in names {
-                repo.file(name)?;
-            }
+    if repo.optional("model.safetensors")?.is_none() {
+        let index = repo.optional("model.safetensors.index.json")?.ok_or_else(|| {
+            Error::expected(ErrorKind::MissingFile, format_args!("hub {source}"), "no model.safetensors", "weights in safetensors form")
+                .help("older repositories hold pickled weights, which are not read: look for a revision or a copy with safetensors")
+        })?;
+        let listing: serde_json::Value = files::read_json(&index)?;
+        let shards = listing.get("weight_map").and_then(|map| map.as_object()).into_iter().flat_map(|map| map.values());
+        let names: std::collections::BTreeSet<_> = shards.filter_map(|name| name.as_str()).collect();
+        for name in names {
+            repo.file(name)?;
         }
     }
-    repo.file("tokenizer.json")?;
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"] {
+        repo.optional(name)?;
+    }
     config.parent().map(Path::to_path_buf).ok_or_else(|| Error::new(ErrorKind::MissingFile, format!("{source}: no folder in the cache")))
 }
 

@@ -6,6 +6,7 @@ mod attribution_speed;
 mod bad_input;
 mod clt;
 mod eval;
+mod families;
 mod formats;
 mod gradients;
 mod graph_json;

@@ -15,7 +15,7 @@ use crate::graph::{Graph, NodeKind};
 use crate::files;
 use crate::model::{Capture, Freeze};
 use crate::progress::{stop_requested, Task};
-use crate::replacement::{last_logits, FeatureNode, LocalReplacement, Replacement, Site};
+use crate::replacement::{last_uncapped, FeatureNode, LocalReplacement, Replacement, Site};
 use candle_core::{Device, Tensor};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -138,7 +138,7 @@ fn frozen(local: &LocalReplacement, tokens: &[u32], writes: Option<&Writes<'_>>)
         let kept = run.layers[layer].mlp_out.as_ref().unwrap_or(site.mlp_out);
         Ok(Some(writes.map_or_else(|| Ok(kept.clone()), |writes| writes.onto(layer, kept))?))
     })?;
-    Ok(Reads { inputs, logits: demeaned(&last_logits(&out)?) })
+    Ok(Reads { inputs, logits: demeaned(&last_uncapped(&out)?) })
 }
 
 struct Check<'a> {

@@ -1,7 +1,8 @@
 //! Loading: a hub name, a folder, a GGUF file or a llama2.c checkpoint to a [`Model`].
 
+use super::rotary::Rotaries;
 use super::weights::Weights;
-use super::{attention, family, Inner, Model, ModelConfig};
+use super::{family, Inner, Model, ModelConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
@@ -79,8 +80,8 @@ impl Model {
         config.validate().map_err(|error| error.context(weights.path().display()))?;
         let parts = family::load(&config, &weights, device)?;
         let fingerprint = fingerprint(&config, &parts)?;
-        let rotary = attention::Rotary::new(&config, device)?;
-        Ok(Model(Arc::new(Inner { name, config, parts, rotary, tokenizer, device: device.clone(), fingerprint })))
+        let rotaries = Rotaries::new(&config, parts.rope_divisors.as_ref(), device)?;
+        Ok(Model(Arc::new(Inner { name, config, parts, rotaries, tokenizer, device: device.clone(), fingerprint })))
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod attention;
 pub(crate) mod back;
+mod batch;
 mod config;
 pub(crate) mod family;
 mod forward;
@@ -14,10 +15,13 @@ mod generate;
 mod load;
 mod norm;
 mod parts;
+mod rotary;
 mod run;
+mod softmax;
 mod weights;
 
-pub use config::{MlpActivation, ModelConfig, NormKind, Positions, RotaryScaling};
+pub use batch::Padding;
+pub use config::{Biases, LocalAttention, MlpActivation, ModelConfig, NormKind, NormPlaces, Positions, QkNorm, RotaryScaling};
 pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
 pub use generate::GenerateConfig;
@@ -25,6 +29,7 @@ pub use run::{Capture, LayerRun, Logits, Run};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;
+use parts::Place;
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
@@ -43,7 +48,7 @@ struct Inner {
     name: String,
     config: ModelConfig,
     parts: family::Parts,
-    rotary: Option<attention::Rotary>,
+    rotaries: rotary::Rotaries,
     tokenizer: Option<Tokenizer>,
     device: Device,
     fingerprint: String,
@@ -201,12 +206,25 @@ impl Model {
         }
         let ids = Tensor::from_slice(tokens, (1, tokens.len()), self.device())?;
         let passed = self.pass(&ids, capture, freeze, splice, None)?;
+        let mut layers = passed.layers;
+        for layer in &mut layers {
+            layer.attn_pattern = layer.attn_pattern.take().map(|pattern| pattern.squeeze(0)).transpose()?;
+        }
+        let logits = passed.logits.map(|logits| logits.squeeze(0)).transpose()?;
+        let uncapped = passed.uncapped.map(|logits| logits.squeeze(0)).transpose()?;
+        self.made(tokens, layers, passed.final_scale, logits, uncapped)
+    }
+
+    /// A run of these tokens; `logits` and `uncapped` are `[T or 1, V]`.
+    fn made(&self, tokens: &[u32], layers: Vec<LayerRun>, final_scale: Option<Tensor>, logits: Option<Tensor>, uncapped: Option<Tensor>) -> Result<Run> {
+        let last = |logits: Tensor| -> Result<Tensor> { Ok(logits.narrow(0, logits.dim(0)? - 1, 1)?.force_contiguous()?) };
         Ok(Run {
             tokens: tokens.to_vec(),
             token_text: tokens.iter().map(|id| self.token_text(*id)).collect(),
-            layers: passed.layers,
-            final_scale: passed.final_scale,
-            logits: passed.logits.map(|logits| logits.squeeze(0)).transpose()?,
+            layers,
+            final_scale,
+            logits,
+            uncapped: uncapped.map(last).transpose()?,
             tokenizer: self.0.tokenizer.clone(),
         })
     }
@@ -226,7 +244,7 @@ impl Model {
     }
 
     /// Gradient at `resid_pre` of a layer that comes *through* its attention, given the gradient
-    /// `g [batch, T', d]` at the attention's output, with the pattern and norm scale of `run` held.
+    /// `g [batch, T', d]` at what the attention's branch adds to the stream, with the pattern and norm scale of `run` held.
     /// The residual path around the attention is the caller's. T' may be a prefix of the run.
     ///
     /// Source: *Circuit Tracing*, local replacement model; agrees with circuit-tracer's detached
@@ -235,20 +253,28 @@ impl Model {
     /// # Errors
     /// `BadInput` when the run lacks patterns or scales.
     pub fn back_attention(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
-        let (site, part) = (self.layer_run(layer, run)?, &self.parts().layers[layer]);
-        let pattern = forward::needed(&site.attn_pattern, "attn_pattern")?;
-        let at_normed = attention::back(self.config(), part, pattern, g)?;
-        part.attn_norm.back_frozen(&at_normed, &prefix(&site.attn_scale, "attn_scale", g)?)
+        let pattern = forward::needed(&self.layer_run(layer, run)?.attn_pattern, "attn_pattern")?;
+        let g = self.back_norm(Place::AttnPost, layer, run, g)?;
+        let at_normed = attention::back(self.config(), &self.parts().layers[layer], pattern, &g)?;
+        self.back_norm(Place::Attn, layer, run, &at_normed)
     }
 
     /// Gradient at `resid_mid` given the gradient `g [batch, T', d]` at what the MLP reads, through
-    /// the norm before the MLP with its scale held.
+    /// the norm before the MLP with its scale held, if there is one.
     ///
     /// # Errors
     /// `BadInput` when the run lacks scales.
     pub fn back_mlp_norm(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
-        let site = self.layer_run(layer, run)?;
-        self.parts().layers[layer].mlp_norm.back_frozen(g, &prefix(&site.mlp_scale, "mlp_scale", g)?)
+        self.back_norm(Place::Mlp, layer, run, g)
+    }
+
+    /// Gradient at `mlp_out` given the gradient `g [batch, T', d]` at the end of the block: through
+    /// the norm after the MLP, its scale held, in families that have one; else `g` itself.
+    ///
+    /// # Errors
+    /// `BadInput` when the run lacks scales.
+    pub fn back_mlp_out(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
+        self.back_norm(Place::MlpPost, layer, run, g)
     }
 
     /// Gradient at the last residual stream given the gradient `g [batch, T', d]` after the final
@@ -257,12 +283,12 @@ impl Model {
     /// # Errors
     /// `BadInput` when the run lacks scales.
     pub fn back_final_norm(&self, run: &Run, g: &Tensor) -> Result<Tensor> {
-        self.parts().final_norm.back_frozen(g, &prefix(&run.final_scale, "final_scale", g)?)
+        self.parts().final_norm.back_frozen(g, &prefix(forward::needed(&run.final_scale, "final_scale")?, g)?)
     }
 
     /// Whether attention and MLP of a block both read the block's input, as in GPT-NeoX.
     pub fn parallel_blocks(&self) -> bool {
-        false
+        self.config().parallel
     }
 
     /// The unembedding W_U, `[V, d]`.
@@ -277,7 +303,7 @@ impl Model {
     pub fn embedding(&self, tokens: &[u32]) -> Result<Tensor> {
         self.check_tokens(tokens)?;
         let ids = Tensor::from_slice(tokens, tokens.len(), self.device())?;
-        Ok(self.parts().embedding.index_select(&ids, 0)?)
+        self.embedded(&ids)
     }
 
     fn layer_run<'a>(&self, layer: usize, run: &'a Run) -> Result<&'a LayerRun> {
@@ -291,14 +317,30 @@ impl Model {
         &self.0.parts
     }
 
-    pub(crate) fn rotary(&self) -> Option<&attention::Rotary> {
-        self.0.rotary.as_ref()
+    pub(crate) fn rotaries(&self) -> &rotary::Rotaries {
+        &self.0.rotaries
+    }
+
+    /// Embeddings of `ids [n]`, scaled, `[n, d]`.
+    fn embedded(&self, ids: &Tensor) -> Result<Tensor> {
+        let rows = self.parts().embedding.index_select(ids, 0)?;
+        let scale = self.config().embedding_scale;
+        Ok(if scale == 1.0 { rows } else { (rows * scale)? })
+    }
+
+    /// Through a norm of a block with its scale held; `g` itself where there is none.
+    fn back_norm(&self, place: Place, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
+        let site = self.layer_run(layer, run)?;
+        match self.parts().layers[layer].norm(place) {
+            Some(norm) => norm.back_frozen(g, &prefix(site.scale(place)?, g)?),
+            None => Ok(g.clone()),
+        }
     }
 }
 
 /// The scales of the first T' tokens, where `g` is `[batch, T', d]`.
-fn prefix(scale: &Option<Tensor>, name: &str, g: &Tensor) -> Result<Tensor> {
-    Ok(forward::needed(scale, name)?.narrow(0, 0, g.dim(1)?)?)
+fn prefix(scale: &Tensor, g: &Tensor) -> Result<Tensor> {
+    Ok(scale.narrow(0, 0, g.dim(1)?)?)
 }
 
 impl std::fmt::Display for Model {

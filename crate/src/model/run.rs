@@ -63,16 +63,21 @@ pub struct LayerRun {
     pub resid_pre: Option<Tensor>,
     /// Residual stream before the MLP's norm, `[tokens, d]` (for a parallel block the layer's input).
     pub resid_mid: Option<Tensor>,
-    /// What the MLP reads, after its norm, `[tokens, d]`.
+    /// What the MLP reads, after its norm if it has one, `[tokens, d]`.
     pub mlp_in: Option<Tensor>,
-    /// What the MLP writes into the residual stream, `[tokens, d]`.
+    /// What the MLP writes, `[tokens, d]`: into the residual stream, or into the norm that follows
+    /// the MLP in Gemma 2, Gemma 3 and OLMo 2 (circuit-tracer's `mlp.hook_out`).
     pub mlp_out: Option<Tensor>,
     /// Attention patterns, `[heads, tokens (query), tokens (key)]`.
     pub attn_pattern: Option<Tensor>,
-    /// 1/σ of the norm before attention, `[tokens, 1]`.
+    /// 1/σ of the norm before attention, `[tokens, 1]`; `None` too where there is no such norm.
     pub attn_scale: Option<Tensor>,
-    /// 1/σ of the norm before the MLP, `[tokens, 1]`.
+    /// 1/σ of the norm after attention, likewise.
+    pub attn_post_scale: Option<Tensor>,
+    /// 1/σ of the norm before the MLP, likewise.
     pub mlp_scale: Option<Tensor>,
+    /// 1/σ of the norm after the MLP, likewise.
+    pub mlp_post_scale: Option<Tensor>,
 }
 
 /// What one forward pass over one prompt left behind.
@@ -88,6 +93,10 @@ pub struct Run {
     pub final_scale: Option<Tensor>,
     /// Logits, `[tokens, vocab]`.
     pub logits: Option<Tensor>,
+    /// The last position's logits before the cap, `[1, vocab]`, of a model that caps its logits
+    /// (Gemma 2). They, not the capped ones, are linear in the last residual stream, so they are what
+    /// edges and predicted effects speak of, as in circuit-tracer.
+    pub uncapped: Option<Tensor>,
     /// For the text of next tokens.
     pub(crate) tokenizer: Option<Tokenizer>,
 }

@@ -76,7 +76,7 @@ impl FrozenModel {
     pub fn carry(&self, below: usize, g: Tensor, visit: &mut dyn FnMut(Site, &Tensor) -> Result<()>) -> Result<()> {
         let mut g = g;
         for layer in (0..below).rev() {
-            visit(Site::MlpOut(layer), &g)?;
+            visit(Site::MlpOut(layer), &self.model.back_mlp_out(layer, &self.run, &g)?)?;
             g = self.through_attention(layer, g)?;
         }
         visit(Site::Embedding, &g)

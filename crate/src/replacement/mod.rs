@@ -10,7 +10,7 @@ mod linear;
 mod local;
 
 pub use linear::{FrozenModel, Site};
-pub(crate) use local::last_logits;
+pub(crate) use local::{last_logits, last_uncapped};
 pub use local::LocalReplacement;
 
 use crate::clt::{Clt, InputSite, LayerCode};

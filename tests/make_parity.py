@@ -35,7 +35,7 @@ AFTER = "post_attention_layernorm"
 # name: (class, configuration, (path of the layers, norm before the MLP or None, norm after it or None))
 MODELS = {
     "gpt2": (T.GPT2LMHeadModel, T.GPT2Config(
-        vocab_size=VOCAB, n_positions=64, n_embd=32, n_layer=3, n_head=4, n_inner=64, bos_token_id=0, eos_token_id=0,
+        vocab_size=VOCAB, n_positions=64, n_embd=32, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0,
     ), ("transformer.h", "ln_2", None)),
     "gpt_neox": (T.GPTNeoXForCausalLM, T.GPTNeoXConfig(**PLAIN, rotary_pct=0.25, hidden_act="gelu"), ("gpt_neox.layers", AFTER, None)),
     "llama": (T.LlamaForCausalLM, T.LlamaConfig(**LLAMA, rope_theta=5e5, rope_scaling=LLAMA3), ("model.layers", AFTER, None)),

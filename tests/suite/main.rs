@@ -13,6 +13,7 @@ mod graph_json;
 mod graph_scores;
 mod interventions;
 mod layering;
+mod model_files;
 mod model_reference;
 mod numbers;
 mod pictures;

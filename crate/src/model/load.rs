@@ -62,11 +62,13 @@ impl Model {
         let config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
         let tokenizer = if beside.exists() {
-            Tokenizer::from_file(&beside)?
+            Some(Tokenizer::from_file(&beside)?)
+        } else if content.metadata.contains_key("tokenizer.ggml.model") {
+            Some(Tokenizer::from_gguf(&vocabulary(content)).map_err(|error| error.context(path.display()))?)
         } else {
-            Tokenizer::from_gguf(&vocabulary(content)).map_err(|error| error.context(path.display()))?
+            None
         };
-        Self::assemble(short_name(&path.to_string_lossy()), config, weights, Some(tokenizer), device)
+        Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, device)
     }
 
     fn load_llama2c(path: &Path, device: &Device) -> Result<Model> {

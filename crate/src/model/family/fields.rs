@@ -131,9 +131,9 @@ impl<'a> Fields<'a> {
     }
 
     /// Layers with a window of this many keys: as `layer_types` lists them, or else by `default`.
-    /// A window that the context never leaves is none.
+    /// A window that the context never leaves is none, and so is 0 (llama.cpp's Phi-4).
     pub fn local(&self, window: Option<usize>, layers: usize, context: usize, default: impl Fn(usize) -> bool) -> Result<Option<LocalAttention>> {
-        let Some(window) = window.filter(|window| *window < context) else { return Ok(None) };
+        let Some(window) = window.filter(|window| (1..context).contains(window)) else { return Ok(None) };
         let listed = self.read("layer_types", "a list of sliding_attention and full_attention", |value| {
             let sliding = |kind: &Json| match kind.as_str()? {
                 "sliding_attention" => Some(true),

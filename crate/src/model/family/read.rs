@@ -17,9 +17,7 @@ use std::collections::HashSet;
 /// Frequencies' divisors in llama.cpp's files of Llama 3.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
 /// Ends of the names of buffers that are computed, not read.
-const BUFFERS: [&str; 7] = [
-    "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rope_factors_long.weight", "rope_factors_short.weight",
-];
+const BUFFERS: [&str; 5] = ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"];
 
 struct Reader<'a> {
     config: &'a ModelConfig,

@@ -6,7 +6,7 @@ use cltlab::candle::{DType, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
 use cltlab::graph::AttributeConfig;
 use cltlab::intervene::{InterveneConfig, Intervention, Mode};
-use cltlab::model::{Capture, GenerateConfig, Padding, Run};
+use cltlab::model::{Capture, GenerateConfig, OutputSite, Padding, Run};
 use cltlab::replacement::Replacement;
 use cltlab::{ErrorKind, Model};
 use rand::rngs::StdRng;
@@ -58,6 +58,11 @@ fn equal_to_transformers() {
                 }
             }
             see("logits".to_string(), run.logits.as_ref().unwrap());
+            let after = model.with_output(OutputSite::AfterNorm).run_tokens(prompt, Capture::mlp()).unwrap();
+            for (l, site) in after.layers.iter().enumerate() {
+                let name = if expected.contains_key("mlp_out_postnorm.0") { "mlp_out_postnorm" } else { "mlp_out" };
+                see(format!("{name}.{l}"), site.mlp_out.as_ref().unwrap());
+            }
         }
         println!("{}: largest error {:.1e} of the largest logit, at {}", folder.display(), worst.0, worst.1);
         assert!(worst.0 <= 1e-5, "{}: {worst:?}", folder.display());
@@ -65,7 +70,7 @@ fn equal_to_transformers() {
 }
 
 /// A random CLT for a tiny model, of features that are often active.
-fn random_clt(model: &Model, input: InputSite) -> Clt {
+fn random_clt(model: &Model, input: InputSite, output: OutputSite) -> Clt {
     let (layers, d, features) = (model.layers(), model.width(), 24);
     let normal = |std: f64, shape: &[usize]| (Tensor::randn(0_f32, 1.0, shape, &Device::Cpu).unwrap() * std).unwrap();
     let weights = (0..layers).map(|l| LayerWeights {
@@ -75,7 +80,7 @@ fn random_clt(model: &Model, input: InputSite) -> Clt {
         decoder: normal(0.2 / (d as f64).sqrt(), &[features, layers - l, d]),
         decoder_bias: normal(0.1, &[d]),
     });
-    let config = CltConfig { layers, width: d, features, input, activation: Activation::Relu, ..CltConfig::default() };
+    let config = CltConfig { layers, width: d, features, input, output, activation: Activation::Relu, ..CltConfig::default() };
     Clt::new(config, weights.collect()).unwrap()
 }
 
@@ -88,8 +93,8 @@ const PROMPT: [u32; 12] = [0, 17, 5, 90, 42, 17, 63, 8, 71, 5, 77, 31];
 fn edges_are_effects_in_every_family() {
     for family in FAMILIES {
         let model = tiny(family);
-        for input in [InputSite::ResidMid, InputSite::MlpIn] {
-            let replacement = Replacement::new(&model, &random_clt(&model, input)).unwrap();
+        for (input, output) in [(InputSite::ResidMid, OutputSite::AfterNorm), (InputSite::MlpIn, OutputSite::BeforeNorm)] {
+            let replacement = Replacement::new(&model, &random_clt(&model, input, output)).unwrap();
             let graph = replacement.attribute_tokens(&PROMPT, &AttributeConfig::default()).unwrap();
             let check = replacement.verify_edges(&graph, 60, 7).unwrap();
             println!("{family} {input:?}: {check}");

@@ -16,7 +16,7 @@ pub(crate) use scale::Scale;
 pub use stream::StreamConfig;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{MlpSite, Model};
+use crate::model::{MlpSite, Model, OutputSite};
 use crate::text::Corpus;
 use candle_core::Tensor;
 use std::sync::Arc;
@@ -79,6 +79,7 @@ struct Inner {
     layers: usize,
     width: usize,
     input: InputSite,
+    output: OutputSite,
     model_name: String,
     model_fingerprint: String,
     source: Source,
@@ -109,6 +110,7 @@ impl Activations {
             layers: model.layers(),
             width: model.width(),
             input: config.input,
+            output: model.output(),
             model_name: model.name().to_string(),
             model_fingerprint: model.fingerprint().to_string(),
             source: Source::Stream(stream),
@@ -135,6 +137,7 @@ impl Activations {
             layers: inputs.len(),
             width,
             input: InputSite::default(),
+            output: OutputSite::default(),
             model_name: String::new(),
             model_fingerprint: String::new(),
             source: Source::Memory(Arc::new(Batch { tokens: length / width, inputs, targets })),
@@ -154,6 +157,11 @@ impl Activations {
     /// Which site the inputs are.
     pub fn input(&self) -> InputSite {
         self.0.input
+    }
+
+    /// Which site the targets are: the model's, as it was given.
+    pub fn output(&self) -> OutputSite {
+        self.0.output
     }
 
     /// Fingerprint of the model that runs; empty for activations in memory.

@@ -8,7 +8,7 @@
 use super::attention::{self, Past, View};
 use super::parts::Place;
 use super::rotary::Places;
-use super::run::{Capture, LayerRun, Logits, Run};
+use super::run::{Capture, LayerRun, Logits, OutputSite, Run};
 use super::Model;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::{Device, Tensor};
@@ -19,7 +19,7 @@ pub struct MlpSite<'a> {
     pub resid_mid: &'a Tensor,
     /// What the MLP reads, after its norm if it has one.
     pub mlp_in: &'a Tensor,
-    /// What the MLP writes, before the norm that follows it in some families.
+    /// What the MLP writes, at the model's [`OutputSite`].
     pub mlp_out: &'a Tensor,
 }
 
@@ -134,14 +134,18 @@ impl Model {
             let after_attn = (&resid_pre + normed(Place::AttnPost, &attended.output)?)?;
             let resid_mid = if config.parallel { &resid_pre } else { &after_attn };
             let mlp_in = normed(Place::Mlp, resid_mid)?;
-            let mlp_out = layer.mlp.forward(&mlp_in)?;
+            let after_norm = self.output() == OutputSite::AfterNorm;
+            let mut mlp_out = layer.mlp.forward(&mlp_in)?;
+            if after_norm {
+                mlp_out = normed(Place::MlpPost, &mlp_out)?;
+            }
             let site = MlpSite { resid_mid: &rows(resid_mid)?, mlp_in: &rows(&mlp_in)?, mlp_out: &rows(&mlp_out)? };
             let written = splice(index, &site)?;
             let mlp_out = match &written {
                 Some(written) => written.reshape((batch, count, self.width()))?,
                 None => mlp_out,
             };
-            let branch = normed(Place::MlpPost, &mlp_out)?;
+            let branch = if after_norm { mlp_out } else { normed(Place::MlpPost, &mlp_out)? };
             if capture.residuals {
                 kept.resid_pre = Some(rows(&resid_pre)?);
                 kept.mlp_in = Some(site.mlp_in.clone());

@@ -2,7 +2,7 @@
 
 use super::rotary::Rotaries;
 use super::weights::Weights;
-use super::{family, Inner, Model, ModelConfig};
+use super::{family, Inner, Model, ModelConfig, OutputSite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
@@ -83,7 +83,7 @@ impl Model {
         let parts = family::load(&config, &weights, device)?;
         let fingerprint = fingerprint(&config, &parts)?;
         let rotaries = Rotaries::new(&config, parts.rope_divisors.as_ref(), device)?;
-        Ok(Model(Arc::new(Inner { name, config, parts, rotaries, tokenizer, device: device.clone(), fingerprint })))
+        Ok(Model(Arc::new(Inner { name, config, parts, rotaries, tokenizer, device: device.clone(), fingerprint }), OutputSite::BeforeNorm))
     }
 }
 

@@ -11,6 +11,7 @@ mod batch;
 mod config;
 pub(crate) mod family;
 mod forward;
+mod frozen;
 mod generate;
 mod load;
 mod norm;
@@ -25,11 +26,10 @@ pub use config::{Biases, LocalAttention, MlpActivation, ModelConfig, NormKind, N
 pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
 pub use generate::GenerateConfig;
-pub use run::{Capture, LayerRun, Logits, Run};
+pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;
-use parts::Place;
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ use std::sync::Arc;
 /// # Ok::<(), cltlab::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Model(Arc<Inner>);
+pub struct Model(Arc<Inner>, OutputSite);
 
 struct Inner {
     name: String,
@@ -94,6 +94,19 @@ impl Model {
     /// used with another model.
     pub fn fingerprint(&self) -> &str {
         &self.0.fingerprint
+    }
+
+    /// The same model with `mlp_out` before or after the norm that follows the MLP, wherever it is
+    /// kept, shown, replaced or carried to. A loaded model has it before the norm. A
+    /// [`Replacement`](crate::Replacement) takes it where its CLT writes. Without such a norm nothing
+    /// changes.
+    pub fn with_output(&self, output: OutputSite) -> Model {
+        Model(self.0.clone(), output)
+    }
+
+    /// Where `mlp_out` is; always after where no norm follows the MLP.
+    pub fn output(&self) -> OutputSite {
+        if self.config().norm_places == NormPlaces::Pre { OutputSite::AfterNorm } else { self.1 }
     }
 
     /// The tokenizer.
@@ -243,49 +256,6 @@ impl Model {
         Ok(())
     }
 
-    /// Gradient at `resid_pre` of a layer that comes *through* its attention, given the gradient
-    /// `g [batch, T', d]` at what the attention's branch adds to the stream, with the pattern and norm scale of `run` held.
-    /// The residual path around the attention is the caller's. T' may be a prefix of the run.
-    ///
-    /// Source: *Circuit Tracing*, local replacement model; agrees with circuit-tracer's detached
-    /// backward (adjacency, 1e-4 of its largest entry).
-    ///
-    /// # Errors
-    /// `BadInput` when the run lacks patterns or scales.
-    pub fn back_attention(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
-        let pattern = forward::needed(&self.layer_run(layer, run)?.attn_pattern, "attn_pattern")?;
-        let g = self.back_norm(Place::AttnPost, layer, run, g)?;
-        let at_normed = attention::back(self.config(), &self.parts().layers[layer], pattern, &g)?;
-        self.back_norm(Place::Attn, layer, run, &at_normed)
-    }
-
-    /// Gradient at `resid_mid` given the gradient `g [batch, T', d]` at what the MLP reads, through
-    /// the norm before the MLP with its scale held, if there is one.
-    ///
-    /// # Errors
-    /// `BadInput` when the run lacks scales.
-    pub fn back_mlp_norm(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
-        self.back_norm(Place::Mlp, layer, run, g)
-    }
-
-    /// Gradient at `mlp_out` given the gradient `g [batch, T', d]` at the end of the block: through
-    /// the norm after the MLP, its scale held, in families that have one; else `g` itself.
-    ///
-    /// # Errors
-    /// `BadInput` when the run lacks scales.
-    pub fn back_mlp_out(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
-        self.back_norm(Place::MlpPost, layer, run, g)
-    }
-
-    /// Gradient at the last residual stream given the gradient `g [batch, T', d]` after the final
-    /// norm, its scale held.
-    ///
-    /// # Errors
-    /// `BadInput` when the run lacks scales.
-    pub fn back_final_norm(&self, run: &Run, g: &Tensor) -> Result<Tensor> {
-        self.parts().final_norm.back_frozen(g, &prefix(forward::needed(&run.final_scale, "final_scale")?, g)?)
-    }
-
     /// Whether attention and MLP of a block both read the block's input, as in GPT-NeoX.
     pub fn parallel_blocks(&self) -> bool {
         self.config().parallel
@@ -327,20 +297,6 @@ impl Model {
         let scale = self.config().embedding_scale;
         Ok(if scale == 1.0 { rows } else { (rows * scale)? })
     }
-
-    /// Through a norm of a block with its scale held; `g` itself where there is none.
-    fn back_norm(&self, place: Place, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
-        let site = self.layer_run(layer, run)?;
-        match self.parts().layers[layer].norm(place) {
-            Some(norm) => norm.back_frozen(g, &prefix(site.scale(place)?, g)?),
-            None => Ok(g.clone()),
-        }
-    }
-}
-
-/// The scales of the first T' tokens, where `g` is `[batch, T', d]`.
-fn prefix(scale: &Tensor, g: &Tensor) -> Result<Tensor> {
-    Ok(scale.narrow(0, 0, g.dim(1)?)?)
 }
 
 impl std::fmt::Display for Model {

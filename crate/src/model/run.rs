@@ -56,6 +56,33 @@ impl Capture {
     }
 }
 
+/// Which output of an MLP is `mlp_out`. The two differ only in families with a norm after the MLP
+/// (Gemma 2 and 3, OLMo 2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputSite {
+    /// What the MLP writes, before the norm (`mlp.hook_out`).
+    BeforeNorm,
+    /// What is added to the residual stream, after the norm (`hook_mlp_out`).
+    #[default]
+    AfterNorm,
+}
+
+impl OutputSite {
+    /// The site's name in circuit-tracer's `config.yaml`.
+    pub fn hook(self) -> &'static str {
+        match self {
+            OutputSite::BeforeNorm => "mlp.hook_out",
+            OutputSite::AfterNorm => "hook_mlp_out",
+        }
+    }
+
+    /// The site with this hook name, if it is one.
+    pub fn from_hook(name: &str) -> Option<Self> {
+        [OutputSite::BeforeNorm, OutputSite::AfterNorm].into_iter().find(|site| site.hook() == name)
+    }
+}
+
 /// One layer of a [`Run`]. A site that was not captured is `None`.
 #[derive(Clone, Debug, Default)]
 pub struct LayerRun {
@@ -66,7 +93,7 @@ pub struct LayerRun {
     /// What the MLP reads, after its norm if it has one, `[tokens, d]`.
     pub mlp_in: Option<Tensor>,
     /// What the MLP writes, `[tokens, d]`: into the residual stream, or into the norm that follows
-    /// the MLP in Gemma 2, Gemma 3 and OLMo 2 (circuit-tracer's `mlp.hook_out`).
+    /// it in some families; see [`Model::with_output`](crate::Model::with_output).
     pub mlp_out: Option<Tensor>,
     /// Attention patterns, `[heads, tokens (query), tokens (key)]`.
     pub attn_pattern: Option<Tensor>,

@@ -81,10 +81,10 @@ impl Replacement {
             return Err(Error::expected(ErrorKind::Mismatch, "CLT: device", format_args!("{:?}", clt.device()), format_args!("{:?}", model.device()))
                 .help("load both to the same device"));
         }
-        Ok(Replacement { model: model.clone(), clt: clt.clone() })
+        Ok(Replacement { model: model.with_output(config.output), clt: clt.clone() })
     }
 
-    /// The model.
+    /// The model, its MLPs' outputs taken where the CLT writes.
     pub fn model(&self) -> &Model {
         &self.model
     }

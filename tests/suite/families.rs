@@ -6,7 +6,7 @@ use cltlab::candle::{DType, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
 use cltlab::graph::AttributeConfig;
 use cltlab::intervene::{InterveneConfig, Intervention, Mode};
-use cltlab::model::{Capture, GenerateConfig, OutputSite, Padding, Run};
+use cltlab::model::{Capture, Freeze, GenerateConfig, OutputSite, Padding, Run};
 use cltlab::replacement::Replacement;
 use cltlab::{ErrorKind, Model};
 use rand::rngs::StdRng;
@@ -93,7 +93,11 @@ const PROMPT: [u32; 12] = [0, 17, 5, 90, 42, 17, 63, 8, 71, 5, 77, 31];
 fn edges_are_effects_in_every_family() {
     for family in FAMILIES {
         let model = tiny(family);
-        for (input, output) in [(InputSite::ResidMid, OutputSite::AfterNorm), (InputSite::MlpIn, OutputSite::BeforeNorm)] {
+        for (input, output) in [
+            (InputSite::ResidMid, OutputSite::AfterNorm),
+            (InputSite::MlpIn, OutputSite::BeforeNorm),
+            (InputSite::Normalized, OutputSite::AfterNorm),
+        ] {
             let replacement = Replacement::new(&model, &random_clt(&model, input, output)).unwrap();
             let graph = replacement.attribute_tokens(&PROMPT, &AttributeConfig::default()).unwrap();
             let check = replacement.verify_edges(&graph, 60, 7).unwrap();
@@ -105,6 +109,34 @@ fn edges_are_effects_in_every_family() {
             let effect = replacement.intervene_tokens(&PROMPT, &both, &config).unwrap();
             let (predicted, measured): (Vec<f32>, Vec<f32>) = effect.outputs.iter().map(|o| (o.predicted as f32, o.measured as f32)).unzip();
             assert_close(&format!("{family}: predicted against measured"), &predicted, &measured, 2e-5);
+        }
+    }
+}
+
+/// TransformerLens' `ln2.hook_normalized` is after weight and bias for LayerNorm, before the weight
+/// for RMSNorm, where times the weight (in Gemma's files 1 + w) it is what the MLP reads.
+#[test]
+fn the_normalized_hook_is_what_the_field_means() {
+    for (family, norm) in [
+        ("gpt2", None), ("phi", None), ("gpt_neox", None), ("olmo2", None), ("llama", Some("post_attention_layernorm")),
+        ("gemma", Some("post_attention_layernorm")), ("gemma2_sliding", Some("pre_feedforward_layernorm")),
+    ] {
+        let (model, folder) = (tiny(family), fixture(&format!("parity/{family}")));
+        let (expected, weights) = (tensors(&folder.join("expected.safetensors")), tensors(&folder.join("model.safetensors")));
+        let prompt: Vec<u32> = expected["input_ids"].to_dtype(DType::U32).unwrap().get(0).unwrap().to_vec1().unwrap();
+        let mut seen = Vec::new();
+        let mut look = |_: usize, site: &cltlab::model::MlpSite<'_>| {
+            seen.push(values(&InputSite::Normalized.of(site)?));
+            Ok(None)
+        };
+        let run = model.run_spliced(&prompt, Capture::default(), Freeze::none(), &mut look).unwrap();
+        for (l, site) in run.layers.iter().enumerate() {
+            let kept = values(site.mlp_normalized.as_ref().unwrap());
+            assert!(max_difference(&kept, &seen[l]) <= 1e-5, "{family}: kept and shown differ");
+            let offset = if family.starts_with("gemma") { 1.0 } else { 0.0 };
+            let weight = norm.map(|norm| values(&weights[&format!("model.layers.{l}.{norm}.weight")]));
+            let weighted: Vec<f32> = kept.iter().enumerate().map(|(i, x)| x * weight.as_ref().map_or(1.0, |w| offset + w[i % w.len()])).collect();
+            assert_close(&format!("{family} {l}"), &weighted, &values(&expected[&format!("mlp_in.{l}")].get(0).unwrap()), 2e-5);
         }
     }
 }
@@ -162,6 +194,7 @@ fn sites(run: &Run) -> Vec<(&'static str, Option<Tensor>)> {
             ("resid_pre", layer.resid_pre.clone()),
             ("resid_mid", layer.resid_mid.clone()),
             ("mlp_in", layer.mlp_in.clone()),
+            ("mlp_normalized", layer.mlp_normalized.clone()),
             ("mlp_out", layer.mlp_out.clone()),
             ("attn_pattern", layer.attn_pattern.clone()),
             ("attn_scale", layer.attn_scale.clone()),

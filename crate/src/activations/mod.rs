@@ -30,6 +30,8 @@ pub enum InputSite {
     ResidMid,
     /// What the MLP reads, after its norm (`mlp.hook_in`).
     MlpIn,
+    /// The same for LayerNorm; before the norm's weight for RMSNorm (`ln2.hook_normalized`).
+    Normalized,
 }
 
 impl InputSite {
@@ -38,19 +40,24 @@ impl InputSite {
         match self {
             InputSite::ResidMid => "hook_resid_mid",
             InputSite::MlpIn => "mlp.hook_in",
+            InputSite::Normalized => "ln2.hook_normalized",
         }
     }
 
     /// The site with this hook name, if it is one that we capture.
     pub fn from_hook(name: &str) -> Option<Self> {
-        [InputSite::ResidMid, InputSite::MlpIn].into_iter().find(|site| site.hook() == name)
+        [InputSite::ResidMid, InputSite::MlpIn, InputSite::Normalized].into_iter().find(|site| site.hook() == name)
     }
 
     /// The value of this site, `[T, d]`.
-    pub fn of<'a>(self, site: &MlpSite<'a>) -> &'a Tensor {
+    ///
+    /// # Errors
+    /// `Tensor` when the device fails.
+    pub fn of(self, site: &MlpSite<'_>) -> Result<Tensor> {
         match self {
-            InputSite::ResidMid => site.resid_mid,
-            InputSite::MlpIn => site.mlp_in,
+            InputSite::ResidMid => Ok(site.resid_mid.clone()),
+            InputSite::MlpIn => Ok(site.mlp_in.clone()),
+            InputSite::Normalized => site.normalized(),
         }
     }
 }

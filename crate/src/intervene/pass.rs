@@ -100,7 +100,7 @@ impl Plan<'_> {
         let mut writes = Writes::new(self.local);
         replacement.model().run_spliced(&run.tokens, Capture::last_logits(), freeze, &mut |layer, site| {
             if self.touches(layer) {
-                let code = if held.is_empty() { replacement.clt().encode_layer(layer, replacement.read(site))? } else { self.original(layer)? };
+                let code = if held.is_empty() { replacement.clt().encode_layer(layer, &replacement.read(site)?)? } else { self.original(layer)? };
                 writes.add(layer, &self.changes(layer, |p, feature| code.value(p, feature)))?;
             }
             let kept = run.layers[layer].mlp_out.as_ref().filter(|_| held.contains(&layer)).unwrap_or(site.mlp_out);
@@ -143,7 +143,7 @@ impl Plan<'_> {
                 let mut moved = BTreeMap::new();
                 if !held.contains(&layer) {
                     let before = replacement.clt().input(&run.layers[layer])?;
-                    moved = self.responses(layer, &(replacement.read(site) - before)?)?;
+                    moved = self.responses(layer, &(replacement.read(site)? - before)?)?;
                 }
                 if self.touches(layer) {
                     let (code, zero) = (self.original(layer)?, moved.clone());

@@ -58,6 +58,7 @@ impl Model {
                     resid_pre: rows(&layer.resid_pre)?,
                     resid_mid: rows(&layer.resid_mid)?,
                     mlp_in: rows(&layer.mlp_in)?,
+                    mlp_normalized: rows(&layer.mlp_normalized)?,
                     mlp_out: rows(&layer.mlp_out)?,
                     attn_pattern: pattern.transpose()?,
                     attn_scale: rows(&layer.attn_scale)?,

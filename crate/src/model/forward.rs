@@ -6,7 +6,8 @@
 //! `2·T²·H·h` a layer for attention.
 
 use super::attention::{self, Past, View};
-use super::parts::Place;
+use super::config::NormKind;
+use super::parts::{Norm, Place};
 use super::rotary::Places;
 use super::run::{Capture, LayerRun, Logits, OutputSite, Run};
 use super::Model;
@@ -14,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use candle_core::{Device, Tensor};
 
 /// What an MLP read and wrote at one layer; each `[rows, d]`.
+#[non_exhaustive]
 pub struct MlpSite<'a> {
     /// Residual stream before the MLP's norm.
     pub resid_mid: &'a Tensor,
@@ -21,6 +23,29 @@ pub struct MlpSite<'a> {
     pub mlp_in: &'a Tensor,
     /// What the MLP writes, at the model's [`OutputSite`].
     pub mlp_out: &'a Tensor,
+    norm: Option<&'a Norm>,
+    scale: Option<&'a Tensor>,
+}
+
+impl MlpSite<'_> {
+    /// What the MLP's norm makes of the residual, as TransformerLens' `ln2.hook_normalized` has it:
+    /// for LayerNorm after weight and bias, so what the MLP reads; for RMSNorm *before* its weight.
+    /// Computed when it is asked for.
+    ///
+    /// # Errors
+    /// `Tensor` when the device fails.
+    pub fn normalized(&self) -> Result<Tensor> {
+        normalized(self.norm, self.resid_mid, self.mlp_in, self.scale)
+    }
+}
+
+/// As [`MlpSite::normalized`], with the norm's scale where it is known.
+fn normalized(norm: Option<&Norm>, resid_mid: &Tensor, mlp_in: &Tensor, scale: Option<&Tensor>) -> Result<Tensor> {
+    match (norm.filter(|norm| norm.kind == NormKind::Rms), scale) {
+        (None, _) => Ok(mlp_in.clone()),
+        (Some(_), Some(scale)) => Ok(resid_mid.broadcast_mul(scale)?),
+        (Some(norm), None) => Ok(resid_mid.broadcast_mul(&norm.scale(resid_mid)?)?),
+    }
 }
 
 /// Which parts of an earlier run are held constant in a forward pass.
@@ -139,7 +164,9 @@ impl Model {
             if after_norm {
                 mlp_out = normed(Place::MlpPost, &mlp_out)?;
             }
-            let site = MlpSite { resid_mid: &rows(resid_mid)?, mlp_in: &rows(&mlp_in)?, mlp_out: &rows(&mlp_out)? };
+            let norm = layer.norm(Place::Mlp);
+            let held_scale = scales.filter(|_| norm.is_some()).map(|run| run.scale(Place::Mlp)).transpose()?;
+            let site = MlpSite { resid_mid: &rows(resid_mid)?, mlp_in: &rows(&mlp_in)?, mlp_out: &rows(&mlp_out)?, norm, scale: held_scale };
             let written = splice(index, &site)?;
             let mlp_out = match &written {
                 Some(written) => written.reshape((batch, count, self.width()))?,
@@ -149,6 +176,7 @@ impl Model {
             if capture.residuals {
                 kept.resid_pre = Some(rows(&resid_pre)?);
                 kept.mlp_in = Some(site.mlp_in.clone());
+                kept.mlp_normalized = Some(normalized(norm, site.resid_mid, site.mlp_in, kept.mlp_scale.as_ref())?);
             }
             if capture.mlp {
                 kept.resid_mid = Some(site.resid_mid.clone());

@@ -6,7 +6,7 @@
 //! together and knows no family: a norm that a block lacks passes gradients on.
 
 use super::parts::Place;
-use super::{attention, forward, Model, OutputSite, Run};
+use super::{attention, forward, Model, NormKind, OutputSite, Run};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -34,6 +34,20 @@ impl Model {
     /// `BadInput` when the run lacks scales.
     pub fn back_mlp_norm(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
         self.back_norm(Place::Mlp, layer, run, g)
+    }
+
+    /// Gradient at `resid_mid` given the gradient `g [batch, T', d]` at
+    /// [`mlp_normalized`](crate::model::LayerRun::mlp_normalized), the norm's scale held.
+    ///
+    /// # Errors
+    /// `BadInput` when the run lacks scales.
+    pub fn back_mlp_normalized(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
+        match self.config().norm {
+            NormKind::Rms if self.parts().layers[layer].norm(Place::Mlp).is_some() => {
+                Ok(g.broadcast_mul(&prefix(self.layer_run(layer, run)?.scale(Place::Mlp)?, g)?)?)
+            }
+            _ => self.back_mlp_norm(layer, run, g),
+        }
     }
 
     /// Gradient at `mlp_out` given the gradient `g [batch, T', d]` at the end of the block: through

@@ -12,7 +12,7 @@ use candle_core::{Tensor, D};
 /// trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capture {
-    /// `resid_pre`, `mlp_in` and the norm scales of each layer.
+    /// `resid_pre`, `mlp_in`, `mlp_normalized` and the norm scales of each layer.
     pub residuals: bool,
     /// `resid_mid` and `mlp_out` of each layer.
     pub mlp: bool,
@@ -92,6 +92,8 @@ pub struct LayerRun {
     pub resid_mid: Option<Tensor>,
     /// What the MLP reads, after its norm if it has one, `[tokens, d]`.
     pub mlp_in: Option<Tensor>,
+    /// What the norm before the MLP makes, for RMSNorm before its weight (`ln2.hook_normalized`), `[tokens, d]`.
+    pub mlp_normalized: Option<Tensor>,
     /// What the MLP writes, `[tokens, d]`: into the residual stream, or into the norm that follows
     /// it in some families; see [`Model::with_output`](crate::Model::with_output).
     pub mlp_out: Option<Tensor>,

@@ -195,7 +195,7 @@ fn foreign_config(source: &Source) -> Result<CltConfig> {
         return Err(Error::expected(ErrorKind::Unsupported, place("model_kind"), &yaml.model_kind, KIND));
     }
     let input = InputSite::from_hook(&yaml.feature_input_hook).ok_or_else(|| {
-        Error::expected(ErrorKind::Unsupported, place("feature_input_hook"), &yaml.feature_input_hook, "hook_resid_mid or mlp.hook_in")
+        Error::expected(ErrorKind::Unsupported, place("feature_input_hook"), &yaml.feature_input_hook, "hook_resid_mid, mlp.hook_in or ln2.hook_normalized")
     })?;
     let output = OutputSite::from_hook(&yaml.feature_output_hook).ok_or_else(|| {
         Error::expected(ErrorKind::Unsupported, place("feature_output_hook"), &yaml.feature_output_hook, "hook_mlp_out or mlp.hook_out")

@@ -7,7 +7,7 @@
 
 use super::attention::{self, Past, View};
 use super::config::NormKind;
-use super::parts::{Norm, Place};
+use super::parts::{Linear, Norm, Place};
 use super::rotary::Places;
 use super::run::{Capture, LayerRun, Logits, OutputSite, Run};
 use super::Model;
@@ -204,10 +204,7 @@ impl Model {
             }
             None => parts.final_norm.forward(&shown)?,
         };
-        let mut logits = super::parts::flat_matmul(&normed, &parts.unembedding.t()?)?;
-        if let Some(bias) = &parts.unembedding_bias {
-            logits = logits.broadcast_add(bias)?;
-        }
+        let logits = Linear { weight: parts.unembedding.clone(), bias: parts.unembedding_bias.clone() }.forward(&normed)?;
         Ok(match config.logit_cap {
             None => Passed { layers, final_scale, logits: Some(logits), uncapped: None },
             Some(cap) => Passed { layers, final_scale, logits: Some(((&logits / cap)?.tanh()? * cap)?), uncapped: Some(logits) },

@@ -1,7 +1,8 @@
 //! Loading: a hub name, a folder, a GGUF file or a llama2.c checkpoint to a [`Model`].
 
+use super::rotary::Rotaries;
 use super::weights::Weights;
-use super::{attention, family, Inner, Model, ModelConfig};
+use super::{family, Inner, Model, ModelConfig, OutputSite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
@@ -59,9 +60,20 @@ impl Model {
         };
         let config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
+<<<<<<< HEAD
         let inside = || Tokenizer::from_gguf_header(content).map_err(|error| error.context(path.display()));
         let tokenizer = if beside.exists() { Tokenizer::from_file(&beside)?.or_chat_of(inside) } else { inside()? };
         Self::assemble(short_name(&path.to_string_lossy()), config, weights, Some(tokenizer), device)
+=======
+        let tokenizer = if beside.exists() {
+            Some(Tokenizer::from_file(&beside)?)
+        } else if content.metadata.contains_key("tokenizer.ggml.model") {
+            Some(Tokenizer::from_gguf(&vocabulary(content)).map_err(|error| error.context(path.display()))?)
+        } else {
+            None
+        };
+        Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, device)
+>>>>>>> model
     }
 
     fn load_llama2c(path: &Path, device: &Device) -> Result<Model> {
@@ -75,8 +87,8 @@ impl Model {
         config.validate().map_err(|error| error.context(weights.path().display()))?;
         let parts = family::load(&config, &weights, device)?;
         let fingerprint = fingerprint(&config, &parts)?;
-        let rotary = attention::Rotary::new(&config, device)?;
-        Ok(Model(Arc::new(Inner { name, config, parts, rotary, tokenizer, device: device.clone(), fingerprint })))
+        let rotaries = Rotaries::new(&config, parts.rope_divisors.as_ref(), device)?;
+        Ok(Model(Arc::new(Inner { name, config, parts, rotaries, tokenizer, device: device.clone(), fingerprint }), OutputSite::BeforeNorm))
     }
 }
 
@@ -97,7 +109,7 @@ fn fetch(source: &str) -> Result<PathBuf> {
             repo.file(name)?;
         }
     }
-    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"] {
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
         repo.optional(name)?;
     }
     config.parent().map(Path::to_path_buf).ok_or_else(|| Error::new(ErrorKind::MissingFile, format!("{source}: no folder in the cache")))

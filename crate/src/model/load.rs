@@ -60,20 +60,15 @@ impl Model {
         };
         let config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
-<<<<<<< HEAD
         let inside = || Tokenizer::from_gguf_header(content).map_err(|error| error.context(path.display()));
-        let tokenizer = if beside.exists() { Tokenizer::from_file(&beside)?.or_chat_of(inside) } else { inside()? };
-        Self::assemble(short_name(&path.to_string_lossy()), config, weights, Some(tokenizer), device)
-=======
         let tokenizer = if beside.exists() {
-            Some(Tokenizer::from_file(&beside)?)
+            Some(Tokenizer::from_file(&beside)?.or_chat_of(inside))
         } else if content.metadata.contains_key("tokenizer.ggml.model") {
-            Some(Tokenizer::from_gguf(&vocabulary(content)).map_err(|error| error.context(path.display()))?)
+            Some(inside()?)
         } else {
             None
         };
         Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, device)
->>>>>>> model
     }
 
     fn load_llama2c(path: &Path, device: &Device) -> Result<Model> {

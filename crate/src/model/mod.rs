@@ -18,25 +18,17 @@ mod norm;
 mod parts;
 mod rotary;
 mod run;
-<<<<<<< HEAD
 mod sample;
-=======
 mod softmax;
->>>>>>> model
 mod weights;
 
 pub use batch::Padding;
 pub use config::{Biases, LocalAttention, MlpActivation, ModelConfig, NormKind, NormPlaces, Positions, QkNorm, RotaryScaling};
 pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
-<<<<<<< HEAD
 pub use generate::{Generation, Step, Stop};
-pub use run::{Capture, LayerRun, Logits, Run};
-pub use sample::GenerateConfig;
-=======
-pub use generate::GenerateConfig;
 pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
->>>>>>> model
+pub use sample::GenerateConfig;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;

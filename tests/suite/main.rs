@@ -21,6 +21,7 @@ mod numbers;
 mod pictures;
 mod program;
 mod resume;
+mod summary;
 mod support;
 mod text;
 mod tokenizers;

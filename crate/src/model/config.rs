@@ -194,14 +194,9 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Parameters, embedding included, in numbers.
+    /// Parameters in all, embedding, norms and biases included.
     pub fn parameters(&self) -> u64 {
-        let (d, kv) = (self.width as u64, (self.kv_heads * self.head_dim) as u64);
-        let attention = 2 * d * (self.heads * self.head_dim) as u64 + 2 * d * kv;
-        let mlp = if self.gated { 3 } else { 2 } * d * self.mlp_width as u64;
-        let embedding = self.vocab as u64 * d * if self.tied { 1 } else { 2 };
-        let positions = if self.positions == Positions::Learned { self.context as u64 * d } else { 0 };
-        embedding + positions + self.layers as u64 * (attention + mlp)
+        super::summary::parts(self).iter().map(|part| part.parameters).sum()
     }
 
     /// Keys that a query of `layer` sees at most, itself included; `None` for all.

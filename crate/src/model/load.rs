@@ -28,20 +28,11 @@ impl Model {
     /// `MissingFile`, `BadFile` (truncated, not the format), `UnknownArchitecture`, `BadTensor`
     /// (missing or of another shape), `Network`, `AccessDenied` (private or gated), `OutOfMemory`.
     pub fn load(source: &str, device: &Device) -> Result<Model> {
-        let path = Path::new(source);
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        if path.is_dir() {
-            return Self::load_folder(path, source, device);
-        }
-        match extension {
-            Some("gguf") => Self::load_gguf(path, device),
-            Some("bin") => Self::load_llama2c(path, device),
-            _ if path.exists() => Err(Error::expected(ErrorKind::BadFile, source, "a file of unknown kind", "a folder, .gguf or .bin")),
-            _ if source.starts_with(['.', '/', '~']) || source.matches('/').count() > 1 || source.is_empty() => {
-                Err(Error::new(ErrorKind::MissingFile, format!("{source}: no such file or folder"))
-                    .help("give a folder, a .gguf file, or a hub name like gpt2"))
-            }
-            _ => Self::load_folder(&fetch(source)?, source, device),
+        match find(source)? {
+            Source::Folder(folder) => Self::load_folder(folder, source, device),
+            Source::Gguf(path) => Self::load_gguf(path, device),
+            Source::Llama2c(path) => Self::load_llama2c(path, device),
+            Source::Hub => Self::load_folder(&fetch(source)?, source, device),
         }
     }
 
@@ -56,7 +47,7 @@ impl Model {
     fn load_gguf(path: &Path, device: &Device) -> Result<Model> {
         let weights = Weights::open_gguf(path)?;
         let Weights::Gguf { content, .. } = &weights else {
-            return Err(Error::new(ErrorKind::BadFile, format!("{}: not a GGUF file", path.display())));
+            return Err(not_gguf(path));
         };
         let config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
@@ -87,6 +78,35 @@ impl Model {
     }
 }
 
+/// Where a model lies.
+pub(super) enum Source<'a> {
+    Folder(&'a Path),
+    Gguf(&'a Path),
+    Llama2c(&'a Path),
+    Hub,
+}
+
+/// What `source` names, as [`Model::load`] says.
+pub(super) fn find(source: &str) -> Result<Source<'_>> {
+    let path = Path::new(source);
+    if path.is_dir() {
+        return Ok(Source::Folder(path));
+    }
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("gguf") => Ok(Source::Gguf(path)),
+        Some("bin") => Ok(Source::Llama2c(path)),
+        _ if path.exists() => Err(Error::expected(ErrorKind::BadFile, source, "a file of unknown kind", "a folder, .gguf or .bin")),
+        _ if source.starts_with(['.', '/', '~']) || source.matches('/').count() > 1 || source.is_empty() => {
+            Err(Error::new(ErrorKind::MissingFile, format!("{source}: no such file or folder")).help("give a folder, a .gguf file, or a hub name like gpt2"))
+        }
+        _ => Ok(Source::Hub),
+    }
+}
+
+pub(super) fn not_gguf(path: &Path) -> Error {
+    Error::new(ErrorKind::BadFile, format!("{}: not a GGUF file", path.display()))
+}
+
 /// Fetches what a repository needs and returns the folder it lies in. The tokenizer and its chat
 /// templates are taken where there are any.
 fn fetch(source: &str) -> Result<PathBuf> {
@@ -110,7 +130,7 @@ fn fetch(source: &str) -> Result<PathBuf> {
     config.parent().map(Path::to_path_buf).ok_or_else(|| Error::new(ErrorKind::MissingFile, format!("{source}: no folder in the cache")))
 }
 
-fn short_name(source: &str) -> String {
+pub(super) fn short_name(source: &str) -> String {
     let trimmed = source.trim_end_matches('/');
     let last = trimmed.rsplit('/').next().unwrap_or(trimmed);
     last.trim_end_matches(".gguf").to_string()

@@ -20,6 +20,7 @@ mod rotary;
 mod run;
 mod sample;
 mod softmax;
+mod summary;
 mod weights;
 
 pub use batch::Padding;
@@ -29,6 +30,7 @@ pub use forward::{Freeze, MlpSite};
 pub use generate::{Generation, Step, Stop};
 pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
 pub use sample::GenerateConfig;
+pub use summary::{CltNeed, Optimizer, Part, Summary};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;

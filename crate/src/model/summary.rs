@@ -191,7 +191,9 @@ pub(super) fn parts(c: &ModelConfig) -> Vec<Part> {
         }
     }
     all.push(map("attention output", c.width, queries, c.biases.output));
-    all.push(norm("MLP norms", norms));
+    if !family::one_norm(&c.architecture) {
+        all.push(norm("MLP norms", norms));
+    }
     if c.gated {
         all.push(map("MLP gate", c.mlp_width, c.width, c.biases.mlp));
     }

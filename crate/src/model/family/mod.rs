@@ -131,6 +131,11 @@ pub(crate) fn load(config: &ModelConfig, weights: &Weights, device: &Device) -> 
     read::parts(config, weights, names, device)
 }
 
+/// Whether one norm serves attention and MLP of a block (Phi-2).
+pub(crate) fn one_norm(architecture: &str) -> bool {
+    FAMILIES.iter().any(|family| family.name == architecture && family.names.attn_norm == family.names.mlp_norm)
+}
+
 impl Family {
     fn read(&self, fields: &Fields<'_>) -> Result<ModelConfig> {
         Ok(ModelConfig { architecture: self.name.to_string(), ..(self.config)(fields)? })

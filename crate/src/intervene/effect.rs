@@ -4,7 +4,8 @@ use super::{Intervention, Mode};
 use crate::graph::targets::{softmax, top_tokens};
 
 /// One output token before and after. Logits are demeaned over the vocabulary where they change:
-/// `predicted` and `measured` are changes of the logit less the change of the mean logit.
+/// `predicted` and `measured` are changes of the logit less the change of the mean logit, both before
+/// the cap in models that cap their logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutputEffect {
     /// Vocabulary id.

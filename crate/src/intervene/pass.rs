@@ -10,17 +10,18 @@ use super::{InterveneConfig, Intervention, Mode};
 use crate::clt::{values, LayerCode};
 use crate::error::Result;
 use crate::graph::targets::{directions, softmax};
-use crate::model::{Capture, Freeze};
-use crate::replacement::{last_logits, LocalReplacement, Site};
+use crate::model::{Capture, Freeze, Run};
+use crate::replacement::{last_logits, last_uncapped, LocalReplacement, Site};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 
 /// Runs `interventions` on a prompt and compares.
 pub(super) fn effect(local: &LocalReplacement, interventions: &[Intervention], config: &InterveneConfig) -> Result<Effect> {
     let plan = Plan { local, interventions, mode: config.mode };
-    let (before, after) = (local.last_logits()?, plan.measured()?);
+    let changed = plan.measured()?;
+    let (before, after) = (local.last_logits()?, last_logits(&changed)?);
     let tokens = shown(&before, &after, config.top);
-    let (logits_before, logits_after) = (demeaned(&before), demeaned(&after));
+    let (logits_before, logits_after) = (demeaned(&last_uncapped(local.run())?), demeaned(&last_uncapped(&changed)?));
     let predicted = match plan.mode {
         Mode::Direct => plan.direct(&tokens)?,
         _ => plan.all_paths(&tokens)?,
@@ -90,22 +91,21 @@ impl Plan<'_> {
         clt.encode_layer(layer, clt.input(&self.local.run().layers[layer])?)
     }
 
-    /// Last logits of the model with the interventions.
-    fn measured(&self) -> Result<Vec<f32>> {
+    /// The model's run with the interventions, last logits only.
+    fn measured(&self) -> Result<Run> {
         let (replacement, run) = (self.local.replacement(), self.local.run());
         let held = self.held();
         let scales = held.len() == self.layers();
         let freeze = Freeze { run: Some(run), patterns: self.mode != Mode::Open, scales };
         let mut writes = Writes::new(self.local);
-        let after = replacement.model().run_spliced(&run.tokens, Capture::last_logits(), freeze, &mut |layer, site| {
+        replacement.model().run_spliced(&run.tokens, Capture::last_logits(), freeze, &mut |layer, site| {
             if self.touches(layer) {
-                let code = if held.is_empty() { replacement.clt().encode_layer(layer, replacement.read(site))? } else { self.original(layer)? };
+                let code = if held.is_empty() { replacement.clt().encode_layer(layer, &replacement.read(site)?)? } else { self.original(layer)? };
                 writes.add(layer, &self.changes(layer, |p, feature| code.value(p, feature)))?;
             }
             let kept = run.layers[layer].mlp_out.as_ref().filter(|_| held.contains(&layer)).unwrap_or(site.mlp_out);
             if self.is_written(layer) { writes.onto(layer, kept).map(Some) } else { Ok(Some(kept.clone())) }
-        })?;
-        last_logits(&after)
+        })
     }
 
     /// Predicted changes of `tokens`' demeaned logits by the direct effects alone: the graph's edges.
@@ -143,7 +143,7 @@ impl Plan<'_> {
                 let mut moved = BTreeMap::new();
                 if !held.contains(&layer) {
                     let before = replacement.clt().input(&run.layers[layer])?;
-                    moved = self.responses(layer, &(replacement.read(site) - before)?)?;
+                    moved = self.responses(layer, &(replacement.read(site)? - before)?)?;
                 }
                 if self.touches(layer) {
                     let (code, zero) = (self.original(layer)?, moved.clone());
@@ -156,7 +156,7 @@ impl Plan<'_> {
                 writes.add(layer, &moved)?;
                 if self.is_written(layer) { writes.onto(layer, kept).map(Some) } else { Ok(Some(kept.clone())) }
             })?;
-            Ok(demeaned(&last_logits(&out)?))
+            Ok(demeaned(&last_uncapped(&out)?))
         };
         let (before, after) = (linear(false)?, linear(true)?);
         Ok(tokens.iter().map(|token| after[*token as usize] - before[*token as usize]).collect())

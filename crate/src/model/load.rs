@@ -1,7 +1,8 @@
 //! Loading: a hub name, a folder, a GGUF file or a llama2.c checkpoint to a [`Model`].
 
+use super::rotary::Rotaries;
 use super::weights::Weights;
-use super::{attention, family, Inner, Model, ModelConfig};
+use super::{family, Inner, Model, ModelConfig, OutputSite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
@@ -61,11 +62,13 @@ impl Model {
         let config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
         let tokenizer = if beside.exists() {
-            Tokenizer::from_file(&beside)?
+            Some(Tokenizer::from_file(&beside)?)
+        } else if content.metadata.contains_key("tokenizer.ggml.model") {
+            Some(Tokenizer::from_gguf(&vocabulary(content)).map_err(|error| error.context(path.display()))?)
         } else {
-            Tokenizer::from_gguf(&vocabulary(content)).map_err(|error| error.context(path.display()))?
+            None
         };
-        Self::assemble(short_name(&path.to_string_lossy()), config, weights, Some(tokenizer), device)
+        Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, device)
     }
 
     fn load_llama2c(path: &Path, device: &Device) -> Result<Model> {
@@ -79,8 +82,8 @@ impl Model {
         config.validate().map_err(|error| error.context(weights.path().display()))?;
         let parts = family::load(&config, &weights, device)?;
         let fingerprint = fingerprint(&config, &parts)?;
-        let rotary = attention::Rotary::new(&config, device)?;
-        Ok(Model(Arc::new(Inner { name, config, parts, rotary, tokenizer, device: device.clone(), fingerprint })))
+        let rotaries = Rotaries::new(&config, parts.rope_divisors.as_ref(), device)?;
+        Ok(Model(Arc::new(Inner { name, config, parts, rotaries, tokenizer, device: device.clone(), fingerprint }), OutputSite::BeforeNorm))
     }
 }
 

@@ -8,6 +8,7 @@ use super::config::NormKind;
 use crate::error::Result;
 use candle_core::{Tensor, D};
 
+/// A norm and its weights; the files' `weight − 1` of some families is made whole when it is read.
 #[derive(Clone)]
 pub(crate) struct Norm {
     pub kind: NormKind,

@@ -61,9 +61,11 @@ impl FrozenModel {
             return Err(Error::expected(ErrorKind::BadInput, "FrozenModel: position", beyond, format_args!("less than {}", self.run.tokens.len())));
         }
         let mut g = placed(directions, positions)?;
-        if site == InputSite::MlpIn {
-            g = self.model.back_mlp_norm(layer, &self.run, &g)?;
-        }
+        g = match site {
+            InputSite::ResidMid => g,
+            InputSite::MlpIn => self.model.back_mlp_norm(layer, &self.run, &g)?,
+            InputSite::Normalized => self.model.back_mlp_normalized(layer, &self.run, &g)?,
+        };
         // Where attention and MLP stand side by side, the MLP's input is the block's.
         if self.model.parallel_blocks() { Ok(g) } else { self.through_attention(layer, g) }
     }
@@ -76,7 +78,7 @@ impl FrozenModel {
     pub fn carry(&self, below: usize, g: Tensor, visit: &mut dyn FnMut(Site, &Tensor) -> Result<()>) -> Result<()> {
         let mut g = g;
         for layer in (0..below).rev() {
-            visit(Site::MlpOut(layer), &g)?;
+            visit(Site::MlpOut(layer), &self.model.back_mlp_out(layer, &self.run, &g)?)?;
             g = self.through_attention(layer, g)?;
         }
         visit(Site::Embedding, &g)

@@ -12,13 +12,13 @@ use crate::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
+use crate::model::OutputSite;
 use crate::progress;
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 const KIND: &str = "cross_layer_transcoder";
-const OUTPUT_HOOK: &str = "hook_mlp_out";
 
 /// `config.yaml`, as far as we read it; other keys are circuit-tracer's own bookkeeping.
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -69,7 +69,7 @@ impl Clt {
             model_name: config.model_name.clone(),
             model_kind: KIND.into(),
             feature_input_hook: config.input.hook().into(),
-            feature_output_hook: OUTPUT_HOOK.into(),
+            feature_output_hook: config.output.hook().into(),
             scan: None,
         };
         let text = serde_yaml_ng::to_string(&yaml).map_err(|error| Error::new(ErrorKind::BadConfig, format!("config.yaml: {error}")))?;
@@ -195,11 +195,11 @@ fn foreign_config(source: &Source) -> Result<CltConfig> {
         return Err(Error::expected(ErrorKind::Unsupported, place("model_kind"), &yaml.model_kind, KIND));
     }
     let input = InputSite::from_hook(&yaml.feature_input_hook).ok_or_else(|| {
-        Error::expected(ErrorKind::Unsupported, place("feature_input_hook"), &yaml.feature_input_hook, "hook_resid_mid or mlp.hook_in")
+        Error::expected(ErrorKind::Unsupported, place("feature_input_hook"), &yaml.feature_input_hook, "hook_resid_mid, mlp.hook_in or ln2.hook_normalized")
     })?;
-    if ![OUTPUT_HOOK, "mlp.hook_out"].contains(&yaml.feature_output_hook.as_str()) {
-        return Err(Error::expected(ErrorKind::Unsupported, place("feature_output_hook"), &yaml.feature_output_hook, "hook_mlp_out or mlp.hook_out"));
-    }
+    let output = OutputSite::from_hook(&yaml.feature_output_hook).ok_or_else(|| {
+        Error::expected(ErrorKind::Unsupported, place("feature_output_hook"), &yaml.feature_output_hook, "hook_mlp_out or mlp.hook_out")
+    })?;
     let encoder = Reader::open(source.file("W_enc_0.safetensors")?)?;
     let decoder = Reader::open(source.file("W_dec_0.safetensors")?)?;
     let shape = decoder.shape("W_dec_0").unwrap_or_default();
@@ -211,5 +211,5 @@ fn foreign_config(source: &Source) -> Result<CltConfig> {
         Some(_) => Activation::JumpRelu { threshold: 0.03, bandwidth: 1.0 },
         None => Activation::Relu,
     };
-    Ok(CltConfig { layers, width, features, activation, input, model_name: yaml.model_name, model_fingerprint: String::new() })
+    Ok(CltConfig { layers, width, features, activation, input, output, model_name: yaml.model_name, model_fingerprint: String::new() })
 }

@@ -6,8 +6,7 @@ use super::{family, Inner, Model, ModelConfig, OutputSite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
-use crate::text::{GgufVocabulary, Tokenizer};
-use candle_core::quantized::gguf_file::{Content, Value};
+use crate::text::Tokenizer;
 use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +26,7 @@ impl Model {
     ///
     /// # Errors
     /// `MissingFile`, `BadFile` (truncated, not the format), `UnknownArchitecture`, `BadTensor`
-    /// (missing or of another shape), `Network`, `OutOfMemory`.
+    /// (missing or of another shape), `Network`, `AccessDenied` (private or gated), `OutOfMemory`.
     pub fn load(source: &str, device: &Device) -> Result<Model> {
         let path = Path::new(source);
         let extension = path.extension().and_then(|extension| extension.to_str());
@@ -61,10 +60,11 @@ impl Model {
         };
         let config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
+        let inside = || Tokenizer::from_gguf_header(content).map_err(|error| error.context(path.display()));
         let tokenizer = if beside.exists() {
-            Some(Tokenizer::from_file(&beside)?)
+            Some(Tokenizer::from_file(&beside)?.or_chat_of(inside))
         } else if content.metadata.contains_key("tokenizer.ggml.model") {
-            Some(Tokenizer::from_gguf(&vocabulary(content)).map_err(|error| error.context(path.display()))?)
+            Some(inside()?)
         } else {
             None
         };
@@ -87,25 +87,26 @@ impl Model {
     }
 }
 
-/// Fetches what a repository needs and returns the folder it lies in.
+/// Fetches what a repository needs and returns the folder it lies in. The tokenizer and its chat
+/// templates are taken where there are any.
 fn fetch(source: &str) -> Result<PathBuf> {
     let repo = HubRepo::open(source)?;
     let config = repo.file("config.json")?;
-    match repo.file("model.safetensors") {
-        Ok(_) => {}
-        Err(single) => {
-            let index = repo.file("model.safetensors.index.json").map_err(|_| single)?;
-            let listing: serde_json::Value = files::read_json(&index)?;
-            let shards = listing.get("weight_map").and_then(|map| map.as_object()).into_iter().flat_map(|map| map.values());
-            let mut names: Vec<_> = shards.filter_map(|name| name.as_str()).collect();
-            names.sort_unstable();
-            names.dedup();
-            for name in names {
-                repo.file(name)?;
-            }
+    if repo.optional("model.safetensors")?.is_none() {
+        let index = repo.optional("model.safetensors.index.json")?.ok_or_else(|| {
+            Error::expected(ErrorKind::MissingFile, format_args!("hub {source}"), "no model.safetensors", "weights in safetensors form")
+                .help("older repositories hold pickled weights, which are not read: look for a revision or a copy with safetensors")
+        })?;
+        let listing: serde_json::Value = files::read_json(&index)?;
+        let shards = listing.get("weight_map").and_then(|map| map.as_object()).into_iter().flat_map(|map| map.values());
+        let names: std::collections::BTreeSet<_> = shards.filter_map(|name| name.as_str()).collect();
+        for name in names {
+            repo.file(name)?;
         }
     }
-    repo.file("tokenizer.json")?;
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
+        repo.optional(name)?;
+    }
     config.parent().map(Path::to_path_buf).ok_or_else(|| Error::new(ErrorKind::MissingFile, format!("{source}: no folder in the cache")))
 }
 
@@ -113,20 +114,6 @@ fn short_name(source: &str) -> String {
     let trimmed = source.trim_end_matches('/');
     let last = trimmed.rsplit('/').next().unwrap_or(trimmed);
     last.trim_end_matches(".gguf").to_string()
-}
-
-fn vocabulary(content: &Content) -> GgufVocabulary {
-    let get = |key: &str| content.metadata.get(&format!("tokenizer.ggml.{key}"));
-    let text = |key: &str| get(key).and_then(|value| value.to_string().ok()).cloned().unwrap_or_default();
-    let list = |key: &str| -> &[Value] { get(key).and_then(|value| value.to_vec().ok()).map_or(&[], Vec::as_slice) };
-    let strings = |key: &str| list(key).iter().filter_map(|value| value.to_string().ok().cloned()).collect();
-    GgufVocabulary {
-        model: text("model"),
-        pre: text("pre"),
-        tokens: strings("tokens"),
-        merges: strings("merges"),
-        types: list("token_type").iter().map(|value| value.to_i32().map_or(0, i32::unsigned_abs)).collect(),
-    }
 }
 
 /// FNV-1a over the configuration and every layer's first output weights.

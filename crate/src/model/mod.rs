@@ -18,6 +18,7 @@ mod norm;
 mod parts;
 mod rotary;
 mod run;
+mod sample;
 mod softmax;
 mod weights;
 
@@ -25,8 +26,9 @@ pub use batch::Padding;
 pub use config::{Biases, LocalAttention, MlpActivation, ModelConfig, NormKind, NormPlaces, Positions, QkNorm, RotaryScaling};
 pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
-pub use generate::GenerateConfig;
+pub use generate::{Generation, Step, Stop};
 pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
+pub use sample::GenerateConfig;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;

@@ -15,7 +15,7 @@ use crate::clt::Clt;
 use crate::eval::Report;
 use crate::graph::Graph;
 use crate::intervene::{Deviation, EdgeCheck, Effect};
-use crate::model::{Model, Run};
+use crate::model::{Generation, Model, Run};
 use crate::picture::html::{self, Align};
 use crate::picture::Picture;
 use crate::train::History;
@@ -80,6 +80,15 @@ impl Run {
             Err(error) => html::escape(&error.to_string()),
         };
         show(&html::card(&format!("Run of {} tokens", self.tokens.len()), &format!("<div>{prompt}</div>{next}")), &self.to_string());
+    }
+}
+
+impl Generation {
+    /// Shows the text, and how it ended, in a notebook.
+    pub fn evcxr_display(&self) {
+        let rate = self.tokens.len() as f64 / self.seconds;
+        let line = format!("{} tokens after {}, {rate:.1} tokens/s; {}", self.tokens.len(), self.prompt.len(), self.stop);
+        show(&format!("{}<div><small>{}</small></div>", html::passage(&self.text), html::escape(&line)), &self.to_string());
     }
 }
 

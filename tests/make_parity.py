@@ -61,6 +61,10 @@ MODELS = {
     ), ("gpt_neox.layers", AFTER, None)),
     "phi": (T.PhiForCausalLM, T.PhiConfig(**PLAIN, partial_rotary_factor=0.5), ("model.layers", "input_layernorm", None)),
     "phi3": (T.Phi3ForCausalLM, T.Phi3Config(**LLAMA, sliding_window=7, partial_rotary_factor=0.5), ("model.layers", AFTER, None)),
+    "phi3_longrope": (T.Phi3ForCausalLM, T.Phi3Config(
+        **LLAMA, sliding_window=None, partial_rotary_factor=0.5, original_max_position_embeddings=40,
+        rope_scaling=dict(type="longrope", short_factor=[1.1, 1.7], long_factor=[2.0, 9.0]),
+    ), ("model.layers", AFTER, None)),
     "olmo2": (T.Olmo2ForCausalLM, T.Olmo2Config(**LLAMA), ("model.layers", None, "post_feedforward_layernorm")),
 }
 

@@ -14,8 +14,9 @@ use rand::{Rng, SeedableRng};
 use std::path::{Path, PathBuf};
 
 /// The tiny models that are committed: every kind of block.
-pub const FAMILIES: [&str; 14] = [
-    "gpt2", "gpt_neo", "gpt_neox", "gpt_neox_serial", "llama", "mistral", "qwen2_sliding", "qwen3", "gemma", "gemma2_sliding", "gemma3_text", "phi", "phi3", "olmo2",
+pub const FAMILIES: [&str; 15] = [
+    "gpt2", "gpt_neo", "gpt_neox", "gpt_neox_serial", "llama", "mistral", "qwen2_sliding", "qwen3", "gemma", "gemma2_sliding", "gemma3_text", "phi", "phi3",
+    "phi3_longrope", "olmo2",
 ];
 
 pub fn tiny(family: &str) -> Model {

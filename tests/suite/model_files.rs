@@ -88,7 +88,7 @@ fn configurations_that_cannot_be_run() {
     let refused = |family: &str, config: serde_json::Value| load(&spoilt(family, |_| {}, config)).unwrap_err();
     says(&refused("llama", serde_json::json!({"model_type": "mamba"})), ErrorKind::UnknownArchitecture, &[&format!("'mamba', expected one of {}", ARCHITECTURES.join(", "))]);
     for family in FAMILIES {
-        let kind = family.trim_end_matches("_sliding").trim_end_matches("_serial");
+        let kind = family.trim_end_matches("_sliding").trim_end_matches("_serial").trim_end_matches("_longrope");
         assert!(ARCHITECTURES.contains(&kind), "{kind}");
     }
     let scaling = serde_json::json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}});

@@ -24,7 +24,7 @@ pub enum NormPlaces {
 }
 
 /// How positions enter.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Positions {
     /// Not at all.
     None,
@@ -46,7 +46,7 @@ pub enum Positions {
 }
 
 /// A rule for contexts longer than the one trained on.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum RotaryScaling {
     /// Every wavelength is stretched by this factor.
     Linear(f64),
@@ -62,11 +62,20 @@ pub enum RotaryScaling {
         /// The context trained on, in tokens.
         original_context: f64,
     },
+    /// Phi-3's for long contexts (LongRoPE), as it is within the context trained on, to which the
+    /// model is held here: beyond it transformers changes the divisors, and with them all that came
+    /// before.
+    LongRope {
+        /// Each frequency's (`short_factor`).
+        divisors: Vec<f64>,
+        /// Queries and keys are multiplied by this as they are turned.
+        magnitude: f64,
+    },
 }
 
 impl RotaryScaling {
-    /// The frequency that replaces `frequency`, in radians a token.
-    pub fn apply(&self, frequency: f64) -> f64 {
+    /// The frequency that replaces the `pair`-th, in radians a token.
+    pub fn apply(&self, pair: usize, frequency: f64) -> f64 {
         match *self {
             RotaryScaling::Linear(factor) => frequency / factor,
             RotaryScaling::Llama3 { factor, low, high, original_context } => {
@@ -74,6 +83,15 @@ impl RotaryScaling {
                 let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                 frequency * (kept + (1.0 - kept) / factor)
             }
+            RotaryScaling::LongRope { ref divisors, .. } => frequency / divisors.get(pair).copied().unwrap_or(1.0),
+        }
+    }
+
+    /// What turned queries and keys are multiplied by.
+    pub fn magnitude(&self) -> f64 {
+        match self {
+            RotaryScaling::LongRope { magnitude, .. } => *magnitude,
+            _ => 1.0,
         }
     }
 }
@@ -229,7 +247,13 @@ impl ModelConfig {
         if self.heads % self.kv_heads != 0 {
             return bad("kv_heads", &self.kv_heads, &format!("a divisor of heads = {}", self.heads));
         }
-        if let Positions::Rotary { rotated, base, .. } = self.positions {
+        if let Positions::Rotary { rotated, base, ref scaling, .. } = self.positions {
+            match scaling {
+                Some(RotaryScaling::LongRope { divisors, .. }) if divisors.len() != rotated.div_ceil(2) => {
+                    return bad("rotary divisors", &divisors.len(), &format!("{}, one a frequency", rotated.div_ceil(2)));
+                }
+                _ => {}
+            }
             if rotated == 0 || rotated.next_multiple_of(2) > self.head_dim {
                 return bad("rotary dimensions", &rotated, &format!("at least 1, at most head_dim = {}, which must be even", self.head_dim));
             }

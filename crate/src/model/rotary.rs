@@ -26,26 +26,25 @@ pub(crate) struct Rotaries {
 impl Rotaries {
     /// `divisors [rotated / 2]` divide the frequencies, where a file gives them.
     pub(crate) fn new(config: &ModelConfig, divisors: Option<&Tensor>, device: &Device) -> Result<Self> {
-        let Positions::Rotary { base, interleaved, rotated, scaling } = config.positions else { return Ok(Rotaries::default()) };
+        let Positions::Rotary { base, interleaved, rotated, ref scaling } = config.positions else { return Ok(Rotaries::default()) };
         let divisors = divisors.map(Tensor::to_vec1::<f32>).transpose()?;
-        let table = |base: f64, scaling: Option<RotaryScaling>, divisors: Option<&[f32]>| -> Result<Rotary> {
+        let table = |base: f64, scaling: Option<&RotaryScaling>, divisors: Option<&[f32]>| -> Result<Rotary> {
             let half = rotated.div_ceil(2);
             let frequencies: Vec<f64> = (0..half)
-                .map(|pair| base.powf(-2.0 * pair as f64 / rotated as f64))
-                .map(|frequency| scaling.map_or(frequency, |scaling| scaling.apply(frequency)))
-                .enumerate()
+                .map(|pair| (pair, base.powf(-2.0 * pair as f64 / rotated as f64)))
+                .map(|(pair, frequency)| (pair, scaling.map_or(frequency, |scaling| scaling.apply(pair, frequency))))
                 .map(|(pair, frequency)| frequency / divisors.map_or(1.0, |divisors| f64::from(divisors[pair])))
                 .collect();
             let angles = (0..config.context).flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency));
-            let angles: Vec<f64> = angles.collect();
+            let (angles, magnitude): (Vec<f64>, f64) = (angles.collect(), scaling.map_or(1.0, RotaryScaling::magnitude));
             let values = |f: fn(f64) -> f64| -> Result<Tensor> {
-                let values: Vec<f32> = angles.iter().map(|angle| f(*angle) as f32).collect();
+                let values: Vec<f32> = angles.iter().map(|angle| (magnitude * f(*angle)) as f32).collect();
                 Ok(Tensor::from_vec(values, (config.context, half), device)?)
             };
             Ok(Rotary { cos: values(f64::cos)?, sin: values(f64::sin)?, interleaved, rotated: 2 * half })
         };
         let local = config.local.as_ref().and_then(|local| local.base);
-        Ok(Rotaries { all: Some(table(base, scaling, divisors.as_deref())?), local: local.map(|base| table(base, None, None)).transpose()? })
+        Ok(Rotaries { all: Some(table(base, scaling.as_ref(), divisors.as_deref())?), local: local.map(|base| table(base, None, None)).transpose()? })
     }
 
     /// The table of layers with a window, or of those without.

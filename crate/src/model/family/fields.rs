@@ -97,6 +97,11 @@ impl<'a> Fields<'a> {
         self.read(field, "a number", Json::as_f64)
     }
 
+    pub fn reals(&self, field: &str) -> Result<Vec<f64>> {
+        let list = self.read(field, "a list of numbers", |value| value.as_array()?.iter().map(Json::as_f64).collect())?;
+        list.ok_or_else(|| Error::expected(ErrorKind::BadFile, format_args!("{}: {field}", self.place), "nothing", "a list of numbers"))
+    }
+
     pub fn flag(&self, field: &str, default: bool) -> Result<bool> {
         Ok(self.read(field, "true or false", Json::as_bool)?.unwrap_or(default))
     }

@@ -16,6 +16,7 @@ mod phi;
 mod phi3;
 mod qwen;
 mod read;
+mod rope;
 
 use super::config::{ModelConfig, Positions};
 use super::parts::{Layer, Norm};

@@ -4,7 +4,7 @@
 use super::fields::Fields;
 use super::llama;
 use super::names::{Names, Up, LLAMA};
-use super::Family;
+use super::{rope, Family};
 use crate::error::Result;
 use crate::model::config::{Biases, ModelConfig, NormKind};
 use serde_json::json;
@@ -25,7 +25,7 @@ pub(super) const FAMILY: Family = Family {
 
 fn config(fields: &Fields<'_>) -> Result<ModelConfig> {
     fields.refuse("qk_layernorm", &[json!(false)])?;
-    let config = llama::rotated(fields, llama::part(fields, 0.5)?, None)?;
+    let config = llama::rotated(fields, rope::part(fields, 0.5)?, None)?;
     Ok(ModelConfig {
         norm: NormKind::Layer,
         norm_eps: fields.real("layer_norm_eps", 1e-5)?,

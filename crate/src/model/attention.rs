@@ -6,6 +6,7 @@
 //! model: gradients flow through values and outputs only).
 
 use super::config::{ModelConfig, Positions};
+use super::fast;
 use super::parts::Layer;
 use crate::error::Result;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor, D};
@@ -100,7 +101,13 @@ pub(crate) fn forward(
                 past.keys = Some(keys.clone());
                 past.values = Some(values.clone());
             }
-            let queries = (queries * (width as f64).powf(-0.5))?.reshape((batch, groups, share * tokens, width))?;
+            let scale = (width as f64).powf(-0.5);
+            if !keep_pattern {
+                if let Some(mixed) = fast::attention(&queries, &keys, &values, scale)? {
+                    return Ok(Attended { output: layer.output.forward(&mixed)?, pattern: None });
+                }
+            }
+            let queries = (queries * scale)?.reshape((batch, groups, share * tokens, width))?;
             let scores = queries.matmul(&keys.transpose(2, 3)?)?.reshape((batch, heads, tokens, start + tokens))?;
             causal_softmax(scores, start)?
         }

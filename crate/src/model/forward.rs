@@ -6,6 +6,7 @@
 //! `2·T²·H·h` a layer for attention.
 
 use super::attention::{self, Past};
+use super::parts::Linear;
 use super::run::{Capture, LayerRun, Logits, Run};
 use super::Model;
 use crate::error::{Error, ErrorKind, Result};
@@ -137,7 +138,7 @@ impl Model {
                 }
                 None => parts.final_norm.forward(&x)?,
             };
-            super::parts::flat_matmul(&normed, &parts.unembedding.t()?)
+            Linear { weight: parts.unembedding.clone(), bias: None }.forward(&normed)
         });
         let logits = logits.transpose()?;
         Ok(Passed { layers, final_scale, logits })

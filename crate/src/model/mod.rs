@@ -9,6 +9,7 @@ mod attention;
 pub(crate) mod back;
 mod config;
 pub(crate) mod family;
+mod fast;
 mod forward;
 mod generate;
 mod load;

@@ -34,6 +34,7 @@ def peer(attention, folder, gguf, context, threads):
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    os.environ["TQDM_DISABLE"] = "1"
     torch.set_num_threads(threads)
     start = time.perf_counter()
     more = {"gguf_file": os.path.basename(gguf)} if gguf else {}

@@ -54,8 +54,7 @@ impl Rotary {
     fn apply(&self, x: &Tensor, start: usize) -> Result<Tensor> {
         let tokens = x.dim(2)?;
         let (cos, sin) = (self.cos.narrow(0, start, tokens)?, self.sin.narrow(0, start, tokens)?);
-        let rotate = if self.interleaved { candle_nn::rotary_emb::rope_i } else { candle_nn::rotary_emb::rope };
-        Ok(rotate(&x.contiguous()?, &cos, &sin)?)
+        fast::rotate(x, &cos, &sin, self.interleaved)
     }
 }
 
@@ -79,9 +78,7 @@ pub(crate) fn forward(
     let (batch, tokens, _) = x.dims3()?;
     let (heads, groups, width) = (config.heads, config.kv_heads, config.head_dim);
     let share = heads / groups;
-    let split = |y: Tensor, count: usize| -> Result<Tensor> {
-        Ok(y.reshape((batch, tokens, count, width))?.transpose(1, 2)?.contiguous()?)
-    };
+    let split = |y: Tensor, count: usize| fast::by_head(&y, count);
     let start = past.as_ref().map_or(0, |past| past.len());
     let mut values = split(layer.value.forward(x)?, groups)?; // [B, K, T, h]
     let pattern = match pattern {

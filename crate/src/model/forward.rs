@@ -6,6 +6,7 @@
 //! `2·T²·H·h` a layer for attention.
 
 use super::attention::{self, Past};
+use super::fast;
 use super::parts::Linear;
 use super::run::{Capture, LayerRun, Logits, Run};
 use super::Model;
@@ -94,7 +95,7 @@ impl Model {
             let pattern = held(index, true)?.map(|run| needed(&run.attn_pattern, "attn_pattern")).transpose()?;
             let past = cache.as_deref_mut().map(|cache| &mut cache[index]);
             let attended = attention::forward(self.config(), layer, self.rotary(), &normed, past, pattern, capture.patterns)?;
-            let resid_mid = (&resid_pre + &attended.output)?;
+            let resid_mid = fast::add(&resid_pre, &attended.output)?;
             let mlp_in = match scales {
                 Some(run) => layer.mlp_norm.forward_frozen(&resid_mid, needed(&run.mlp_scale, "mlp_scale")?)?,
                 None => layer.mlp_norm.forward(&resid_mid)?,
@@ -114,8 +115,8 @@ impl Model {
             }
             kept.attn_pattern = attended.pattern.map(|pattern| pattern.get(0)).transpose()?;
             x = match written {
-                Some(written) => (resid_mid + written.reshape((batch, count, self.width()))?)?,
-                None => (resid_mid + mlp_out)?,
+                Some(written) => fast::add(&resid_mid, &written.reshape((batch, count, self.width()))?)?,
+                None => fast::add(&resid_mid, &mlp_out)?,
             };
             layers.push(kept);
         }

@@ -47,8 +47,10 @@ fn on_request(model: &Model, ids: &[u32]) -> Result<()> {
         let start = Instant::now();
         let run = model.run_tokens(ids, Capture::logits())?;
         let seconds = start.elapsed().as_secs_f64();
-        let top = run.top_next(1)?;
-        println!("{{\"seconds\": {seconds:.6}, \"top\": {}, \"logit\": {:.5}}}", top[0].0, top[0].1);
+        let last = run.logits.as_ref().map(|logits| logits.get(ids.len() - 1)?.to_vec1::<f32>()).transpose()?.unwrap_or_default();
+        let top = last.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        let (top, logit) = top.map_or((0, f32::NAN), |(id, logit)| (id, *logit));
+        println!("{{\"seconds\": {seconds:.6}, \"top\": {top}, \"logit\": {logit:.5}}}");
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! Lanes are queries, so the softmax needs no sums across lanes, and keys that no query of a panel
 //! sees are never computed: half the arithmetic of a full pattern.
 
-use super::product::{panels, write_tile, Panel, Shared};
+use super::product::{filled, panels, write_tile, Panel};
 use super::tile::{self, LANES, MOST, OUTS};
 use rayon::prelude::*;
 use std::arch::x86_64::*;
@@ -22,26 +22,25 @@ pub(super) struct Shape {
     pub scale: f32,
 }
 
-/// `q [B, H, T, h]`, `k` and `v [B, K, start + T, h]` to `y [B, T, H·h]`.
+/// `q [B, H, T, h]`, `k` and `v [B, K, start + T, h]` to `[B, T, H·h]`.
 ///
 /// # Safety
 /// AVX-512F.
-pub(super) unsafe fn causal(shape: Shape, q: &[f32], k: &[f32], v: &[f32], y: &mut [f32]) {
+pub(super) unsafe fn causal(shape: Shape, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
     let Shape { batch, heads, groups, width, tokens, start, .. } = shape;
     let keys = start + tokens;
     let ours = batch * heads * tokens * width;
-    assert!(q.len() == ours && y.len() == ours && k.len() == batch * groups * keys * width && v.len() == k.len() && width.is_multiple_of(OUTS));
-    let y = Shared::new(y);
+    assert!(q.len() == ours && k.len() == batch * groups * keys * width && v.len() == k.len() && width.is_multiple_of(OUTS));
     let panels: Vec<Panel> = panels(tokens).collect();
     // Late panels see more keys: they come first, so that the last tasks are small.
-    (0..batch * heads * panels.len()).into_par_iter().rev().with_max_len(1).for_each_init(Vec::new, |scratch, task| {
+    filled(ours, |to| (0..batch * heads * panels.len()).into_par_iter().rev().with_max_len(1).for_each_init(Vec::new, |scratch, task| {
         let (panel, row) = (panels[task / (batch * heads)], task % (batch * heads));
         let (batch, head) = (row / heads, row % heads);
         let group = (batch * groups + head * groups / heads) * keys * width;
         // SAFETY: each task writes its own tokens and head; lengths were checked above.
         unsafe {
             let q = q.as_ptr().add((row * tokens + panel.first) * width);
-            let y = y.at((batch * tokens + panel.first) * heads * width + head * width);
+            let y = to.at((batch * tokens + panel.first) * heads * width + head * width);
             let (k, v) = (k.as_ptr().add(group), v.as_ptr().add(group));
             match panel.registers {
                 1 => one::<1>(shape, panel, q, k, v, y, scratch),
@@ -49,7 +48,7 @@ pub(super) unsafe fn causal(shape: Shape, q: &[f32], k: &[f32], v: &[f32], y: &m
                 _ => one::<{ MOST }>(shape, panel, q, k, v, y, scratch),
             }
         }
-    });
+    }))
 }
 
 /// One panel of queries of one head.

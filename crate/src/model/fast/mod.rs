@@ -1,4 +1,5 @@
-//! The forward pass's own CPU kernels: linear maps, gated MLP, causal attention, with AVX-512.
+//! The forward pass's own CPU kernels: linear maps, gated MLP, causal attention, and what
+//! lies between, with AVX-512.
 //!
 //! In and out: the tensors that candle would take and give. Each function answers `None` where it
 //! has no kernel (another device or machine, a dtype other than f32, few rows, odd widths), and the
@@ -10,6 +11,8 @@
 mod mix;
 #[cfg(target_arch = "x86_64")]
 mod product;
+#[cfg(target_arch = "x86_64")]
+mod rows;
 #[cfg(target_arch = "x86_64")]
 mod tile;
 
@@ -81,16 +84,15 @@ fn packed(x: &Tensor) -> Result<Option<product::Panels>> {
 #[cfg(target_arch = "x86_64")]
 fn applied(packed: &product::Panels, like: &Tensor, map: &Linear) -> Result<Option<Tensor>> {
     let (outs, depth) = map.weight.dims2()?;
-    let mut y = vec![0.0_f32; like.elem_count() / like.dim(D::Minus1)? * outs];
     if depth != packed.depth() {
         return Ok(None);
     }
     // SAFETY: `suits` has checked the machine; lengths are checked where they are used.
-    let done = match &map.bias {
-        Some(bias) => with_values([&map.weight, bias], |[weight, bias]| unsafe { packed.times(weight, Some(bias), &mut y) }),
-        None => with_values([&map.weight], |[weight]| unsafe { packed.times(weight, None, &mut y) }),
+    let y = match &map.bias {
+        Some(bias) => with_values([&map.weight, bias], |[weight, bias]| unsafe { packed.times(weight, Some(bias)) }),
+        None => with_values([&map.weight], |[weight]| unsafe { packed.times(weight, None) }),
     };
-    Ok(done.map(|()| Tensor::from_vec(y, widened(like, outs), like.device())).transpose()?)
+    Ok(y.map(|y| Tensor::from_vec(y, widened(like, outs), like.device())).transpose()?)
 }
 
 /// A gated MLP without biases in gate and up.
@@ -129,11 +131,68 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Resul
     {
         let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
         let shape = mix::Shape { batch, heads, groups, width, tokens, start: keys - tokens, scale: scale as f32 };
-        let mut y = vec![0.0_f32; q.elem_count()];
         // SAFETY: as in `applied`.
-        let done = with_values([&q, &k, &v], |[q, k, v]| unsafe { mix::causal(shape, q, k, v, &mut y) });
-        return Ok(done.map(|()| Tensor::from_vec(y, (batch, tokens, heads * width), q.device())).transpose()?);
+        let y = with_values([&q, &k, &v], |[q, k, v]| unsafe { mix::causal(shape, q, k, v) });
+        return Ok(y.map(|y| Tensor::from_vec(y, (batch, tokens, heads * width), q.device())).transpose()?);
     }
     #[allow(unreachable_code)]
     Ok(None)
+}
+
+/// A norm over the last dimension, as [`super::parts::Norm::forward`].
+pub(crate) fn norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64, centre: bool) -> Result<Option<Tensor>> {
+    if !suits(x)? {
+        return Ok(None);
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: `suits` has checked the machine.
+        let y = match bias {
+            Some(bias) => with_values([x, weight, bias], |[x, weight, bias]| unsafe { rows::norm(x, weight, Some(bias), eps as f32, centre) }),
+            None => with_values([x, weight], |[x, weight]| unsafe { rows::norm(x, weight, None, eps as f32, centre) }),
+        };
+        return Ok(y.map(|y| Tensor::from_vec(y, x.shape(), x.device())).transpose()?);
+    }
+    #[allow(unreachable_code)]
+    Ok(None)
+}
+
+/// `a + b` of one shape.
+pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    #[cfg(target_arch = "x86_64")]
+    if a.dims() == b.dims() && suits(a)? {
+        // SAFETY: `suits` has checked the machine.
+        if let Some(y) = with_values([a, b], |[a, b]| unsafe { rows::add(a, b) }) {
+            return Ok(Tensor::from_vec(y, a.shape(), a.device())?);
+        }
+    }
+    Ok((a + b)?)
+}
+
+/// `x [B, T, count · h]` to `[B, count, T, h]`, contiguous.
+pub(crate) fn by_head(x: &Tensor, count: usize) -> Result<Tensor> {
+    let (batch, tokens, all) = x.dims3()?;
+    let width = all / count;
+    #[cfg(target_arch = "x86_64")]
+    if suits(x)? {
+        if let Some(y) = with_values([x], |[x]| rows::by_head(x, tokens, count, width)) {
+            return Ok(Tensor::from_vec(y, (batch, count, tokens, width), x.device())?);
+        }
+    }
+    Ok(x.reshape((batch, tokens, count, width))?.transpose(1, 2)?.contiguous()?)
+}
+
+/// Rotary positions of `x [B, heads, T, h]`, with tables `[T, h/2]`.
+pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, interleaved: bool) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    #[cfg(target_arch = "x86_64")]
+    if cos.rank() == 2 && 2 * cos.dim(1)? == x.dim(D::Minus1)? && suits(&x)? {
+        let tokens = x.dim(2)?;
+        // SAFETY: `suits` has checked the machine.
+        if let Some(y) = with_values([&x, cos, sin], |[x, cos, sin]| unsafe { rows::rotate(x, cos, sin, tokens, interleaved) }) {
+            return Ok(Tensor::from_vec(y, x.shape(), x.device())?);
+        }
+    }
+    let rotate = if interleaved { candle_nn::rotary_emb::rope_i } else { candle_nn::rotary_emb::rope };
+    Ok(rotate(&x, cos, sin)?)
 }

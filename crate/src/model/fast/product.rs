@@ -7,10 +7,6 @@ use std::arch::x86_64::*;
 
 /// Outputs that a task computes at once: their weights stay in the second-level cache for all panels.
 const CHUNK: usize = 64;
-/// From how many values on memory is asked for in huge pages: 512 tokens' logits of SmolLM2 take 48
-/// page faults instead of 24,576.
-#[cfg(target_os = "linux")]
-const HUGE: usize = 4 << 20;
 
 /// `[tokens, depth]` packed as panels `[depth, 16·M]`, M ≤ 3.
 pub(super) struct Panels {
@@ -52,15 +48,6 @@ impl Shared {
 /// `length` values, all of which `work` must write: no time goes into zeros that are written over.
 pub(super) fn filled(length: usize, work: impl FnOnce(Shared)) -> Vec<f32> {
     let mut values = Vec::<f32>::with_capacity(length);
-    #[cfg(target_os = "linux")]
-    if length >= HUGE {
-        // SAFETY: whole pages within the allocation; advice only, so a failure changes nothing.
-        unsafe {
-            let start = values.as_mut_ptr().addr().next_multiple_of(4096);
-            let end = values.as_mut_ptr().add(length).addr() & !4095;
-            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE);
-        }
-    }
     work(Shared(values.as_mut_ptr()));
     // SAFETY: allocated above and written by `work`.
     unsafe { values.set_len(length) };

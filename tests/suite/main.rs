@@ -7,6 +7,7 @@ mod bad_input;
 mod clt;
 mod eval;
 mod formats;
+mod forward;
 mod gradients;
 mod graph_json;
 mod graph_scores;

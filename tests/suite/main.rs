@@ -8,6 +8,7 @@ mod clt;
 mod eval;
 mod families;
 mod formats;
+mod forward;
 mod generation;
 mod gradients;
 mod graph_json;

@@ -6,6 +6,7 @@
 //! model: gradients flow through values and outputs only).
 
 use super::config::{ModelConfig, QkNorm};
+use super::fast;
 use super::parts::{Layer, Linear, Norm};
 use super::rotary::{Places, Rotary};
 use super::softmax::{softmax, Mask};
@@ -51,9 +52,7 @@ pub(crate) fn forward(config: &ModelConfig, layer: &Layer, view: View<'_>, x: &T
     let (batch, tokens, _) = x.dims3()?;
     let (heads, groups, width) = (config.heads, config.kv_heads, config.head_dim);
     let share = heads / groups;
-    let split = |y: Tensor, count: usize| -> Result<Tensor> {
-        Ok(y.reshape((batch, tokens, count, width))?.transpose(1, 2)?.contiguous()?)
-    };
+    let split = |y: Tensor, count: usize| fast::by_head(&y, count);
     let start = view.places.start;
     let mut values = split(layer.value.forward(x)?, groups)?; // [B, K, T, h]
     let pattern = match view.pattern {
@@ -80,6 +79,12 @@ pub(crate) fn forward(config: &ModelConfig, layer: &Layer, view: View<'_>, x: &T
                 }
                 past.keys = Some(keys.clone());
                 past.values = Some(values.clone());
+            }
+            let plain = view.window.is_none() && view.pads.is_empty() && config.attention_cap.is_none();
+            if plain && !view.keep_pattern {
+                if let Some(mixed) = fast::attention(&queries, &keys, &values, config.attention_scale)? {
+                    return Ok(Attended { output: layer.output.forward(&mixed)?, pattern: None });
+                }
             }
             let queries = (queries * config.attention_scale)?.reshape((batch, groups, share * tokens, width))?;
             let scores = queries.matmul(&keys.transpose(2, 3)?)?.reshape((batch, heads, tokens, start + tokens))?;

@@ -7,6 +7,7 @@
 
 use super::attention::{self, Past, View};
 use super::config::NormKind;
+use super::fast;
 use super::parts::{Linear, Norm, Place};
 use super::rotary::Places;
 use super::run::{Capture, LayerRun, Logits, OutputSite, Run};
@@ -156,7 +157,7 @@ impl Model {
             };
             let past = cache.as_deref_mut().map(|cache| &mut cache[index]);
             let attended = attention::forward(config, layer, view, &normed(Place::Attn, &resid_pre)?, past)?;
-            let after_attn = (&resid_pre + normed(Place::AttnPost, &attended.output)?)?;
+            let after_attn = fast::add(&resid_pre, &normed(Place::AttnPost, &attended.output)?)?;
             let resid_mid = if config.parallel { &resid_pre } else { &after_attn };
             let mlp_in = normed(Place::Mlp, resid_mid)?;
             let after_norm = self.output() == OutputSite::AfterNorm;
@@ -183,7 +184,7 @@ impl Model {
                 kept.mlp_out = Some(written.unwrap_or_else(|| site.mlp_out.clone()));
             }
             kept.attn_pattern = attended.pattern;
-            x = (after_attn + branch)?;
+            x = fast::add(&after_attn, &branch)?;
             layers.push(kept);
         }
         let final_run = freeze.run.filter(|_| freeze.scales);

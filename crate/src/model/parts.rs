@@ -2,6 +2,7 @@
 
 pub(crate) use super::norm::Norm;
 use super::config::MlpActivation;
+use super::fast;
 use crate::error::Result;
 use candle_core::{Tensor, D};
 
@@ -17,6 +18,9 @@ pub(crate) struct Linear {
 impl Linear {
     /// `x [..., in]` to `[..., out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(y) = fast::linear(x, self)? {
+            return Ok(y);
+        }
         let y = flat_matmul(x, &self.weight.t()?)?;
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,
@@ -54,6 +58,9 @@ pub(crate) struct Mlp {
 impl Mlp {
     /// `x [..., d]` to `[..., d]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(y) = fast::gated_mlp(x, self)? {
+            return Ok(y);
+        }
         let act = |x: &Tensor| match self.activation {
             MlpActivation::Gelu => x.gelu_erf(),
             MlpActivation::GeluTanh => x.gelu(),

@@ -3,6 +3,7 @@
 //! A model has one table, or two where layers with a window have a base of their own (Gemma 3).
 
 use super::config::{ModelConfig, Positions, RotaryScaling};
+use super::fast;
 use crate::error::Result;
 use candle_core::{Device, Tensor, D};
 
@@ -79,11 +80,10 @@ impl Rotary {
     pub(crate) fn apply(&self, x: &Tensor, places: Places<'_>) -> Result<Tensor> {
         let (tokens, width) = (x.dim(2)?, x.dim(3)?);
         let (cos, sin) = (places.rows(&self.cos, tokens)?, places.rows(&self.sin, tokens)?);
-        let rotate = if self.interleaved { candle_nn::rotary_emb::rope_i } else { candle_nn::rotary_emb::rope };
         if self.rotated == width {
-            return Ok(rotate(&x.contiguous()?, &cos, &sin)?);
+            return fast::rotate(x, &cos, &sin, self.interleaved);
         }
-        let turned = rotate(&x.narrow(D::Minus1, 0, self.rotated)?.contiguous()?, &cos, &sin)?;
+        let turned = fast::rotate(&x.narrow(D::Minus1, 0, self.rotated)?, &cos, &sin, self.interleaved)?;
         let rest = x.narrow(D::Minus1, self.rotated, width - self.rotated)?;
         Ok(Tensor::cat(&[&turned, &rest.contiguous()?], D::Minus1)?)
     }

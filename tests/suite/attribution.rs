@@ -83,7 +83,7 @@ fn whole_graphs() {
 fn budgeted_graphs() {
     for arch in ["gpt2", "llama"] {
         let config =
-            AttributeConfig { max_features: Some(96), batch: 16, update_interval: 2, max_logits: 5, logit_mass: 0.8, ..AttributeConfig::default() };
+            AttributeConfig { max_features: Some(96), batch: 16, rank_every: Some(32), max_logits: 5, logit_mass: 0.8, ..AttributeConfig::default() };
         let graph = replacement(arch).attribute_tokens(&TOKENS, &config).unwrap();
         let want = expected(arch, "expected_top96");
         let number: HashMap<_, u32> = graph.active_features().iter().copied().zip(0..).collect();

@@ -51,8 +51,11 @@ impl Clt {
         let bias = self.decoder_bias(target).to_vec1::<f32>()?;
         let mut out = bias.repeat(tokens);
         for (s, code) in codes.iter().enumerate() {
-            let weights = self.decoder(s).storage_and_layout();
-            kernels::decode_rows(code, values(&weights)?, self.config().slots(s), target - s, width, &mut out);
+            self.decoder_store(s).with(|weights| {
+                kernels::decode_rows(code, weights, self.config().slots(s), target - s, width, &mut out);
+                Ok(())
+            })?;
+            self.decoder_store(s).forget();
         }
         Ok(Tensor::from_vec(out, (tokens, width), self.device())?)
     }

@@ -16,6 +16,7 @@
 pub mod activation;
 pub mod config;
 mod decode;
+mod decoder;
 mod encode;
 pub(crate) mod io;
 pub(crate) mod kernels;
@@ -23,6 +24,7 @@ pub(crate) mod live;
 pub mod sparse;
 
 pub(crate) use decode::values;
+pub(crate) use decoder::Decoder;
 pub use activation::Activation;
 pub use crate::activations::InputSite;
 pub use config::CltConfig;
@@ -75,8 +77,17 @@ pub struct Clt(Arc<Inner>);
 
 struct Inner {
     config: CltConfig,
-    layers: Vec<LayerWeights>,
+    layers: Vec<Layer>,
     device: Device,
+}
+
+/// [`LayerWeights`] whose decoder may lie in its file.
+pub(crate) struct Layer {
+    pub encoder: Tensor,
+    pub encoder_bias: Tensor,
+    pub threshold: Option<Tensor>,
+    pub decoder: Decoder,
+    pub decoder_bias: Tensor,
 }
 
 impl Clt {
@@ -86,6 +97,22 @@ impl Clt {
     /// `BadConfig` for an impossible configuration or BatchTopK (a training activation),
     /// `BadTensor` naming the first tensor whose shape or type differs.
     pub fn new(config: CltConfig, layers: Vec<LayerWeights>) -> Result<Self> {
+        config.validate()?;
+        for (l, layer) in layers.iter().enumerate().take(config.layers) {
+            check(&format!("W_dec_{l}"), &layer.decoder, &[config.features, config.slots(l), config.width])?;
+        }
+        let held = |w: LayerWeights| Layer {
+            encoder: w.encoder,
+            encoder_bias: w.encoder_bias,
+            threshold: w.threshold,
+            decoder: Decoder::Held(w.decoder),
+            decoder_bias: w.decoder_bias,
+        };
+        Clt::from_layers(config, layers.into_iter().map(held).collect())
+    }
+
+    /// As [`Clt::new`], with decoders that were checked.
+    pub(crate) fn from_layers(config: CltConfig, layers: Vec<Layer>) -> Result<Self> {
         config.validate()?;
         if matches!(config.activation, Activation::BatchTopK { .. }) {
             return Err(Error::expected(ErrorKind::BadConfig, "Clt::new: CltConfig::activation", "batch_top_k", "relu, jump_relu or top_k")
@@ -99,7 +126,6 @@ impl Clt {
         for (l, layer) in layers.iter().enumerate() {
             check(&format!("W_enc_{l}"), &layer.encoder, &[f, d])?;
             check(&format!("b_enc_{l}"), &layer.encoder_bias, &[f])?;
-            check(&format!("W_dec_{l}"), &layer.decoder, &[f, config.slots(l), d])?;
             check(&format!("b_dec_{l}"), &layer.decoder_bias, &[d])?;
             match &layer.threshold {
                 Some(threshold) => check(&format!("threshold_{l}"), threshold, &[f])?,
@@ -154,8 +180,14 @@ impl Clt {
         self.0.layers[layer].threshold.as_ref()
     }
 
-    /// `W_dec[layer]`, `[F, L - layer, d]`; slot j writes layer + j. Panics when there is no such layer, as indexing does.
+    /// `W_dec[layer]`, `[F, L - layer, d]`; slot j writes layer + j. A loaded CLT reads it whole from its
+    /// file at the first call; [`Clt::decoder_rows`] reads only what is asked for. Panics when there is no such layer, as indexing does.
     pub fn decoder(&self, layer: usize) -> &Tensor {
+        self.decoder_store(layer).tensor()
+    }
+
+    /// `W_dec[layer]`, wherever it lies.
+    pub(crate) fn decoder_store(&self, layer: usize) -> &Decoder {
         &self.0.layers[layer].decoder
     }
 
@@ -169,7 +201,9 @@ impl Clt {
     /// # Errors
     /// `BadInput` for a layer or feature that does not exist.
     pub fn encoder_rows(&self, layer: usize, features: &[u32]) -> Result<Tensor> {
-        self.rows(layer, features, |weights| &weights.encoder)
+        self.check_features(layer, features)?;
+        let index = Tensor::from_slice(features, features.len(), self.device())?;
+        Ok(self.encoder(layer).index_select(&index, 0)?)
     }
 
     /// Decoder rows of `features`, `[n, L - layer, d]`.
@@ -177,10 +211,11 @@ impl Clt {
     /// # Errors
     /// `BadInput` for a layer or feature that does not exist.
     pub fn decoder_rows(&self, layer: usize, features: &[u32]) -> Result<Tensor> {
-        self.rows(layer, features, |weights| &weights.decoder)
+        self.check_features(layer, features)?;
+        self.decoder_store(layer).rows(features)
     }
 
-    fn rows(&self, layer: usize, features: &[u32], of: impl Fn(&LayerWeights) -> &Tensor) -> Result<Tensor> {
+    fn check_features(&self, layer: usize, features: &[u32]) -> Result<()> {
         self.check_layer(layer)?;
         if let Some(beyond) = features.iter().find(|&&feature| feature as usize >= self.features()) {
             return Err(Error::expected(
@@ -190,8 +225,7 @@ impl Clt {
                 format_args!("less than {}", self.features()),
             ));
         }
-        let index = Tensor::from_slice(features, features.len(), self.device())?;
-        Ok(of(&self.0.layers[layer]).index_select(&index, 0)?)
+        Ok(())
     }
 
     pub(crate) fn check_layer(&self, layer: usize) -> Result<()> {

@@ -2,16 +2,20 @@
 //!
 //! Local replacement model → outputs → rows of the outputs → rows of features: all of them, or as
 //! many as the budget allows, those with most influence first, where influence is computed anew
-//! after every `update_interval · batch` features (circuit-tracer's phases, `method.md` §2.4; the
-//! same selection). An interrupt ends it between blocks with what is known.
+//! after every `rank_every` features (circuit-tracer's phases, `method.md` §2.4; the same selection
+//! where that is its `update_interval · batch_size`). An interrupt ends it between blocks with what is known.
 
 use super::edges::Edges;
 use super::influence::{influence, PARTIAL_FLOOR};
 use super::rows::RowEngine;
-use super::{targets, Graph, GraphParts, LogitTarget};
+use super::targets::{choose, Target};
+use super::{Graph, GraphParts, LogitTarget};
 use crate::error::{Error, ErrorKind, Result};
-use crate::progress::Task;
+use crate::progress::{stop_requested, Task};
 use crate::replacement::{LocalReplacement, Replacement};
+
+/// Features ranked together where the configuration leaves it open.
+const LEAST_STEP: usize = 32;
 
 /// What a graph explains and how much of it.
 ///
@@ -30,12 +34,16 @@ pub struct AttributeConfig {
     pub logit_mass: f64,
     /// Explain these tokens instead of the most probable ones.
     pub target_tokens: Option<Vec<u32>>,
+    /// Explain these instead: differences of logits, features, directions. As outputs they stand at
+    /// the last position with ids beyond the vocabulary; if any is not a plain logit all weigh the same.
+    pub targets: Option<Vec<Target>>,
     /// Features that become nodes, those with most influence; `None` for all. Default 7,500.
     pub max_features: Option<usize>,
     /// Targets carried together. Default 256.
     pub batch: usize,
-    /// With a budget, influence is computed anew after this many batches. Default 4.
-    pub update_interval: usize,
+    /// With a budget, influence is computed anew after this many features: circuit-tracer's
+    /// `update_interval · batch_size`. `None`, the default: an eighth of the budget, at least 32.
+    pub rank_every: Option<usize>,
     /// Positions without features and errors: the special first token. Default `[0]`.
     pub zero_positions: Vec<usize>,
 }
@@ -46,9 +54,10 @@ impl Default for AttributeConfig {
             max_logits: 10,
             logit_mass: 0.95,
             target_tokens: None,
+            targets: None,
             max_features: Some(7_500),
             batch: 256,
-            update_interval: 4,
+            rank_every: None,
             zero_positions: vec![0],
         }
     }
@@ -61,7 +70,7 @@ impl AttributeConfig {
     /// `BadConfig` naming the field.
     pub fn validate(&self) -> Result<()> {
         let bad = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::BadConfig, format_args!("AttributeConfig::{field}"), got, expected));
-        let counts = [("max_logits", self.max_logits), ("batch", self.batch), ("update_interval", self.update_interval)];
+        let counts = [("max_logits", self.max_logits), ("batch", self.batch), ("rank_every", self.rank_every.unwrap_or(1))];
         if let Some((field, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
             return bad(field, "0".into(), "at least 1");
         }
@@ -70,6 +79,9 @@ impl AttributeConfig {
         }
         if !(self.logit_mass > 0.0 && self.logit_mass <= 1.0) {
             return bad("logit_mass", self.logit_mass.to_string(), "a share above 0, at most 1");
+        }
+        if self.targets.as_ref().is_some_and(Vec::is_empty) {
+            return bad("targets", "none".into(), "at least one, or None for the likeliest tokens");
         }
         if let Some(tokens) = &self.target_tokens {
             let mut sorted = tokens.clone();
@@ -103,6 +115,22 @@ impl Replacement {
         self.local(&tokens, &config.zero_positions)?.attribute_as(prompt.to_string(), config)
     }
 
+    /// The graphs of several prompts, one after the other (a prompt alone fills the cores): each is
+    /// what [`Replacement::attribute`] gives. An interrupt leaves out those not begun.
+    ///
+    /// # Errors
+    /// As [`Replacement::attribute`], with the prompt's number.
+    pub fn attribute_all<S: AsRef<str>>(&self, prompts: &[S], config: &AttributeConfig) -> Result<Vec<Graph>> {
+        let mut graphs = Vec::with_capacity(prompts.len());
+        for (i, prompt) in prompts.iter().enumerate() {
+            if i > 0 && stop_requested() {
+                break;
+            }
+            graphs.push(self.attribute(prompt.as_ref(), config).map_err(|error| error.context(format_args!("prompt {i}")))?);
+        }
+        Ok(graphs)
+    }
+
     /// The attribution graph of token ids, taken as they are: the first should be the special token.
     ///
     /// # Errors
@@ -118,10 +146,9 @@ impl Replacement {
 impl LocalReplacement {
     fn attribute_as(&self, prompt: String, config: &AttributeConfig) -> Result<Graph> {
         let model = self.replacement().model();
-        let logits = targets::choose(model, &self.last_logits()?, config)?;
+        let (logits, starts) = choose(self, config)?;
         let engine = RowEngine::new(self, config.batch)?;
-        let tokens: Vec<u32> = logits.iter().map(|logit| logit.token).collect();
-        let outputs = engine.outputs(&targets::directions(model, &tokens)?)?;
+        let outputs = engine.outputs(&starts)?;
         let all = engine.active.len();
         let budget = config.max_features.unwrap_or(all).min(all);
         let mut task = Task::new("attribute", budget as u64, "features");
@@ -177,17 +204,21 @@ fn most_influential(
     weights.extend(logits.iter().map(|logit| f64::from(logit.probability)));
     let mut edges = outputs;
     let mut visited = vec![false; engine.active.len()];
+    let step = config.rank_every.unwrap_or((budget / 8).max(LEAST_STEP));
     let mut count = 0;
     while count < budget {
         let known = influence(&edges, &weights, PARTIAL_FLOOR);
         let mut open: Vec<u32> = (0..visited.len() as u32).filter(|&i| !visited[i as usize]).collect();
-        open.sort_by(|a, b| known[*b as usize].total_cmp(&known[*a as usize]));
-        open.truncate((config.update_interval * config.batch).min(budget - count));
-        open.sort_unstable();
-        let done = engine.features(&open, &mut edges, |done| task.advance((count + done) as u64))?;
-        open[..done].iter().for_each(|feature| visited[*feature as usize] = true);
-        count += done;
-        if done < open.len() {
+        let take = step.min(budget - count);
+        if take < open.len() {
+            // The same as a stable sort would take, in linear time.
+            open.select_nth_unstable_by(take - 1, |a, b| known[*b as usize].total_cmp(&known[*a as usize]).then(a.cmp(b)));
+            open.truncate(take);
+        }
+        let done = engine.scattered(&open, &mut edges, |done| task.advance((count + done) as u64))?;
+        done.iter().for_each(|feature| visited[*feature as usize] = true);
+        count += done.len();
+        if done.len() < open.len() {
             break;
         }
     }

@@ -27,6 +27,7 @@ pub use edges::{Edge, Edges};
 pub use json::cantor;
 pub use prune::{PruneConfig, PruneMask};
 pub use score::Scores;
+pub use targets::Target;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::replacement::FeatureNode;

@@ -9,6 +9,7 @@
 use super::edges::Edges;
 use super::lanes::Lanes;
 use super::sources::Sources;
+use super::targets::Start;
 use crate::clt::values;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::stop_requested;
@@ -41,39 +42,69 @@ impl RowEngine {
         self.sources.features() + (self.sources.layers + 1) * self.sources.tokens
     }
 
-    /// Rows of output directions `[K, d]`, in order.
-    pub fn outputs(&self, directions: &Tensor) -> Result<Edges> {
-        let s = &self.sources;
+    /// Rows of the outputs, in order. Those after the final norm go down together.
+    pub fn outputs(&self, starts: &[Start]) -> Result<Edges> {
+        let (s, device) = (&self.sources, self.local.embeddings().device());
         let mut edges = Edges::default();
         let step = self.batch.min(BLOCK_VALUES / (s.tokens * s.width)).max(1);
-        let count = directions.dim(0)?;
-        for start in (0..count).step_by(step) {
-            let size = step.min(count - start);
-            let g = self.frozen.from_output(&directions.narrow(0, start, size)?)?;
-            let targets: Vec<(u32, usize)> = (start..start + size).map(|k| ((self.first_logit() + k) as u32, s.tokens - 1)).collect();
-            edges.append(&self.block(s.layers, &targets, g)?);
+        let mut k = 0;
+        while k < starts.len() {
+            let node = |k: usize| (self.first_logit() + k) as u32;
+            let one = |direction: &[f32]| Tensor::from_slice(direction, (1, s.width), device);
+            match &starts[k] {
+                Start::Encoder(place, direction) => {
+                    let site = self.local.replacement().clt().config().input;
+                    let g = self.frozen.from_input(place.layer, site, &[place.position], &one(direction)?)?;
+                    edges.append(&self.block(vec![Group { below: place.layer, targets: vec![(node(k), place.position)], g }])?);
+                    k += 1;
+                }
+                Start::Stream { layer, position, direction } => {
+                    let g = self.frozen.from_stream(&[*position], &one(direction)?)?;
+                    edges.append(&self.block(vec![Group { below: *layer, targets: vec![(node(k), *position)], g }])?);
+                    k += 1;
+                }
+                Start::Output(_) => {
+                    let rows = starts[k..].iter().take(step).map_while(|start| if let Start::Output(row) = start { Some(row.as_slice()) } else { None });
+                    let rows: Vec<&[f32]> = rows.collect();
+                    let g = self.frozen.from_output(&Tensor::from_vec(rows.concat(), (rows.len(), s.width), device)?)?;
+                    let targets = (k..k + rows.len()).map(|k| (node(k), s.tokens - 1)).collect();
+                    edges.append(&self.block(vec![Group { below: s.layers, targets, g }])?);
+                    k += rows.len();
+                }
+            }
         }
         Ok(edges)
     }
 
     /// Appends the rows of `features` (ascending numbers of active features) to `edges`, in order,
     /// and returns how many were done: fewer when a stop was requested.
-    pub fn features(&self, features: &[u32], edges: &mut Edges, mut progress: impl FnMut(usize)) -> Result<usize> {
-        let blocks = self.split(features);
-        let mut done = 0;
+    pub fn features(&self, features: &[u32], edges: &mut Edges, progress: impl FnMut(usize)) -> Result<usize> {
+        Ok(self.blocks(&self.split(features, |a, b| a.layer == b.layer), edges, progress)?.len())
+    }
+
+    /// As [`RowEngine::features`] for few features of all layers: those of neighbouring positions go
+    /// down together, whatever their layers. Rows come in any order; returns whose were done.
+    pub fn scattered(&self, features: &[u32], edges: &mut Edges, progress: impl FnMut(usize)) -> Result<Vec<u32>> {
+        let mut features = features.to_vec();
+        features.sort_by_key(|number| (self.active[*number as usize].position, *number));
+        self.blocks(&self.split(&features, |_, _| true), edges, progress)
+    }
+
+    fn blocks(&self, blocks: &[&[u32]], edges: &mut Edges, mut progress: impl FnMut(usize)) -> Result<Vec<u32>> {
+        let mut done = Vec::new();
         for some in blocks.chunks(4 * self.lanes.count()) {
             if stop_requested() {
                 break;
             }
             self.lanes.map(some, |block| self.feature_block(block))?.iter().for_each(|rows| edges.append(rows));
-            done += some.iter().map(|block| block.len()).sum::<usize>();
-            progress(done);
+            some.iter().for_each(|block| done.extend_from_slice(block));
+            progress(done.len());
         }
         Ok(done)
     }
 
-    /// Cuts ascending features into blocks of one layer and few positions.
-    fn split<'a>(&self, features: &'a [u32]) -> Vec<&'a [u32]> {
+    /// Cuts features into blocks of few positions, whose neighbours all satisfy `together`.
+    fn split<'a>(&self, features: &'a [u32], together: impl Fn(FeatureNode, FeatureNode) -> bool) -> Vec<&'a [u32]> {
         let mut blocks = Vec::new();
         let mut start = 0;
         let place = |i: usize| self.active[features[i] as usize];
@@ -82,7 +113,7 @@ impl RowEngine {
             let ends = end == features.len() || {
                 let (last, next) = (place(end - 1), place(end));
                 let most = self.batch.min(BLOCK_VALUES / ((next.position + 1) * self.sources.width)).max(1);
-                next.layer != last.layer || size >= most || (size >= ENOUGH_TARGETS && next.position != last.position)
+                !together(last, next) || size >= most || (size >= ENOUGH_TARGETS && next.position != last.position)
             };
             if ends {
                 blocks.push(&features[start..end]);
@@ -93,31 +124,38 @@ impl RowEngine {
     }
 
     fn feature_block(&self, block: &[u32]) -> Result<Edges> {
-        let places: Vec<FeatureNode> = block.iter().map(|number| self.active[*number as usize]).collect();
-        let Some(layer) = places.first().map(|place| place.layer) else { return Ok(Edges::default()) };
         let clt = self.local.replacement().clt();
-        let numbers: Vec<u32> = places.iter().map(|place| place.feature as u32).collect();
-        let positions: Vec<usize> = places.iter().map(|place| place.position).collect();
-        let g = self.frozen.from_input(layer, clt.config().input, &positions, &clt.encoder_rows(layer, &numbers)?)?;
-        let targets: Vec<(u32, usize)> = block.iter().copied().zip(positions).collect();
-        self.block(layer, &targets, g)
+        let mut targets: Vec<(u32, FeatureNode)> = block.iter().map(|number| (*number, self.active[*number as usize])).collect();
+        targets.sort_by_key(|(_, place)| std::cmp::Reverse(place.layer));
+        let length = targets.iter().map(|(_, place)| place.position + 1).max().unwrap_or(0);
+        let groups = targets.chunk_by(|a, b| a.1.layer == b.1.layer).map(|group| {
+            let layer = group[0].1.layer;
+            let features: Vec<u32> = group.iter().map(|(_, place)| place.feature as u32).collect();
+            let positions: Vec<usize> = group.iter().map(|(_, place)| place.position).collect();
+            let g = self.frozen.from_input(layer, clt.config().input, &positions, &clt.encoder_rows(layer, &features)?)?;
+            let short = length - g.dim(1)?;
+            let g = if short == 0 { g } else { g.pad_with_zeros(1, 0, short)? };
+            Ok(Group { below: layer, targets: group.iter().map(|(number, _)| *number).zip(positions).collect(), g })
+        });
+        self.block(groups.collect::<Result<_>>()?)
     }
 
-    /// Rows of `targets` (node, position), given their directions `[B, T', d]` at the end of block
-    /// `below - 1`.
-    fn block(&self, below: usize, targets: &[(u32, usize)], g: Tensor) -> Result<Edges> {
-        let (count, length, _) = g.dims3()?;
-        let mut columns: Vec<Column> = (0..length).map(|p| Column::new(count, below, self.sources.below(below, p))).collect();
-        self.frozen.carry(below, g, &mut |site, g| {
+    /// Rows of the groups' targets, group by group.
+    fn block(&self, groups: Vec<Group>) -> Result<Edges> {
+        let Some(first) = groups.first() else { return Ok(Edges::default()) };
+        let (top, length) = (first.below, first.g.dim(1)?);
+        let targets: Vec<(usize, u32, usize)> = groups.iter().flat_map(|group| group.targets.iter().map(|(node, p)| (group.below, *node, *p))).collect();
+        let mut columns: Vec<Column> = (0..length).map(|p| Column::new(targets.len(), top, self.sources.below(top, p))).collect();
+        self.frozen.carry_all(groups.into_iter().map(|group| (group.below, group.g)).collect(), &mut |site, g| {
             let g = g.to_device(&Device::Cpu)?.contiguous()?;
             let g = g.storage_and_layout();
             let g = values(&g)?;
             columns.par_iter_mut().enumerate().try_for_each(|(p, column)| column.add(&self.sources, site, g, p, length))
         })?;
         let mut edges = Edges::default();
-        for (b, (node, position)) in targets.iter().enumerate() {
-            self.compress(b, below, &columns[..=*position], &mut edges);
-            edges.close(*node);
+        for (b, (below, node, position)) in targets.into_iter().enumerate() {
+            self.compress(b, below, &columns[..=position], &mut edges);
+            edges.close(node);
         }
         Ok(edges)
     }
@@ -138,16 +176,25 @@ impl RowEngine {
             }
         }
         for layer in 0..below {
-            columns.iter().enumerate().for_each(|(p, column)| push(s.features() + layer * s.tokens + p, column.errors[b * below + layer]));
+            columns.iter().enumerate().for_each(|(p, column)| push(s.features() + layer * s.tokens + p, column.errors[b * column.below + layer]));
         }
         columns.iter().enumerate().for_each(|(p, column)| push(s.features() + s.layers * s.tokens + p, column.tokens[b]));
     }
 }
 
-/// The effects of what stands at one position on B targets.
-struct Column {
+/// Targets `(node, position)` of one layer, and their directions `[B, T', d]` at the end of block
+/// `below - 1`.
+struct Group {
     below: usize,
-    /// Features at this position below the targets' layer.
+    targets: Vec<(u32, usize)>,
+    g: Tensor,
+}
+
+/// The effects of what stands at one position on B targets, of which those that have joined come first.
+struct Column {
+    /// The highest layer below which effects are.
+    below: usize,
+    /// Features at this position below that.
     stride: usize,
     /// `[B, stride]`.
     features: Vec<f32>,
@@ -162,7 +209,7 @@ impl Column {
         Column { below, stride, features: vec![0.0; count * stride], errors: vec![0.0; count * below], tokens: vec![0.0; count] }
     }
 
-    /// Adds the effects at `site`, where the directions `g [B, length, d]` are.
+    /// Adds the effects at `site`, where the directions `g [joined, length, d]` are.
     fn add(&mut self, sources: &Sources, site: Site, g: &[f32], p: usize, length: usize) -> Result<()> {
         let width = sources.width;
         let at = |b: usize| &g[(b * length + p) * width..(b * length + p + 1) * width];
@@ -170,11 +217,12 @@ impl Column {
             Site::Embedding => self.tokens.iter_mut().enumerate().for_each(|(b, token)| *token += dot(at(b), sources.embedding(p))),
             Site::MlpOut(layer) => {
                 let error = sources.error(layer, p);
-                for b in 0..self.tokens.len() {
+                let joined = g.len() / (length * width);
+                for b in 0..joined {
                     self.errors[b * self.below + layer] += dot(at(b), error);
                 }
                 let rows = sources.decoder_rows(layer, p)?;
-                add_products(&mut self.features, self.stride, &g[p * width..], length * width, &rows, width)?;
+                add_products(&mut self.features[..joined * self.stride], self.stride, &g[p * width..], length * width, &rows, width)?;
             }
         }
         Ok(())
@@ -191,7 +239,7 @@ fn add_products(into: &mut [f32], stride: usize, a: &[f32], a_stride: usize, row
     if n == 0 {
         return Ok(());
     }
-    let count = into.len() / stride;
+    let count = into.len() / stride.max(1);
     if n > stride || (count - 1) * a_stride + width > a.len() {
         return Err(Error::new(ErrorKind::Tensor, format!("add_products: {n} rows into {stride} columns, {} values of directions", a.len())));
     }

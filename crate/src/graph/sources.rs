@@ -5,15 +5,15 @@
 //! matrix `[n, d]`, sources in ascending layers, so that a batch of targets is one GEMM. The matrices
 //! are kept when they are small enough, else gathered again for each block of targets.
 
-use crate::clt::{values, Clt, SparseCode};
+use crate::clt::{Clt, Decoder, SparseCode};
 use crate::error::Result;
 use crate::replacement::LocalReplacement;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Most values of gathered decoder rows that are kept: 512 MiB.
-const KEPT_VALUES: usize = 128 << 20;
+/// Most values of gathered decoder rows that are kept: 1 GiB.
+const KEPT_VALUES: usize = 256 << 20;
 
 pub(crate) struct Sources {
     pub tokens: usize,
@@ -22,7 +22,7 @@ pub(crate) struct Sources {
     code: SparseCode,
     /// First feature number of each (layer, position), `[L·T + 1]`.
     starts: Vec<usize>,
-    decoders: Vec<Tensor>,
+    decoders: Vec<Decoder>,
     kept: Vec<Vec<f32>>,
     errors: Vec<Vec<f32>>,
     embeddings: Vec<f32>,
@@ -45,14 +45,18 @@ impl Sources {
             width: clt.config().width,
             code: local.code().clone(),
             starts,
-            decoders: (0..layers).map(|l| Ok(clt.decoder(l).to_device(&Device::Cpu)?)).collect::<Result<_>>()?,
+            decoders: (0..layers).map(|l| clt.decoder_store(l).on_cpu()).collect::<Result<_>>()?,
             kept: Vec::new(),
             errors: (0..layers).map(|l| host(local.errors(l))).collect::<Result<_>>()?,
             embeddings: host(local.embeddings())?,
         };
         let rows: usize = sources.code.layers.iter().enumerate().map(|(s, code)| code.active() * (layers - s)).sum();
         if rows * sources.width <= KEPT_VALUES {
-            sources.kept = (0..layers * tokens).map(|at| sources.gather(at / tokens, at % tokens)).collect::<Result<_>>()?;
+            for at in 0..layers * tokens {
+                let rows = sources.gather(at / tokens, at % tokens)?;
+                sources.kept.push(rows);
+                sources.decoders.iter().for_each(Decoder::forget);
+            }
         }
         Ok(sources)
     }
@@ -84,13 +88,14 @@ impl Sources {
     fn gather(&self, t: usize, p: usize) -> Result<Vec<f32>> {
         let mut rows = Vec::with_capacity(self.below(t + 1, p) * self.width);
         for (s, code) in self.code.layers.iter().enumerate().take(t + 1) {
-            let weights = self.decoders[s].storage_and_layout();
-            let weights = values(&weights)?;
             let (features, activations) = code.token(p);
-            for (feature, activation) in features.iter().zip(activations) {
-                let at = (*feature as usize * (self.layers - s) + t - s) * self.width;
-                rows.extend(weights[at..at + self.width].iter().map(|weight| weight * activation));
-            }
+            self.decoders[s].with(|weights| {
+                for (feature, activation) in features.iter().zip(activations) {
+                    let at = (*feature as usize * (self.layers - s) + t - s) * self.width;
+                    rows.extend(weights[at..at + self.width].iter().map(|weight| weight * activation));
+                }
+                Ok(())
+            })?;
         }
         Ok(rows)
     }

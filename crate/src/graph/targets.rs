@@ -3,12 +3,14 @@
 //! In: the logits of the last position. Out: at most `max_logits` tokens that hold `logit_mass` of
 //! the probability, or the tokens asked for; and for each the direction whose product with the
 //! final normed residual is its logit less the mean logit, `u = W_U[token] − mean(W_U)`, `[K, d]`
-//! (circuit-tracer's demeaned unembedding; the unembedding's bias is left out).
+//! (circuit-tracer's demeaned unembedding; the unembedding's bias is left out). Or differences of
+//! logits, features, directions in the residual stream: any [`Target`].
 
 use super::attribute::AttributeConfig;
 use super::LogitTarget;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Model;
+use crate::replacement::{FeatureNode, LocalReplacement};
 use candle_core::Tensor;
 
 /// Probabilities of logits.
@@ -32,28 +34,141 @@ pub(crate) fn top_tokens(probabilities: &[f64], n: usize) -> Vec<u32> {
     order
 }
 
-/// The outputs to explain.
-pub(crate) fn choose(model: &Model, logits: &[f32], config: &AttributeConfig) -> Result<Vec<LogitTarget>> {
-    let probabilities = softmax(logits);
-    let tokens = match &config.target_tokens {
-        Some(tokens) => {
-            if let Some(token) = tokens.iter().find(|token| **token as usize >= model.vocab()) {
-                return Err(Error::expected(ErrorKind::BadInput, "AttributeConfig::target_tokens", token, format_args!("below the vocabulary of {}", model.vocab())));
-            }
-            tokens.clone()
+/// Something other than a token's logit that a graph can explain.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// A token's logit, less the mean logit.
+    Logit(u32),
+    /// The logit of the first token less that of the second.
+    Difference(u32, u32),
+    /// The pre-activation of a feature, active or not, less its bias.
+    Feature(FeatureNode),
+    /// The product of a direction with the residual stream.
+    Residual {
+        /// Block that the stream enters, 0 to L; L is what the final norm reads.
+        layer: usize,
+        /// Position in the prompt.
+        position: usize,
+        /// The direction, `[d]`.
+        direction: Vec<f32>,
+    },
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Logit(token) => write!(f, "logit of {token}"),
+            Target::Difference(more, less) => write!(f, "logit of {more} less that of {less}"),
+            Target::Feature(place) => write!(f, "feature {place}"),
+            Target::Residual { layer, position, .. } => write!(f, "direction before block {layer} at {position}"),
         }
-        None => {
-            let mut tokens = top_tokens(&probabilities, config.max_logits);
-            let mut mass = 0.0;
-            let enough = tokens.iter().position(|token| {
-                mass += probabilities[*token as usize];
-                mass >= config.logit_mass
-            });
-            tokens.truncate(enough.map_or(tokens.len(), |last| last + 1));
-            tokens
-        }
+    }
+}
+
+/// Where a target's direction starts on its way down.
+pub(crate) enum Start {
+    /// After the final norm at the last position.
+    Output(Vec<f32>),
+    /// Where the encoders of a layer read.
+    Encoder(FeatureNode, Vec<f32>),
+    /// In the residual stream that enters a block.
+    Stream { layer: usize, position: usize, direction: Vec<f32> },
+}
+
+/// The outputs to explain, and where their directions start.
+pub(crate) fn choose(local: &LocalReplacement, config: &AttributeConfig) -> Result<(Vec<LogitTarget>, Vec<Start>)> {
+    let model = local.replacement().model();
+    let probabilities = softmax(&local.last_logits()?);
+    let targets: Vec<Target> = match (&config.targets, &config.target_tokens) {
+        (Some(targets), _) => targets.clone(),
+        (None, Some(tokens)) => tokens.iter().map(|token| Target::Logit(*token)).collect(),
+        (None, None) => likely(&probabilities, config).into_iter().map(Target::Logit).collect(),
     };
-    Ok(tokens.into_iter().map(|token| LogitTarget { token, text: model.token_text(token), probability: probabilities[token as usize] as f32 }).collect())
+    let plain = targets.iter().all(|target| matches!(target, Target::Logit(_)));
+    let mut shown = Vec::with_capacity(targets.len());
+    for (i, target) in targets.iter().enumerate() {
+        check(target, local, config)?;
+        // Others than tokens get ids beyond the vocabulary, as in circuit-tracer, and equal weights.
+        let weight = 1.0 / targets.len() as f32;
+        shown.push(match *target {
+            Target::Logit(token) => {
+                let probability = if plain { probabilities[token as usize] as f32 } else { weight };
+                LogitTarget { token, text: model.token_text(token), probability }
+            }
+            Target::Difference(more, less) => {
+                let text = format!("{} − {}", model.token_text(more), model.token_text(less));
+                LogitTarget { token: (model.vocab() + i) as u32, text, probability: weight }
+            }
+            _ => LogitTarget { token: (model.vocab() + i) as u32, text: target.to_string(), probability: weight },
+        });
+    }
+    Ok((shown, starts(local, &targets)?))
+}
+
+/// At most `max_logits` tokens that hold `logit_mass` of the probability.
+fn likely(probabilities: &[f64], config: &AttributeConfig) -> Vec<u32> {
+    let mut tokens = top_tokens(probabilities, config.max_logits);
+    let mut mass = 0.0;
+    let enough = tokens.iter().position(|token| {
+        mass += probabilities[*token as usize];
+        mass >= config.logit_mass
+    });
+    tokens.truncate(enough.map_or(tokens.len(), |last| last + 1));
+    tokens
+}
+
+fn check(target: &Target, local: &LocalReplacement, config: &AttributeConfig) -> Result<()> {
+    let (model, clt, length) = (local.replacement().model(), local.replacement().clt(), local.run().tokens.len());
+    let field = if config.targets.is_some() { "targets" } else { "target_tokens" };
+    let below = |what: &str, got: usize, limit: usize| match got < limit {
+        true => Ok(()),
+        false => Err(Error::expected(ErrorKind::BadInput, format_args!("AttributeConfig::{field}: {what}"), got, format_args!("less than {limit}"))),
+    };
+    match target {
+        Target::Logit(token) => below("token, vocabulary", *token as usize, model.vocab()),
+        Target::Difference(more, less) => {
+            below("token, vocabulary", *more as usize, model.vocab())?;
+            below("token, vocabulary", *less as usize, model.vocab())
+        }
+        Target::Feature(place) => {
+            below("layer", place.layer, clt.layers())?;
+            below("feature", place.feature, clt.features())?;
+            below("position", place.position, length)
+        }
+        Target::Residual { layer, position, direction } => {
+            below("layer", *layer, model.layers() + 1)?;
+            below("position", *position, length)?;
+            if direction.len() != model.width() || direction.iter().any(|value| !value.is_finite()) {
+                let got = format!("{} values", direction.len());
+                return Err(Error::expected(ErrorKind::BadInput, format_args!("AttributeConfig::{field}: direction"), got, format_args!("{} finite ones", model.width())));
+            }
+            Ok(())
+        }
+    }
+}
+
+fn starts(local: &LocalReplacement, targets: &[Target]) -> Result<Vec<Start>> {
+    let (model, clt) = (local.replacement().model(), local.replacement().clt());
+    let mut tokens: Vec<u32> = Vec::new();
+    for target in targets {
+        match target {
+            Target::Logit(token) => tokens.push(*token),
+            Target::Difference(more, less) => tokens.extend([more, less]),
+            _ => {}
+        }
+    }
+    let mut rows = if tokens.is_empty() { Vec::new() } else { directions(model, &tokens)?.to_vec2::<f32>()? }.into_iter();
+    let mut next = || rows.next().unwrap_or_default();
+    let starts = targets.iter().map(|target| {
+        Ok(match target {
+            Target::Logit(_) => Start::Output(next()),
+            Target::Difference(..) => Start::Output(next().iter().zip(next()).map(|(more, less)| more - less).collect()),
+            Target::Feature(place) => Start::Encoder(*place, clt.encoder_rows(place.layer, &[place.feature as u32])?.flatten_all()?.to_vec1()?),
+            Target::Residual { layer, position, direction } => Start::Stream { layer: *layer, position: *position, direction: direction.clone() },
+        })
+    });
+    starts.collect()
 }
 
 /// Demeaned unembedding rows of `tokens`, `[K, d]`.

@@ -92,10 +92,13 @@ impl Replacement {
     /// everything else held, and compares what moves with the graph's edges.
     ///
     /// # Errors
-    /// `BadInput` for a pruned graph or n = 0; `Mismatch` when the graph is of another model or CLT.
+    /// `BadInput` for a pruned graph, n = 0 or outputs other than tokens; `Mismatch` when the graph is of another model or CLT.
     pub fn verify_edges(&self, graph: &Graph, n: usize, seed: u64) -> Result<EdgeCheck> {
         if graph.pruned().is_some() || n == 0 {
             return Err(Error::expected(ErrorKind::BadInput, "verify_edges", "a pruned graph, or n = 0", "a whole graph and n of at least 1"));
+        }
+        if let Some(other) = graph.logits().iter().find(|logit| logit.token as usize >= self.model().vocab()) {
+            return Err(Error::expected(ErrorKind::BadInput, "verify_edges: output", &other.text, "tokens' logits only"));
         }
         let local = self.local(graph.tokens(), graph.zero_positions())?;
         if local.active() != graph.active_features() {

@@ -2,6 +2,7 @@
 
 use super::{Intervention, Mode};
 use crate::graph::targets::{softmax, top_tokens};
+use candle_core::Tensor;
 
 /// One output token before and after. Logits are demeaned over the vocabulary where they change:
 /// `predicted` and `measured` are changes of the logit less the change of the mean logit, both before
@@ -35,6 +36,7 @@ pub struct Effect {
     pub outputs: Vec<OutputEffect>,
     pub(super) before: Vec<f32>,
     pub(super) after: Vec<f32>,
+    pub(super) everywhere: Option<Tensor>,
 }
 
 impl Effect {
@@ -46,6 +48,12 @@ impl Effect {
     /// Logits after, `[V]`.
     pub fn logits_after(&self) -> &[f32] {
         &self.after
+    }
+
+    /// Logits after at every position, `[T, V]`, when
+    /// [`InterveneConfig::every_position`](super::InterveneConfig::every_position) asked for them.
+    pub fn logits_everywhere(&self) -> Option<&Tensor> {
+        self.everywhere.as_ref()
     }
 
     /// Correlation (Pearson) of predicted and measured changes over [`Effect::outputs`]; `None` when

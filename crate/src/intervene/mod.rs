@@ -8,6 +8,7 @@
 
 mod check;
 mod effect;
+mod parse;
 mod pass;
 
 pub use check::{Deviation, EdgeCheck};
@@ -168,11 +169,14 @@ pub struct InterveneConfig {
     pub mode: Mode,
     /// Outputs shown: this many of the most probable before and after. Default 10.
     pub top: usize,
+    /// Keep the changed logits of every position ([`Effect::logits_everywhere`]), not only of the
+    /// last. Default false.
+    pub every_position: bool,
 }
 
 impl Default for InterveneConfig {
     fn default() -> Self {
-        InterveneConfig { mode: Mode::default(), top: 10 }
+        InterveneConfig { mode: Mode::default(), top: 10, every_position: false }
     }
 }
 

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 /// Runs `interventions` on a prompt and compares.
 pub(super) fn effect(local: &LocalReplacement, interventions: &[Intervention], config: &InterveneConfig) -> Result<Effect> {
     let plan = Plan { local, interventions, mode: config.mode };
-    let changed = plan.measured()?;
+    let changed = plan.measured(if config.every_position { Capture::logits() } else { Capture::last_logits() })?;
     let (before, after) = (local.last_logits()?, last_logits(&changed)?);
     let tokens = shown(&before, &after, config.top);
     let (logits_before, logits_after) = (demeaned(&last_uncapped(local.run())?), demeaned(&last_uncapped(&changed)?));
@@ -40,6 +40,7 @@ pub(super) fn effect(local: &LocalReplacement, interventions: &[Intervention], c
         outputs: outputs.collect(),
         before,
         after,
+        everywhere: changed.logits.filter(|_| config.every_position),
     })
 }
 
@@ -91,14 +92,14 @@ impl Plan<'_> {
         clt.encode_layer(layer, clt.input(&self.local.run().layers[layer])?)
     }
 
-    /// The model's run with the interventions, last logits only.
-    fn measured(&self) -> Result<Run> {
+    /// The model with the interventions.
+    fn measured(&self, capture: Capture) -> Result<Run> {
         let (replacement, run) = (self.local.replacement(), self.local.run());
         let held = self.held();
         let scales = held.len() == self.layers();
         let freeze = Freeze { run: Some(run), patterns: self.mode != Mode::Open, scales };
         let mut writes = Writes::new(self.local);
-        replacement.model().run_spliced(&run.tokens, Capture::last_logits(), freeze, &mut |layer, site| {
+        replacement.model().run_spliced(&run.tokens, capture, freeze, &mut |layer, site| {
             if self.touches(layer) {
                 let code = if held.is_empty() { replacement.clt().encode_layer(layer, &replacement.read(site)?)? } else { self.original(layer)? };
                 writes.add(layer, &self.changes(layer, |p, feature| code.value(p, feature)))?;

@@ -115,8 +115,14 @@ pub(crate) fn back(config: &ModelConfig, layer: &Layer, pattern: &Tensor, g: &Te
     }
     let mixed = mixed.reshape((batch, tokens, heads, width))?;
     let by_head = mixed.permute((2, 1, 0, 3))?.reshape((heads, tokens, batch * width))?; // [H, T', B·h]
-    let held = pattern.narrow(1, 0, tokens)?.narrow(2, 0, tokens)?.transpose(1, 2)?.contiguous()?; // [H, key, query]
-    let at_values = held.matmul(&by_head)?; // [H, key, B·h]
+    // A key is seen by itself and later queries only: blocks of keys leave the other half out.
+    let step = tokens.div_ceil(8).max(SHORT);
+    let blocks = (0..tokens).step_by(step).map(|key| -> Result<Tensor> {
+        let (keys, queries) = (step.min(tokens - key), tokens - key);
+        let held = pattern.narrow(1, key, queries)?.narrow(2, key, keys)?.transpose(1, 2)?; // [H, key, query]
+        Ok(held.matmul(&by_head.narrow(1, key, queries)?)?)
+    });
+    let at_values = Tensor::cat(&blocks.collect::<Result<Vec<_>>>()?, 1)?; // [H, key, B·h]
     let at_values = if heads == groups {
         at_values
     } else {

@@ -48,6 +48,17 @@ impl FrozenModel {
         self.model.back_final_norm(&self.run, &placed(directions, &vec![last; directions.dim(0)?])?)
     }
 
+    /// Directions in the residual stream that enters a block, one at each of `positions`.
+    ///
+    /// # Shapes
+    /// `directions` `[B, d]`, B positions → `[B, max(positions) + 1, d]`.
+    ///
+    /// # Errors
+    /// `Tensor` for directions that are not a matrix.
+    pub fn from_stream(&self, positions: &[usize], directions: &Tensor) -> Result<Tensor> {
+        placed(directions, positions)
+    }
+
     /// Directions at what the encoders of `layer` read, one at each of `positions`, carried to the
     /// end of the block before.
     ///
@@ -76,12 +87,32 @@ impl FrozenModel {
     /// # Errors
     /// `BadInput` when the run lacks patterns or scales; what `visit` returns.
     pub fn carry(&self, below: usize, g: Tensor, visit: &mut dyn FnMut(Site, &Tensor) -> Result<()>) -> Result<()> {
-        let mut g = g;
-        for layer in (0..below).rev() {
-            visit(Site::MlpOut(layer), &self.model.back_mlp_out(layer, &self.run, &g)?)?;
-            g = self.through_attention(layer, g)?;
+        self.carry_all(vec![(below, g)], visit)
+    }
+
+    /// As [`FrozenModel::carry`] for groups `(below, g)` of one T', largest `below` first: each joins
+    /// the others on its layer, so that they share the products further down. `visit` sees the
+    /// groups that have joined, in their order.
+    pub(crate) fn carry_all(&self, groups: Vec<(usize, Tensor)>, visit: &mut dyn FnMut(Site, &Tensor) -> Result<()>) -> Result<()> {
+        let top = groups.first().map_or(0, |(below, _)| *below);
+        let mut waiting = groups.into_iter().peekable();
+        let mut joined: Option<Tensor> = None;
+        for below in (0..=top).rev() {
+            let mut parts: Vec<Tensor> = joined.take().into_iter().collect();
+            while let Some((_, g)) = waiting.next_if(|(at, _)| *at == below) {
+                parts.push(g);
+            }
+            let g = match parts.len() {
+                1 => parts.swap_remove(0),
+                _ => Tensor::cat(&parts, 0)?,
+            };
+            if below == 0 {
+                return visit(Site::Embedding, &g);
+            }
+            visit(Site::MlpOut(below - 1), &self.model.back_mlp_out(below - 1, &self.run, &g)?)?;
+            joined = Some(self.through_attention(below - 1, g)?);
         }
-        visit(Site::Embedding, &g)
+        Ok(())
     }
 
     /// Both ways around an attention: past it and through it.

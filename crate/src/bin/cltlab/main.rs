@@ -4,6 +4,7 @@
 
 mod bench;
 mod doctor;
+mod graph;
 mod kernel;
 mod model;
 
@@ -23,6 +24,10 @@ enum Command {
     Run(model::RunArgs),
     /// Continue a prompt
     Generate(model::GenerateArgs),
+    /// Explain a prompt's next token: an attribution graph
+    Attribute(graph::AttributeArgs),
+    /// Change features and see what happens to the outputs
+    Intervene(graph::InterveneArgs),
     /// The Jupyter kernel
     Kernel(kernel::KernelArgs),
     /// Say what is missing and how to get it
@@ -36,6 +41,8 @@ fn main() -> std::process::ExitCode {
     let done: Result<()> = match Program::parse().command {
         Command::Run(args) => model::run(&args),
         Command::Generate(args) => model::generate(&args),
+        Command::Attribute(args) => graph::attribute(&args),
+        Command::Intervene(args) => graph::intervene(&args),
         Command::Kernel(args) => kernel::kernel(&args),
         Command::Doctor => doctor::doctor(),
         Command::Bench(args) => bench::bench(&args),

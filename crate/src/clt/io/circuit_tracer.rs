@@ -8,7 +8,7 @@
 
 use super::tensors::{self, Reader};
 use crate::clt::decode::values;
-use crate::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
+use crate::clt::{Activation, Clt, CltConfig, Decoder, InputSite, Layer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
@@ -101,11 +101,11 @@ impl Clt {
         for l in 0..config.layers {
             let encoder = Reader::open(source.file(&format!("W_enc_{l}.safetensors"))?)?;
             let decoder = Reader::open(source.file(&format!("W_dec_{l}.safetensors"))?)?;
-            layers.push(LayerWeights {
+            layers.push(Layer {
                 encoder: encoder.tensor(&format!("W_enc_{l}"), &[f, d], device)?,
                 encoder_bias: encoder.tensor(&format!("b_enc_{l}"), &[f], device)?,
                 threshold: if jumps { Some(encoder.tensor(&format!("threshold_{l}"), &[f], device)?) } else { None },
-                decoder: decoder.tensor(&format!("W_dec_{l}"), &[f, config.slots(l), d], device)?,
+                decoder: Decoder::open(decoder, format!("W_dec_{l}"), [f, config.slots(l), d], device)?,
                 decoder_bias: encoder.tensor(&format!("b_dec_{l}"), &[d], device)?,
             });
             task.advance(l as u64 + 1);
@@ -114,7 +114,7 @@ impl Clt {
             let first = layers[0].threshold.as_ref().map(Tensor::to_vec1::<f32>).transpose()?.unwrap_or_default();
             *threshold = (first.iter().map(|&t| f64::from(t)).sum::<f64>() / first.len().max(1) as f64).max(f64::MIN_POSITIVE);
         }
-        Clt::new(config, layers)
+        Clt::from_layers(config, layers)
     }
 }
 

@@ -83,13 +83,32 @@ impl Reader {
 
     /// Tensor `name` as f32, checked against `shape`.
     pub fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
-        let (info, _) = self.view(name)?;
-        if info.shape != shape {
-            return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("shape {:?}", info.shape), format_args!("{shape:?}")));
-        }
+        self.f32s(name, shape)?;
         let mut values = vec![0f32; shape.iter().product()];
         self.read_into(name, &mut values)?;
         Ok(Tensor::from_vec(values, shape, device)?)
+    }
+
+    /// Tensor `name` as it lies in the file, checked against `shape`; `None` where it is not f32 or
+    /// not aligned.
+    pub fn f32s(&self, name: &str, shape: &[usize]) -> Result<Option<&[f32]>> {
+        let (info, bytes) = self.view(name)?;
+        if info.shape != shape {
+            return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("shape {:?}", info.shape), format_args!("{shape:?}")));
+        }
+        if info.dtype != Dtype::F32 || cfg!(target_endian = "big") {
+            return Ok(None);
+        }
+        // SAFETY: any four bytes are an f32; `align_to` gives aligned ones, for as long as the map is borrowed.
+        let (before, values, after) = unsafe { bytes.align_to::<f32>() };
+        Ok((before.is_empty() && after.is_empty()).then_some(values))
+    }
+
+    /// Gives back the memory of the pages read so far; they are read again when needed.
+    pub fn forget(&self) {
+        // SAFETY: pages of a shared map of a file that nobody writes through it come back as they were.
+        // A system that refuses keeps them: nothing is lost.
+        let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
     }
 
     /// Copies tensor `name` into `into` as f32, checked against its length.

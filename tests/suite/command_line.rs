@@ -1,0 +1,207 @@
+//! The program's graph commands against circuit-tracer 0.4.1 on the two fixtures, array by array.
+
+use crate::attribution::TOKENS;
+use crate::support::{assert_close, fixture, scratch, tensors, values};
+use cltlab::candle::{DType, Tensor};
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn run(arch: &str, command: &str, more: &[&str]) -> Output {
+    let folder = fixture(&format!("attribution/{arch}"));
+    let tokens = TOKENS.map(|token| token.to_string()).join(",");
+    let tokens: &[&str] = if more.contains(&"--tokens") || more.contains(&"--prompt") { &[] } else { &["--tokens", &tokens] };
+    Command::new(env!("CARGO_BIN_EXE_cltlab"))
+        .arg(command)
+        .args(["--model".as_ref(), folder.join("model").as_os_str(), "--clt".as_ref(), folder.join("clt").as_os_str()])
+        .args(tokens)
+        .args(more)
+        .output()
+        .unwrap()
+}
+
+fn done(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn refused(output: &Output, words: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "not refused: {words:?}");
+    assert!(!text.contains("panicked"), "{text}");
+    words.iter().for_each(|word| assert!(text.contains(word), "'{text}' does not say '{word}'"));
+}
+
+fn numbers(tensor: &Tensor) -> Vec<i64> {
+    tensor.to_dtype(DType::I64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn expected(arch: &str) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(fixture(&format!("attribution/{arch}/expected.json"))).unwrap()).unwrap()
+}
+
+/// The arrays of `--raw` against circuit-tracer's.
+fn assert_raw(what: &str, raw: &Path, arch: &str, file: &str, masks: &str, scores: Option<&serde_json::Value>) {
+    let got = tensors(raw);
+    let want = tensors(&fixture(&format!("attribution/{arch}/{file}.safetensors")));
+    for name in ["input_tokens", "active_features", "selected_features", "logit_token_ids"] {
+        if let Some(want) = want.get(name) {
+            assert_eq!(got[name].dims(), want.dims(), "{what}: shape of {name}");
+            assert_eq!(numbers(&got[name]), numbers(want), "{what}: {name}");
+        }
+    }
+    for (name, tolerance) in [("activation_values", 1e-4), ("logit_probabilities", 1e-5), ("node_influence", 1e-5), ("cumulative_scores", 1e-5)] {
+        if let Some(want) = want.get(name) {
+            assert_eq!(got[name].dims(), want.dims(), "{what}: shape of {name}");
+            assert_close(&format!("{what}: {name}"), &values(&got[name]), &values(want), tolerance);
+        }
+    }
+    let (adjacency, wanted) = (&got["adjacency_matrix"], &want["adjacency_matrix"]);
+    assert_eq!(adjacency.dims(), wanted.dims(), "{what}: shape of the adjacency");
+    let top = values(wanted).iter().fold(0.0_f32, |top, value| top.max(value.abs()));
+    assert_close(&format!("{what}: adjacency"), &values(adjacency), &values(wanted), 1e-4 * top);
+    assert_eq!(numbers(&got["node_mask"]), numbers(&want[&format!("node_mask_{masks}")]), "{what}: node_mask");
+    let n = adjacency.dim(0).unwrap() as i64;
+    let kept = numbers(&got["edge_mask"]).into_iter().zip(0..).filter(|(kept, _)| *kept == 1).flat_map(|(_, at): (i64, i64)| [at / n, at % n]);
+    assert_eq!(kept.collect::<Vec<_>>(), numbers(&want[&format!("kept_edges_{masks}")]), "{what}: edge_mask");
+    for name in ["replacement_score", "completeness_score"] {
+        if let Some(scores) = scores {
+            assert_close(&format!("{what}: {name}"), &values(&got[name]), &[scores[name].as_f64().unwrap() as f32], 1e-5);
+        }
+    }
+}
+
+#[test]
+fn attribute_equals_circuit_tracer() {
+    for arch in ["gpt2", "llama"] {
+        let folder = scratch(&format!("attribute-{arch}"));
+        let (json, raw) = (folder.join("graph.json"), folder.join("raw.safetensors"));
+        let (json_text, raw_text) = (json.to_str().unwrap(), raw.to_str().unwrap());
+        let all = expected(arch);
+        let text = done(&run(arch, "attribute", &["-o", json_text, "--raw", raw_text]));
+        assert_raw(arch, &raw, arch, "expected", "0.8_0.98", Some(&all));
+        assert!(text.contains("replacement score") && text.contains("rows"), "{text}");
+        let file: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+        assert_eq!(file["links"].as_array().unwrap().len() as u64, all["kept_edges"].as_u64().unwrap());
+        assert_eq!(file["metadata"]["slug"], "graph");
+
+        done(&run(arch, "attribute", &["-o", json_text, "--raw", raw_text, "--node-threshold", "0.6", "--edge-threshold", "0.9"]));
+        assert_raw(&format!("{arch} 0.6 0.9"), &raw, arch, "expected", "0.6_0.9", Some(&all));
+
+        // The budgeted run: circuit-tracer's batches of 16 ranked anew every 2; the default step is the same.
+        let budget = ["-o", json_text, "--raw", raw_text, "--max-features", "96", "--max-logits", "5", "--logit-mass", "0.8"];
+        for more in [&[][..], &["--batch-size", "16", "--update-interval", "2"]] {
+            done(&run(arch, "attribute", &[&budget[..], more].concat()));
+            assert_raw(&format!("{arch} 96 features {more:?}"), &raw, arch, "expected_top96", "0.8_0.98", Some(&all["top96"]));
+        }
+
+        // The prompt as text is the same prompt.
+        let words = TOKENS[1..].iter().map(|token| format!("w{token}")).collect::<Vec<_>>().join(" ");
+        done(&run(arch, "attribute", &["--prompt", &words, "-o", json_text, "--raw", raw_text]));
+        assert_raw(&format!("{arch} as text"), &raw, arch, "expected", "0.8_0.98", Some(&all));
+    }
+}
+
+#[test]
+fn intervene_equals_circuit_tracer() {
+    for arch in ["gpt2", "llama"] {
+        let raw = scratch(&format!("intervene-{arch}")).join("logits.safetensors");
+        let want = tensors(&fixture(&format!("attribution/{arch}/expected_interventions.safetensors")));
+        let tokens = TOKENS.len();
+        for one in expected(arch)["interventions"].as_array().unwrap() {
+            let place = format!("{},{},{}={}", one["layer"], one["pos"], one["feature"], one["value"]);
+            let mode = one["mode"].as_str().unwrap();
+            let text = done(&run(arch, "intervene", &["--set", &place, "--mode", mode, "--raw", raw.to_str().unwrap()]));
+            let logits = &tensors(&raw)["logits"];
+            assert_eq!(logits.dims(), [tokens, 128]);
+            let last = values(&logits.get(tokens - 1).unwrap());
+            assert_close(&format!("{arch} {place} {mode}"), &last, &values(&want[one["key"].as_str().unwrap()]), 1e-4);
+            assert!(text.contains("predicted"), "{text}");
+        }
+        let last = |more: &[&str]| {
+            done(&run(arch, "intervene", &[more, &["--mode", "open", "--raw", raw.to_str().unwrap()]].concat()));
+            values(&tensors(&raw)["logits"])
+        };
+        // Slices are their positions one by one; scale and add are what they say.
+        let some = last(&["--set", "1,4:7,5=1.5"]);
+        assert_eq!(some, last(&["--set", "1,4,5=1.5", "--set", "1,5,5=1.5", "--set", "1,6,5=1.5"]));
+        assert_eq!(last(&["--add", "1,9:,5=-1e-1"]), last(&["--add", "1,9:12,5=-0.1"]));
+        assert_eq!(last(&["--scale", "0,:,5=0"]), last(&["--set", "0,0:12,5=0"]));
+    }
+}
+
+#[test]
+fn what_cannot_be_explained_is_refused() {
+    let out = scratch("refused-graph").join("graph.json");
+    let out = out.to_str().unwrap();
+    let attribute = |more: &[&str]| run("gpt2", "attribute", &[&["-o", out][..], more].concat());
+    refused(&attribute(&["--tokens", "0"]), &["one token"]);
+    refused(&attribute(&["--tokens", "0,128"]), &["vocabulary"]);
+    refused(&attribute(&["--prompt", ""]), &["no tokens"]);
+    refused(&attribute(&["--max-features", "0"]), &["max_features"]);
+    refused(&attribute(&["--max-logits", "0"]), &["max_logits"]);
+    refused(&attribute(&["--logit-mass", "1.5"]), &["logit_mass"]);
+    refused(&attribute(&["--logit-mass", "NaN"]), &["logit_mass"]);
+    refused(&attribute(&["--node-threshold", "1.1"]), &["node_threshold"]);
+    refused(&attribute(&["--edge-threshold=-0.1"]), &["edge_threshold"]);
+    refused(&attribute(&["--update-interval", "0"]), &["rank_every"]);
+    refused(&attribute(&["--targets", "500"]), &["target_tokens"]);
+    assert!(!Path::new(out).exists(), "a refused graph left a file");
+    let intervene = |more: &[&str]| run("gpt2", "intervene", more);
+    refused(&intervene(&[]), &["none"]);
+    refused(&intervene(&["--set", "0,1"]), &["layer,positions,feature"]);
+    refused(&intervene(&["--set", "0,a,1=2"]), &["positions"]);
+    refused(&intervene(&["--set", "9,1,1=2"]), &["layer"]);
+    refused(&intervene(&["--set", "0,12,1=2"]), &["positions"]);
+    refused(&intervene(&["--set", "0,1,1=NaN"]), &["value"]);
+}
+
+/// A CLT of another model, by shape; NaN in the CLT's and in the model's weights.
+#[test]
+fn strangers_and_nan_are_refused() {
+    let folder = scratch("strangers");
+    let own = fixture("attribution/gpt2");
+    let copy = |from: &Path, to: &Path| {
+        std::fs::create_dir_all(to).unwrap();
+        std::fs::read_dir(from).unwrap().for_each(|file| {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), to.join(file.file_name())).map(|_| ()).unwrap();
+        });
+    };
+    let spoil = |file: &Path, name: &str| {
+        let mut all = tensors(file);
+        let old = all[name].clone();
+        let mut spoilt = values(&old);
+        spoilt.fill(f32::NAN);
+        all.insert(name.to_string(), Tensor::from_vec(spoilt, old.dims(), old.device()).unwrap());
+        cltlab::candle::safetensors::save(&all, file).unwrap();
+    };
+    let explain = |model: &Path, clt: &Path| {
+        Command::new(env!("CARGO_BIN_EXE_cltlab"))
+            .args(["attribute", "--tokens", "0,17,5,99", "-o", folder.join("graph.json").to_str().unwrap()])
+            .args(["--model".as_ref(), model.as_os_str(), "--clt".as_ref(), clt.as_os_str()])
+            .output()
+            .unwrap()
+    };
+    // Two layers where the model has three.
+    let two = folder.join("two");
+    copy(&own.join("clt"), &two);
+    for l in [0, 1] {
+        let file = two.join(format!("W_dec_{l}.safetensors"));
+        let decoder = tensors(&file)[&format!("W_dec_{l}")].narrow(1, 0, 2 - l).unwrap().contiguous().unwrap();
+        cltlab::candle::safetensors::save(&std::collections::HashMap::from([(format!("W_dec_{l}"), decoder)]), &file).unwrap();
+    }
+    for file in ["W_enc_2.safetensors", "W_dec_2.safetensors"] {
+        std::fs::remove_file(two.join(file)).unwrap();
+    }
+    refused(&explain(&own.join("model"), &two), &["layers", "got 2, expected 3"]);
+    for (file, name, word) in [("W_enc_1.safetensors", "W_enc_1", "NaN"), ("W_enc_0.safetensors", "b_enc_0", "NaN"), ("W_dec_1.safetensors", "W_dec_1", "NaN")] {
+        let clt = folder.join(format!("nan-{name}"));
+        copy(&own.join("clt"), &clt);
+        spoil(&clt.join(file), name);
+        refused(&explain(&own.join("model"), &clt), &[word]);
+    }
+    let model = folder.join("model");
+    copy(&own.join("model"), &model);
+    spoil(&model.join("model.safetensors"), "transformer.h.1.mlp.c_fc.weight");
+    refused(&explain(&model, &own.join("clt")), &["NaN"]);
+}

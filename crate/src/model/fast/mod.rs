@@ -7,6 +7,8 @@
 //! do; weights are read in place, so memory beyond inputs and outputs is one packed copy of the
 //! activations.
 
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports, unused_variables))]
+
 #[cfg(target_arch = "x86_64")]
 mod mix;
 #[cfg(target_arch = "x86_64")]

@@ -14,6 +14,7 @@ mod generation;
 mod gradients;
 mod graph_json;
 mod graph_scores;
+mod heads;
 mod hub;
 mod interventions;
 mod layering;

@@ -93,6 +93,43 @@ fn several_prompts_are_each_alone() {
     assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("prompt 1"), "{error}");
 }
 
+/// All paths by brute force on a pruned graph: the strongest ones, and their sum.
+#[test]
+fn strongest_paths() {
+    for arch in ["gpt2", "llama"] {
+        let config = AttributeConfig { max_features: Some(32), max_logits: 3, ..AttributeConfig::default() };
+        let graph = replacement(arch).attribute_tokens(&TOKENS, &config).unwrap();
+        let mut all: Vec<(f64, Vec<usize>)> = Vec::new();
+        let mut open: Vec<(f64, Vec<usize>)> = Vec::new();
+        for (k, logit) in graph.logits().iter().enumerate() {
+            open.push((f64::from(logit.probability), vec![graph.nodes.len() - graph.logits().len() + k]));
+        }
+        while let Some((share, nodes)) = open.pop() {
+            let (sources, effects) = graph.edges().into(nodes[0]);
+            let sum: f64 = effects.iter().map(|effect| f64::from(effect.abs())).sum();
+            if sources.is_empty() {
+                all.push((share, nodes));
+                continue;
+            }
+            for (source, effect) in sources.iter().zip(effects) {
+                open.push((share * f64::from(effect.abs()) / sum, [&[*source as usize], &nodes[..]].concat()));
+            }
+        }
+        all.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let total: f64 = all.iter().map(|path| path.0).sum();
+        let weight: f64 = graph.logits().iter().map(|logit| f64::from(logit.probability)).sum();
+        assert!((total - weight).abs() < 1e-6, "shares add up to {total}, outputs to {weight}");
+        let found = graph.paths(50);
+        println!("{arch}: {} paths\n{}", all.len(), graph.explain(3));
+        assert_eq!(found.len(), 50);
+        for (path, (share, nodes)) in found.iter().zip(&all) {
+            assert!((path.share - share).abs() < 1e-9 && (path.nodes == *nodes || (path.share - share).abs() < 1e-12), "{path:?}, expected {share} {nodes:?}");
+        }
+        assert_eq!(graph.explain(2).lines().count(), 2);
+        assert!(graph.paths(0).is_empty());
+    }
+}
+
 #[test]
 fn targets_that_do_not_exist() {
     let replacement = replacement("gpt2");

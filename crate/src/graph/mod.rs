@@ -7,14 +7,16 @@
 //! Symbols: N features, L layers, T tokens, K logits. Nodes stand in circuit-tracer's order:
 //! N features by (layer, position, feature) | L·T errors by (layer, position) | T tokens | K logits.
 //!
-//! `edges` holds the effects, `influence` ranks nodes, `prune` cuts, `score` says how much is
-//! explained, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
+//! `edges` holds the effects, `heads` splits one, `influence` ranks nodes, `prune` cuts, `score` says how much is
+//! explained, `paths` tells it in text, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
 
 mod attribute;
 mod edges;
+mod heads;
 pub mod influence;
 mod json;
 mod lanes;
+mod paths;
 mod prune;
 mod raw;
 mod rows;
@@ -24,7 +26,9 @@ pub(crate) mod targets;
 
 pub use attribute::AttributeConfig;
 pub use edges::{Edge, Edges};
+pub use heads::{EdgeSplit, HeadShare};
 pub use json::cantor;
+pub use paths::Path;
 pub use prune::{PruneConfig, PruneMask};
 pub use score::Scores;
 pub use targets::Target;

@@ -68,17 +68,25 @@ impl FrozenModel {
     /// # Errors
     /// `BadInput` for a position beyond the prompt, or when the run lacks patterns or scales.
     pub fn from_input(&self, layer: usize, site: InputSite, positions: &[usize], directions: &Tensor) -> Result<Tensor> {
+        let g = self.before_attention(layer, site, positions, directions)?;
+        // Where attention and MLP stand side by side, the MLP's input is the block's.
+        if self.model.parallel_blocks() { Ok(g) } else { self.through_attention(layer, g) }
+    }
+
+    /// As [`FrozenModel::from_input`], carried only to the residual stream before the MLP's norm.
+    ///
+    /// # Errors
+    /// As [`FrozenModel::from_input`].
+    pub fn before_attention(&self, layer: usize, site: InputSite, positions: &[usize], directions: &Tensor) -> Result<Tensor> {
         if let Some(beyond) = positions.iter().find(|position| **position >= self.run.tokens.len()) {
             return Err(Error::expected(ErrorKind::BadInput, "FrozenModel: position", beyond, format_args!("less than {}", self.run.tokens.len())));
         }
-        let mut g = placed(directions, positions)?;
-        g = match site {
-            InputSite::ResidMid => g,
-            InputSite::MlpIn => self.model.back_mlp_norm(layer, &self.run, &g)?,
-            InputSite::Normalized => self.model.back_mlp_normalized(layer, &self.run, &g)?,
-        };
-        // Where attention and MLP stand side by side, the MLP's input is the block's.
-        if self.model.parallel_blocks() { Ok(g) } else { self.through_attention(layer, g) }
+        let g = placed(directions, positions)?;
+        match site {
+            InputSite::ResidMid => Ok(g),
+            InputSite::MlpIn => self.model.back_mlp_norm(layer, &self.run, &g),
+            InputSite::Normalized => self.model.back_mlp_normalized(layer, &self.run, &g),
+        }
     }
 
     /// Carries `g [B, T', d]` from the end of block `below - 1` down to the embeddings and shows it

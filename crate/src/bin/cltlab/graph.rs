@@ -62,6 +62,9 @@ pub struct AttributeArgs {
     /// The pruned graph as JSON for viewers
     #[arg(short, long)]
     output: PathBuf,
+    /// Print this many of the strongest paths
+    #[arg(long, default_value_t = 0)]
+    paths: usize,
     /// The whole graph as arrays, with the masks of the pruned one
     #[arg(long)]
     raw: Option<PathBuf>,
@@ -112,6 +115,9 @@ pub fn attribute(args: &AttributeArgs) -> Result<()> {
     println!("{graph}\n{pruned}");
     for logit in graph.logits() {
         println!("{:>8}  {:>7.4}  {:?}", logit.token, logit.probability, logit.text);
+    }
+    if args.paths > 0 {
+        println!("{}", graph.explain(args.paths));
     }
     if let Some(path) = &args.raw {
         graph.save_raw(path, &prune)?;

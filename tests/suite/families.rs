@@ -104,6 +104,11 @@ fn edges_are_effects_in_every_family() {
             let check = replacement.verify_edges(&graph, 60, 7).unwrap();
             println!("{family} {input:?}: {check}");
             assert!(check.holds(2e-5) && check.features.effects > 5_000 && check.features.largest > 1e-2, "{family}: {check}");
+            let edges: Vec<_> = graph.edges().iter().collect();
+            for edge in edges.iter().step_by(edges.len() / 12) {
+                let split = replacement.split_edge(&graph, edge.source, edge.target).unwrap();
+                assert_close(&format!("{family} {input:?}: {split}"), &[split.sum() as f32], &[edge.weight], 2e-5 * edge.weight.abs().max(0.1));
+            }
             let config = InterveneConfig { mode: Mode::Direct, ..InterveneConfig::default() };
             let top = graph.top_features(2);
             let both = [Intervention::scale(top[0], -2.0), Intervention::ablate(top[1])];

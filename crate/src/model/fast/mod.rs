@@ -26,8 +26,12 @@ use candle_core::{CpuStorage, Storage, Tensor, D};
 #[cfg(target_arch = "x86_64")]
 const ROWS: usize = 8;
 
-/// Calls `work` with the values of contiguous f32 tensors on the CPU; `None` for others.
+/// Calls `work` with the values of contiguous f32 tensors on the CPU; `None` for others, and for
+/// tensors that candle differentiates: what is made here has no graph behind it.
 fn with_values<const N: usize, T>(tensors: [&Tensor; N], work: impl FnOnce([&[f32]; N]) -> T) -> Option<T> {
+    if tensors.iter().any(|tensor| tensor.track_op()) {
+        return None;
+    }
     let held = tensors.map(Tensor::storage_and_layout);
     let mut values = [&[] as &[f32]; N];
     for (values, (storage, layout)) in values.iter_mut().zip(&held) {

@@ -35,8 +35,10 @@ pub enum ErrorKind {
     OutOfMemory,
     /// The disk is full.
     DiskFull,
-    /// The network or the hub could not be reached, or refused.
+    /// The network or the hub could not be reached.
     Network,
+    /// The hub refused: the repository is private or gated, and the token is missing or not enough.
+    AccessDenied,
     /// The user asked to stop before there was a result.
     Interrupted,
     /// The system refused to read or write.

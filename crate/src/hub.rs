@@ -1,64 +1,157 @@
 //! Hub: a repository's name to local files.
 //!
-//! Files are taken from the Hugging Face cache (`HF_HOME`) when they are there, and fetched with a
-//! progress event otherwise; the token is the one that `huggingface-cli login` or `HF_TOKEN` left.
+//! In: `owner/name` or `owner/name@revision`. Out: paths in the Hugging Face cache, which is shared
+//! with Python. What is cached is not asked for again; a fetch that was cut off goes on where it
+//! ended, and shows its progress. Cost: the network's.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress;
-use hf_hub::api::sync::{ApiBuilder, ApiRepo};
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use std::path::PathBuf;
+
+/// How often a fetch that breaks off is taken up again.
+const ATTEMPTS: usize = 5;
+
+/// Where the hub is and what lies here already. The default reads the environment, as Python's
+/// `huggingface_hub` does.
+#[derive(Clone)]
+pub struct HubConfig {
+    /// Address of the hub: `HF_ENDPOINT`, else `https://huggingface.co`.
+    pub endpoint: String,
+    /// Folder of the cache: `HF_HUB_CACHE`, else `HF_HOME/hub`, else `~/.cache/huggingface/hub`.
+    pub cache: PathBuf,
+    /// Token for private and gated repositories: `HF_TOKEN`, else the file `HF_TOKEN_PATH`, else
+    /// `HF_HOME/token`, which `hf auth login` writes.
+    pub token: Option<String>,
+    /// Asks nothing of the network: `HF_HUB_OFFLINE` is 1, true, yes or on.
+    pub offline: bool,
+}
+
+impl Default for HubConfig {
+    fn default() -> Self {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let usual = Cache::from_env();
+        let token_file = set("HF_TOKEN_PATH").map_or_else(|| usual.token_path(), PathBuf::from);
+        let saved = || std::fs::read_to_string(token_file).ok().filter(|token| !token.trim().is_empty());
+        HubConfig {
+            endpoint: set("HF_ENDPOINT").map_or_else(|| "https://huggingface.co".to_string(), |url| url.trim_end_matches('/').to_string()),
+            cache: set("HF_HUB_CACHE").map_or_else(|| usual.path().clone(), PathBuf::from),
+            token: set("HF_TOKEN").or_else(saved).map(|token| token.trim().to_string()),
+            offline: set("HF_HUB_OFFLINE").is_some_and(|value| ["1", "true", "yes", "on"].contains(&value.to_lowercase().as_str())),
+        }
+    }
+}
 
 /// One repository of the hub at one revision.
 pub struct HubRepo {
     name: String,
+    config: HubConfig,
     repo: Repo,
-    cache: Cache,
     api: ApiRepo,
 }
 
 impl HubRepo {
-    /// `owner/name` or `owner/name@revision`; nothing is fetched yet.
+    /// `owner/name` or `owner/name@revision` (a branch, tag or commit); nothing is fetched yet.
     ///
     /// # Errors
-    /// `Network` when the client cannot be set up.
+    /// `BadInput` for what cannot be a repository's name; `Network` when the client cannot be set up.
     pub fn open(source: &str) -> Result<Self> {
+        Self::open_with(source, HubConfig::default())
+    }
+
+    /// As [`HubRepo::open`], from another hub or cache.
+    ///
+    /// # Errors
+    /// As [`HubRepo::open`].
+    pub fn open_with(source: &str, config: HubConfig) -> Result<Self> {
         let (name, revision) = source.split_once('@').unwrap_or((source, "main"));
-        let repo = Repo::with_revision(name.to_string(), RepoType::Model, revision.to_string());
-        let token = std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty());
-        let mut builder = ApiBuilder::from_env().with_progress(false);
-        if token.is_some() {
-            builder = builder.with_token(token);
+        let fits = |text: &str, more: &str| !text.is_empty() && !text.contains("..") && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c) || more.contains(c));
+        if !fits(name, "/") || !fits(revision, "/") || name.split('/').any(str::is_empty) {
+            return Err(Error::expected(ErrorKind::BadInput, "model", format_args!("'{source}'"), "a hub name: owner/name or owner/name@revision")
+                .help("give a folder, a .gguf file, or a hub name like gpt2"));
         }
-        let api = builder.build().map_err(|error| Error::new(ErrorKind::Network, format!("hub client: {error}")))?.repo(repo.clone());
-        Ok(HubRepo { name: source.to_string(), repo, cache: Cache::from_env(), api })
+        let repo = Repo::with_revision(name.to_string(), RepoType::Model, revision.to_string());
+        let builder = ApiBuilder::from_cache(Cache::new(config.cache.clone())).with_endpoint(config.endpoint.clone());
+        let api = builder.with_progress(false).with_token(config.token.clone()).build();
+        let api = api.map_err(|error| Error::new(ErrorKind::Network, format!("hub client: {error}")))?.repo(repo.clone());
+        Ok(HubRepo { name: source.to_string(), config, repo, api })
     }
 
     /// Local path of one file, from the cache or fetched.
     ///
     /// # Errors
-    /// `Network` when it is neither cached nor to be had, with what the hub answered.
+    /// `MissingFile` when the repository, the revision or the file does not exist, or is not cached
+    /// while offline; `AccessDenied` when it is private or gated; `Network` when the hub cannot be
+    /// reached; `DiskFull` or `Io` for the cache.
     pub fn file(&self, file: &str) -> Result<PathBuf> {
-        if let Some(path) = self.cache.repo(self.repo.clone()).get(file) {
+        if let Some(path) = Cache::new(self.config.cache.clone()).repo(self.repo.clone()).get(file) {
             return Ok(path);
         }
-        if std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| value == "1" || value.eq_ignore_ascii_case("true")) {
-            return Err(Error::new(ErrorKind::Network, format!("hub {}: {file} is not in the cache and HF_HUB_OFFLINE is set", self.name))
-                .help("fetch it once with a network, or give a local folder"));
+        if self.config.offline {
+            return Err(self.error(ErrorKind::MissingFile, file, "not in the cache, and HF_HUB_OFFLINE is set").help("fetch it once with a network, or give a local folder"));
         }
-        let name = format!("fetch {}/{file}", self.name);
-        self.api.download_with_progress(file, Fetching::new(name)).map_err(|error| {
-            let text = error.to_string();
-            let help = if text.contains("401") || text.contains("403") {
-                "the repository is private or gated: accept its terms on the hub and set HF_TOKEN"
-            } else if text.contains("404") {
-                "check the repository's name and revision"
-            } else {
-                "check the network, or give a local folder or GGUF file instead of a hub name"
-            };
-            Error::new(ErrorKind::Network, format!("hub {}: {file}: {text}", self.name)).help(help)
-        })
+        let mut attempt = 1;
+        loop {
+            match self.api.download_with_progress(file, Fetching::new(format!("fetch {}/{file}", self.name))) {
+                Ok(path) => return Ok(path),
+                Err(error) if attempt < ATTEMPTS && broke_off(&error) && !progress::stop_requested() => attempt += 1,
+                Err(error) => return Err(self.refused(file, &error)),
+            }
+        }
     }
+
+    /// As [`HubRepo::file`], `None` for a file that the repository does not have.
+    ///
+    /// # Errors
+    /// As [`HubRepo::file`], without `MissingFile`.
+    pub fn optional(&self, file: &str) -> Result<Option<PathBuf>> {
+        match self.file(file) {
+            Ok(path) => Ok(Some(path)),
+            Err(error) if error.kind() == ErrorKind::MissingFile => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn error(&self, kind: ErrorKind, file: &str, text: &str) -> Error {
+        Error::new(kind, format!("hub {}: {file}: {text}", self.name))
+    }
+
+    /// The hub's answer as an error: its status, and its own word for what is wrong.
+    fn refused(&self, file: &str, error: &ApiError) -> Error {
+        let (status, code) = match error {
+            ApiError::RequestError(inner) => match &**inner {
+                ureq::Error::Status(status, response) => (*status, response.header("x-error-code").unwrap_or("")),
+                ureq::Error::Transport(_) => (0, ""),
+            },
+            ApiError::IoError(io) if !broke_off(error) => return Error::io(&self.config.cache, io),
+            _ => (0, ""),
+        };
+        let said = match (status, code) {
+            (0, _) => error.to_string(),
+            (status, "") => format!("the hub answered {status}"),
+            (status, code) => format!("the hub answered {status} {code}"),
+        };
+        let terms = format!("accept its terms at {}/{}", self.config.endpoint, self.name.split('@').next().unwrap_or(""));
+        let has_token = self.config.token.is_some();
+        match (status, code) {
+            (_, "GatedRepo") | (403, _) if has_token => self.error(ErrorKind::AccessDenied, file, &said).help(format!("the token has no access: {terms} with the account of HF_TOKEN")),
+            (_, "GatedRepo") | (403, _) => self.error(ErrorKind::AccessDenied, file, &said).help(format!("the repository is gated: {terms}, then set HF_TOKEN")),
+            (401, _) if has_token => self.error(ErrorKind::AccessDenied, file, &said).help("check the repository's name, and that the token in HF_TOKEN is valid and may read it"),
+            (401, _) => self.error(ErrorKind::AccessDenied, file, &said).help("check the repository's name; if it is private, set HF_TOKEN"),
+            (404, "RevisionNotFound") => self.error(ErrorKind::MissingFile, file, &said).help("check the revision after the @"),
+            (404, "EntryNotFound") => self.error(ErrorKind::MissingFile, file, &said).help("the repository does not have this file"),
+            (404, _) => self.error(ErrorKind::MissingFile, file, &said).help("check the repository's name and revision"),
+            (429 | 500.., _) => self.error(ErrorKind::Network, file, &said).help("the hub is busy: try again later"),
+            _ => self.error(ErrorKind::Network, file, &said).help("check the network, or give a local folder or GGUF file instead of a hub name"),
+        }
+    }
+}
+
+/// The connection ended while the file came: what came is kept, the rest can be asked for.
+fn broke_off(error: &ApiError) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
+    matches!(error, ApiError::IoError(io) if matches!(io.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | TimedOut | UnexpectedEof))
 }
 
 /// hf-hub's progress, as events.
@@ -75,8 +168,12 @@ impl Fetching {
 }
 
 impl hf_hub::api::Progress for Fetching {
+    /// Called twice for a file: before it is opened, and when the first byte comes.
     fn init(&mut self, size: usize, _filename: &str) {
-        self.task = Some(progress::Task::new(self.name.clone(), size as u64, "bytes"));
+        self.done = 0;
+        if self.task.is_none() {
+            self.task = Some(progress::Task::new(self.name.clone(), size as u64, "bytes"));
+        }
     }
 
     fn update(&mut self, size: usize) {

@@ -57,6 +57,13 @@ pub enum Event {
         /// Units done.
         done: u64,
     },
+    /// Text that the task has written so far, all of it.
+    Text {
+        /// The task's name, as in `Begin`.
+        task: String,
+        /// The text.
+        text: String,
+    },
     /// The task ended, with a short closing line.
     End {
         /// The task's name, as in `Begin`.
@@ -145,10 +152,25 @@ impl Task {
 
     /// Says how many units are done.
     pub fn advance(&mut self, done: u64) {
-        if self.last.elapsed().as_millis() >= 100 {
-            self.last = std::time::Instant::now();
+        if self.due() {
             emit(Event::Advance { task: self.name.clone(), done });
         }
+    }
+
+    /// Says how many units are done, and what text there is by now.
+    pub fn write(&mut self, done: u64, text: &str) {
+        if self.due() {
+            emit(Event::Text { task: self.name.clone(), text: text.to_string() });
+            emit(Event::Advance { task: self.name.clone(), done });
+        }
+    }
+
+    fn due(&mut self) -> bool {
+        let due = self.last.elapsed().as_millis() >= 100;
+        if due {
+            self.last = std::time::Instant::now();
+        }
+        due
     }
 
     /// Ends the task with a closing line.

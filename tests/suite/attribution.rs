@@ -163,7 +163,8 @@ fn replacement_model_recomputes_features() {
         // Attention of layer 0 sees nothing replaced; position 0 keeps its MLP there.
         assert_close("position 0", &site(&run.layers[0])[..width], &site(&own.layers[0])[..width], 1e-6);
         let logits = values(&replacement.logits(&TOKENS).unwrap());
-        assert_close("logits", &logits, &values(run.logits.as_ref().unwrap()), 1e-6);
+        // One of the two keeps patterns, so attention sums in another order.
+        assert_close("logits", &logits, &values(run.logits.as_ref().unwrap()), 1e-5);
         assert!(max_difference(&logits, &values(own.logits.as_ref().unwrap())) > 1e-3);
     }
 }

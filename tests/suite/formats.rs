@@ -4,7 +4,8 @@ use crate::clt::random_clt;
 use crate::numbers::Numbers;
 use crate::support::{scratch, shared};
 use candle_core::{Device, Tensor};
-use cltlab::clt::{Activation, Clt, LayerCode};
+use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerCode, LayerWeights};
+use cltlab::model::OutputSite;
 use cltlab::ErrorKind;
 
 fn same(a: &Clt, b: &Clt) {
@@ -123,4 +124,27 @@ fn broken_folders_are_named() {
     assert_eq!(kind().0, ErrorKind::Unsupported);
     std::fs::write(place.join("config.yaml"), "model_name: [").unwrap();
     assert_eq!(kind().0, ErrorKind::BadFile);
+}
+
+/// Which of the MLP's outputs is written to goes through circuit-tracer's names, and back.
+#[test]
+fn output_sites_keep_their_hooks() {
+    for (output, hook) in [(OutputSite::BeforeNorm, "mlp.hook_out"), (OutputSite::AfterNorm, "hook_mlp_out")] {
+        let given = random_clt(Activation::Relu, 3, 8, 12, 1);
+        let layers = (0..3).map(|l| LayerWeights {
+            encoder: given.encoder(l).clone(),
+            encoder_bias: given.encoder_bias(l).clone(),
+            threshold: None,
+            decoder: given.decoder(l).clone(),
+            decoder_bias: given.decoder_bias(l).clone(),
+        });
+        let config = CltConfig { output, input: InputSite::Normalized, ..given.config().clone() };
+        let folder = scratch(&format!("hook-{hook}"));
+        Clt::new(config, layers.collect()).unwrap().save(&folder).unwrap();
+        let text = std::fs::read_to_string(folder.join("config.yaml")).unwrap();
+        assert!(text.contains(&format!("feature_output_hook: {hook}")) && text.contains("feature_input_hook: ln2.hook_normalized"), "{text}");
+        std::fs::remove_file(folder.join("cltlab.json")).unwrap();
+        let clt = Clt::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+        assert_eq!((clt.config().output, clt.config().input), (output, InputSite::Normalized));
+    }
 }

@@ -16,7 +16,7 @@ pub(crate) use scale::Scale;
 pub use stream::StreamConfig;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{MlpSite, Model};
+use crate::model::{MlpSite, Model, OutputSite};
 use crate::text::Corpus;
 use candle_core::Tensor;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub enum InputSite {
     ResidMid,
     /// What the MLP reads, after its norm (`mlp.hook_in`).
     MlpIn,
+    /// The same for LayerNorm; before the norm's weight for RMSNorm (`ln2.hook_normalized`).
+    Normalized,
 }
 
 impl InputSite {
@@ -38,19 +40,24 @@ impl InputSite {
         match self {
             InputSite::ResidMid => "hook_resid_mid",
             InputSite::MlpIn => "mlp.hook_in",
+            InputSite::Normalized => "ln2.hook_normalized",
         }
     }
 
     /// The site with this hook name, if it is one that we capture.
     pub fn from_hook(name: &str) -> Option<Self> {
-        [InputSite::ResidMid, InputSite::MlpIn].into_iter().find(|site| site.hook() == name)
+        [InputSite::ResidMid, InputSite::MlpIn, InputSite::Normalized].into_iter().find(|site| site.hook() == name)
     }
 
     /// The value of this site, `[T, d]`.
-    pub fn of<'a>(self, site: &MlpSite<'a>) -> &'a Tensor {
+    ///
+    /// # Errors
+    /// `Tensor` when the device fails.
+    pub fn of(self, site: &MlpSite<'_>) -> Result<Tensor> {
         match self {
-            InputSite::ResidMid => site.resid_mid,
-            InputSite::MlpIn => site.mlp_in,
+            InputSite::ResidMid => Ok(site.resid_mid.clone()),
+            InputSite::MlpIn => Ok(site.mlp_in.clone()),
+            InputSite::Normalized => site.normalized(),
         }
     }
 }
@@ -79,6 +86,7 @@ struct Inner {
     layers: usize,
     width: usize,
     input: InputSite,
+    output: OutputSite,
     model_name: String,
     model_fingerprint: String,
     source: Source,
@@ -109,6 +117,7 @@ impl Activations {
             layers: model.layers(),
             width: model.width(),
             input: config.input,
+            output: model.output(),
             model_name: model.name().to_string(),
             model_fingerprint: model.fingerprint().to_string(),
             source: Source::Stream(stream),
@@ -135,6 +144,7 @@ impl Activations {
             layers: inputs.len(),
             width,
             input: InputSite::default(),
+            output: OutputSite::default(),
             model_name: String::new(),
             model_fingerprint: String::new(),
             source: Source::Memory(Arc::new(Batch { tokens: length / width, inputs, targets })),
@@ -154,6 +164,11 @@ impl Activations {
     /// Which site the inputs are.
     pub fn input(&self) -> InputSite {
         self.0.input
+    }
+
+    /// Which site the targets are: the model's, as it was given.
+    pub fn output(&self) -> OutputSite {
+        self.0.output
     }
 
     /// Fingerprint of the model that runs; empty for activations in memory.

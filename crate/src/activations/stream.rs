@@ -128,7 +128,7 @@ impl Stream {
             let tokens = Tensor::from_vec(ids, (group.len(), self.config.context), self.model.device())?;
             let Batch { inputs, targets, .. } = &mut *buffer;
             self.model.visit_mlp(&tokens, &mut |layer, site| {
-                append(self.config.input.of(site), &kept, d, &mut inputs[layer])?;
+                append(&self.config.input.of(site)?, &kept, d, &mut inputs[layer])?;
                 append(site.mlp_out, &kept, d, &mut targets[layer])
             })?;
             buffer.tokens += kept.iter().filter(|&&kept| kept).count();

@@ -3,7 +3,7 @@
 use crate::activations::InputSite;
 use crate::clt::Activation;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::Model;
+use crate::model::{Model, OutputSite};
 
 /// What a CLT is: its shape, its activation and the model it belongs to.
 ///
@@ -30,6 +30,10 @@ pub struct CltConfig {
     pub per_layer: bool,
     /// What the encoders read. Default: the residual before the MLP's norm.
     pub input: InputSite,
+    /// What the decoders write to, which matters in families with a norm after the MLP only. Default:
+    /// what is added to the residual stream.
+    #[serde(default)]
+    pub output: OutputSite,
     /// The model's name, for people and for circuit-tracer.
     pub model_name: String,
     /// The model's fingerprint; empty when not known (a CLT trained elsewhere).
@@ -45,6 +49,7 @@ impl Default for CltConfig {
             activation: Activation::BatchTopK { k: 32 },
             per_layer: false,
             input: InputSite::default(),
+            output: OutputSite::default(),
             model_name: String::new(),
             model_fingerprint: String::new(),
         }
@@ -52,13 +57,14 @@ impl Default for CltConfig {
 }
 
 impl CltConfig {
-    /// A CLT that fits `model`: its layers, width, name and fingerprint, with twice as many
+    /// A CLT that fits `model`: its layers, width, output site, name and fingerprint, with twice as many
     /// features per layer as the model is wide and BatchTopK with k = 32. A start for a machine
     /// without GPU; published CLTs have 16 to 32 features per unit of width.
     pub fn for_model(model: &Model) -> Self {
         CltConfig {
             layers: model.layers(),
             width: model.width(),
+            output: model.output(),
             features: 2 * model.width(),
             model_name: model.name().to_string(),
             model_fingerprint: model.fingerprint().to_string(),

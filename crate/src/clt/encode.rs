@@ -21,6 +21,7 @@ impl Clt {
         let (site, value) = match self.config().input {
             InputSite::ResidMid => ("resid_mid", &layer.resid_mid),
             InputSite::MlpIn => ("mlp_in", &layer.mlp_in),
+            InputSite::Normalized => ("mlp_normalized", &layer.mlp_normalized),
         };
         value.as_ref().ok_or_else(|| {
             Error::expected(ErrorKind::BadInput, format_args!("Run: {site}"), "not captured", "captured")

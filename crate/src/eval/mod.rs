@@ -1,8 +1,8 @@
 //! Evaluation: how good is a CLT on text it was not trained on.
 //!
 //! In: model, CLT, corpus. Out: a [`Report`]: for each layer the fraction of variance unexplained
-//! and how sparse the code is ([`reconstruction`]), and how close the replacement model's next-token
-//! distribution is to the model's ([`fidelity`]). Special tokens and first positions are left out,
+//! and how sparse the code is (`reconstruction`), and how close the replacement model's next-token
+//! distribution is to the model's (`fidelity`). Special tokens and first positions are left out,
 //! as in training. Cost: a pass of the model and of the CLT for the first part, three passes with
 //! logits for the second.
 

@@ -77,7 +77,11 @@ impl Replacement {
         let writes = writes(&local, graph, source, top.below)?;
         let mut split = EdgeSplit { weight: graph.edges().weight(source, target), residual: 0.0, heads: Vec::new() };
         for write in &writes {
-            split.residual += write.times(&top.g)?[0];
+            let g = match write.site {
+                Site::MlpOut(layer) => self.model().back_mlp_out(layer, local.run(), &top.g)?,
+                Site::Embedding => top.g.clone(),
+            };
+            split.residual += write.times(&g)?[0];
         }
         for layer in 0..top.attentions {
             let through = by_head(&local, layer, &top.g)?;

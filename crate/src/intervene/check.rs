@@ -15,7 +15,7 @@ use crate::graph::{Graph, NodeKind};
 use crate::files;
 use crate::model::{Capture, Freeze};
 use crate::progress::{stop_requested, Task};
-use crate::replacement::{last_logits, FeatureNode, LocalReplacement, Replacement, Site};
+use crate::replacement::{last_uncapped, FeatureNode, LocalReplacement, Replacement, Site};
 use candle_core::{Device, Tensor};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -137,11 +137,11 @@ fn frozen(local: &LocalReplacement, tokens: &[u32], writes: Option<&Writes<'_>>)
     let (replacement, run) = (local.replacement(), local.run());
     let mut inputs = Vec::new();
     let out = replacement.model().run_spliced(tokens, Capture::last_logits(), Freeze::all(run), &mut |layer, site| {
-        inputs.push(replacement.read(site).flatten_all()?.to_vec1::<f32>()?);
+        inputs.push(replacement.read(site)?.flatten_all()?.to_vec1::<f32>()?);
         let kept = run.layers[layer].mlp_out.as_ref().unwrap_or(site.mlp_out);
         Ok(Some(writes.map_or_else(|| Ok(kept.clone()), |writes| writes.onto(layer, kept))?))
     })?;
-    Ok(Reads { inputs, logits: demeaned(&last_logits(&out)?) })
+    Ok(Reads { inputs, logits: demeaned(&last_uncapped(&out)?) })
 }
 
 struct Check<'a> {

@@ -5,7 +5,8 @@ use crate::graph::targets::{softmax, top_tokens};
 use candle_core::Tensor;
 
 /// One output token before and after. Logits are demeaned over the vocabulary where they change:
-/// `predicted` and `measured` are changes of the logit less the change of the mean logit.
+/// `predicted` and `measured` are changes of the logit less the change of the mean logit, both before
+/// the cap in models that cap their logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutputEffect {
     /// Vocabulary id.

@@ -11,17 +11,17 @@ use crate::clt::{values, LayerCode};
 use crate::error::Result;
 use crate::graph::targets::{directions, softmax};
 use crate::model::{Capture, Freeze, Run};
-use crate::replacement::{last_logits, LocalReplacement, Site};
+use crate::replacement::{last_logits, last_uncapped, LocalReplacement, Site};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 
 /// Runs `interventions` on a prompt and compares.
 pub(super) fn effect(local: &LocalReplacement, interventions: &[Intervention], config: &InterveneConfig) -> Result<Effect> {
     let plan = Plan { local, interventions, mode: config.mode };
-    let measured = plan.measured(if config.every_position { Capture::logits() } else { Capture::last_logits() })?;
-    let (before, after) = (local.last_logits()?, last_logits(&measured)?);
+    let changed = plan.measured(if config.every_position { Capture::logits() } else { Capture::last_logits() })?;
+    let (before, after) = (local.last_logits()?, last_logits(&changed)?);
     let tokens = shown(&before, &after, config.top);
-    let (logits_before, logits_after) = (demeaned(&before), demeaned(&after));
+    let (logits_before, logits_after) = (demeaned(&last_uncapped(local.run())?), demeaned(&last_uncapped(&changed)?));
     let predicted = match plan.mode {
         Mode::Direct => plan.direct(&tokens)?,
         _ => plan.all_paths(&tokens)?,
@@ -40,7 +40,7 @@ pub(super) fn effect(local: &LocalReplacement, interventions: &[Intervention], c
         outputs: outputs.collect(),
         before,
         after,
-        everywhere: measured.logits.filter(|_| config.every_position),
+        everywhere: changed.logits.filter(|_| config.every_position),
     })
 }
 
@@ -101,7 +101,7 @@ impl Plan<'_> {
         let mut writes = Writes::new(self.local);
         replacement.model().run_spliced(&run.tokens, capture, freeze, &mut |layer, site| {
             if self.touches(layer) {
-                let code = if held.is_empty() { replacement.clt().encode_layer(layer, replacement.read(site))? } else { self.original(layer)? };
+                let code = if held.is_empty() { replacement.clt().encode_layer(layer, &replacement.read(site)?)? } else { self.original(layer)? };
                 writes.add(layer, &self.changes(layer, |p, feature| code.value(p, feature)))?;
             }
             let kept = run.layers[layer].mlp_out.as_ref().filter(|_| held.contains(&layer)).unwrap_or(site.mlp_out);
@@ -144,7 +144,7 @@ impl Plan<'_> {
                 let mut moved = BTreeMap::new();
                 if !held.contains(&layer) {
                     let before = replacement.clt().input(&run.layers[layer])?;
-                    moved = self.responses(layer, &(replacement.read(site) - before)?)?;
+                    moved = self.responses(layer, &(replacement.read(site)? - before)?)?;
                 }
                 if self.touches(layer) {
                     let (code, zero) = (self.original(layer)?, moved.clone());
@@ -157,7 +157,7 @@ impl Plan<'_> {
                 writes.add(layer, &moved)?;
                 if self.is_written(layer) { writes.onto(layer, kept).map(Some) } else { Ok(Some(kept.clone())) }
             })?;
-            Ok(demeaned(&last_logits(&out)?))
+            Ok(demeaned(&last_uncapped(&out)?))
         };
         let (before, after) = (linear(false)?, linear(true)?);
         Ok(tokens.iter().map(|token| after[*token as usize] - before[*token as usize]).collect())

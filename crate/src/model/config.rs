@@ -12,45 +12,126 @@ pub enum NormKind {
     Rms,
 }
 
+/// Where a block's norms stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NormPlaces {
+    /// Before attention and before the MLP: `x + f(norm(x))`.
+    Pre,
+    /// After them, within the branch (OLMo 2): `x + norm(f(x))`.
+    Post,
+    /// Before and after (Gemma 2 and 3): `x + norm(f(norm(x)))`.
+    Sandwich,
+}
+
 /// How positions enter.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Positions {
+    /// Not at all.
+    None,
     /// A learned vector per position, added to the embedding.
     Learned,
     /// Rotary embedding of queries and keys.
     Rotary {
         /// Base of the frequencies.
         base: f64,
-        /// Pairs are neighbours (2i, 2i+1) as in GGUF and llama2.c files, not halves (i, i + d/2)
-        /// as in Hugging Face files.
+        /// Pairs are neighbours (2i, 2i+1) as in Llama's GGUF and llama2.c files, not halves
+        /// (i, i + d/2) as in Hugging Face files.
         interleaved: bool,
-        /// Llama 3's stretching of the low frequencies.
+        /// How many of a head's numbers are rotated, the first ones; the rest have no position. An
+        /// odd number n rotates one more, with the frequencies of n, as transformers does.
+        rotated: usize,
+        /// Stretching of the low frequencies.
         scaling: Option<RotaryScaling>,
     },
 }
 
-/// Llama 3's rule for contexts longer than the one trained on: wavelengths above
-/// `original_context / low` are stretched by `factor`, those below `original_context / high` are
-/// kept, those between are blended.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RotaryScaling {
-    /// How much the longest wavelengths are stretched.
-    pub factor: f64,
-    /// `low_freq_factor`.
-    pub low: f64,
-    /// `high_freq_factor`.
-    pub high: f64,
-    /// The context trained on, in tokens.
-    pub original_context: f64,
+/// A rule for contexts longer than the one trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RotaryScaling {
+    /// Every wavelength is stretched by this factor.
+    Linear(f64),
+    /// Llama 3: wavelengths above `original_context / low` are stretched by `factor`, those below
+    /// `original_context / high` are kept, those between are blended.
+    Llama3 {
+        /// How much the longest wavelengths are stretched.
+        factor: f64,
+        /// `low_freq_factor`.
+        low: f64,
+        /// `high_freq_factor`.
+        high: f64,
+        /// The context trained on, in tokens.
+        original_context: f64,
+    },
+    /// Phi-3's for long contexts (LongRoPE), as it is within the context trained on, to which the
+    /// model is held here: beyond it transformers changes the divisors, and with them all that came
+    /// before.
+    LongRope {
+        /// Each frequency's (`short_factor`).
+        divisors: Vec<f64>,
+        /// Queries and keys are multiplied by this as they are turned.
+        magnitude: f64,
+    },
 }
 
 impl RotaryScaling {
-    /// The frequency that replaces `frequency`, in radians a token.
-    pub fn apply(&self, frequency: f64) -> f64 {
-        let turns = self.original_context * frequency / std::f64::consts::TAU;
-        let kept = ((turns - self.low) / (self.high - self.low)).clamp(0.0, 1.0);
-        frequency * (kept + (1.0 - kept) / self.factor)
+    /// The frequency that replaces the `pair`-th, in radians a token.
+    pub fn apply(&self, pair: usize, frequency: f64) -> f64 {
+        match *self {
+            RotaryScaling::Linear(factor) => frequency / factor,
+            RotaryScaling::Llama3 { factor, low, high, original_context } => {
+                let turns = original_context * frequency / std::f64::consts::TAU;
+                let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                frequency * (kept + (1.0 - kept) / factor)
+            }
+            RotaryScaling::LongRope { ref divisors, .. } => frequency / divisors.get(pair).copied().unwrap_or(1.0),
+        }
     }
+
+    /// What turned queries and keys are multiplied by.
+    pub fn magnitude(&self) -> f64 {
+        match self {
+            RotaryScaling::LongRope { magnitude, .. } => *magnitude,
+            _ => 1.0,
+        }
+    }
+}
+
+/// Layers whose queries see only the nearest keys (sliding windows).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LocalAttention {
+    /// Keys that a query sees, itself included.
+    pub window: usize,
+    /// Which layers, `[L]`.
+    pub layers: Vec<bool>,
+    /// Rotary base of these layers where it is not the others' (Gemma 3); it is not scaled.
+    pub base: Option<f64>,
+}
+
+/// How queries and keys are normed before they meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QkNorm {
+    /// Each head by itself, one weight for all (Qwen 3, Gemma 3).
+    PerHead,
+    /// All heads together (OLMo 2).
+    Whole,
+}
+
+/// Which linear maps have a bias.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Biases {
+    /// Query, key and value.
+    pub qkv: bool,
+    /// Attention's output.
+    pub output: bool,
+    /// The MLP's maps.
+    pub mlp: bool,
+    /// The unembedding.
+    pub unembedding: bool,
+}
+
+impl Biases {
+    /// All inside the blocks.
+    pub const BLOCKS: Biases = Biases { qkv: true, output: true, mlp: true, unembedding: false };
 }
 
 /// The MLP's nonlinearity.
@@ -60,6 +141,8 @@ pub enum MlpActivation {
     Gelu,
     /// GELU by the tanh formula (`gelu_new`).
     GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
     /// `x · sigmoid(x)`.
     Silu,
 }
@@ -90,14 +173,36 @@ pub struct ModelConfig {
     pub norm: NormKind,
     /// The norms' epsilon.
     pub norm_eps: f64,
+    /// Where a block's norms stand.
+    pub norm_places: NormPlaces,
+    /// The files hold the norms' weights less 1 (Gemma).
+    pub norm_offset: bool,
+    /// Attention and MLP both read the block's input (GPT-NeoX, Phi-2).
+    pub parallel: bool,
     /// How positions enter.
     pub positions: Positions,
+    /// What products of queries and keys are multiplied by; usually `1 / sqrt(head_dim)`.
+    pub attention_scale: f64,
+    /// Scores s become `cap · tanh(s / cap)`.
+    pub attention_cap: Option<f64>,
+    /// How queries and keys are normed.
+    pub qk_norm: Option<QkNorm>,
+    /// Layers with a window; `None` when every query sees all keys before it.
+    pub local: Option<LocalAttention>,
     /// The MLP's nonlinearity.
     pub activation: MlpActivation,
     /// The MLP has a gate: `down(act(gate(x)) · up(x))`.
     pub gated: bool,
+    /// Which maps have a bias.
+    pub biases: Biases,
+    /// What embeddings are multiplied by (Gemma: `sqrt(d)`).
+    pub embedding_scale: f64,
     /// The unembedding is the embedding.
     pub tied: bool,
+    /// What logits are multiplied by.
+    pub logit_scale: f64,
+    /// Logits z become `cap · tanh(z / cap)`.
+    pub logit_cap: Option<f64>,
     /// The special token at position 0 (beginning of text), if the family has one.
     pub special_token: Option<u32>,
     /// Whether plain text is given that token when it is run.
@@ -107,14 +212,14 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Parameters, embedding included, in numbers.
+    /// Parameters in all, embedding, norms and biases included.
     pub fn parameters(&self) -> u64 {
-        let (d, kv) = (self.width as u64, (self.kv_heads * self.head_dim) as u64);
-        let attention = 2 * d * (self.heads * self.head_dim) as u64 + 2 * d * kv;
-        let mlp = if self.gated { 3 } else { 2 } * d * self.mlp_width as u64;
-        let embedding = self.vocab as u64 * d * if self.tied { 1 } else { 2 };
-        let positions = if self.positions == Positions::Learned { self.context as u64 * d } else { 0 };
-        embedding + positions + self.layers as u64 * (attention + mlp)
+        super::summary::parts(self).iter().map(|part| part.parameters).sum()
+    }
+
+    /// Keys that a query of `layer` sees at most, itself included; `None` for all.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.local.as_ref().filter(|local| local.layers.get(layer) == Some(&true)).map(|local| local.window)
     }
 
     /// Refuses shapes that cannot be run.
@@ -122,7 +227,7 @@ impl ModelConfig {
     /// # Errors
     /// `BadConfig` naming the field.
     pub fn validate(&self) -> Result<()> {
-        let bad = |field: &str, got: usize, expected: &str| {
+        let bad = |field: &str, got: &dyn std::fmt::Display, expected: &str| {
             Err(Error::expected(ErrorKind::BadConfig, format_args!("model configuration: {field}"), got, expected))
         };
         for (field, value) in [
@@ -136,14 +241,34 @@ impl ModelConfig {
             ("context", self.context),
         ] {
             if value == 0 {
-                return bad(field, value, "a number above 0");
+                return bad(field, &value, "a number above 0");
             }
         }
         if self.heads % self.kv_heads != 0 {
-            return bad("kv_heads", self.kv_heads, &format!("a divisor of heads = {}", self.heads));
+            return bad("kv_heads", &self.kv_heads, &format!("a divisor of heads = {}", self.heads));
         }
-        if self.positions != Positions::Learned && self.head_dim % 2 != 0 {
-            return bad("head_dim", self.head_dim, "an even number, for rotary positions");
+        if let Positions::Rotary { rotated, base, ref scaling, .. } = self.positions {
+            match scaling {
+                Some(RotaryScaling::LongRope { divisors, .. }) if divisors.len() != rotated.div_ceil(2) => {
+                    return bad("rotary divisors", &divisors.len(), &format!("{}, one a frequency", rotated.div_ceil(2)));
+                }
+                _ => {}
+            }
+            if rotated == 0 || rotated.next_multiple_of(2) > self.head_dim {
+                return bad("rotary dimensions", &rotated, &format!("at least 1, at most head_dim = {}, which must be even", self.head_dim));
+            }
+            if base.is_nan() || base <= 0.0 {
+                return bad("rotary base", &base, "a number above 0");
+            }
+        }
+        if let Some(local) = self.local.as_ref().filter(|local| local.window == 0 || local.layers.len() != self.layers) {
+            let (window, layers) = (local.window, local.layers.len());
+            return bad("local attention", &format!("window {window}, {layers} layers"), &format!("a window above 0 and {} layers", self.layers));
+        }
+        for (field, cap) in [("attention_cap", self.attention_cap), ("logit_cap", self.logit_cap)] {
+            if let Some(cap) = cap.filter(|cap| cap.is_nan() || *cap <= 0.0) {
+                return bad(field, &cap, "a number above 0");
+            }
         }
         Ok(())
     }

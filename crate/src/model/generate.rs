@@ -1,49 +1,75 @@
-//! Generation: token after token through a cache of keys and values.
+//! Generation: token after token through a cache of keys and values, shown while it grows.
+//!
+//! In: a prompt as text, ids or a chat. Out: a [`Generation`]; on the way each [`Step`] goes to a
+//! callback, and the text so far to whatever shows progress (the notebook's live display). Cost: a
+//! forward pass of one token each, `O(T)` in attention; the prompt is run once.
 
 use super::attention::Past;
-use super::{Capture, Freeze, Model};
-use crate::error::{Error, ErrorKind, Result};
+use super::{Capture, Freeze, GenerateConfig, Model};
+use crate::error::Result;
 use crate::progress;
+use crate::text::{ChatConfig, Incremental};
 use candle_core::Tensor;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
-use serde::{Deserialize, Serialize};
+use rand::SeedableRng;
 
-/// How to choose the next token.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GenerateConfig {
-    /// Most tokens to add.
-    pub max_tokens: usize,
-    /// 0 takes the likeliest token; above 0 samples with logits divided by it.
-    pub temperature: f64,
-    /// Sample among the k likeliest tokens only; 0 among all.
-    pub top_k: usize,
-    /// Sample among the likeliest tokens that together reach this probability, 0 to 1.
-    pub top_p: f64,
-    /// Seed of the sampling.
-    pub seed: u64,
+/// Why a generation ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// `max_tokens` were made.
+    Length,
+    /// This token came: one of the model's or of the configuration's.
+    Token(u32),
+    /// This text of the configuration came.
+    Text(String),
+    /// The model's context is full.
+    Context,
+    /// The callback or an interrupt asked for it.
+    Asked,
 }
 
-impl Default for GenerateConfig {
-    fn default() -> Self {
-        GenerateConfig { max_tokens: 32, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Stop::Length => f.write_str("as many tokens as asked for"),
+            Stop::Token(id) => write!(f, "stop token {id}"),
+            Stop::Text(text) => write!(f, "stop text {text:?}"),
+            Stop::Context => f.write_str("the context is full"),
+            Stop::Asked => f.write_str("stopped"),
+        }
     }
 }
 
-impl GenerateConfig {
-    /// Refuses values out of range.
-    ///
-    /// # Errors
-    /// `BadConfig` naming the field.
-    pub fn validate(&self) -> Result<()> {
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return Err(Error::expected(ErrorKind::BadConfig, "GenerateConfig::temperature", self.temperature, "0 or more"));
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(Error::expected(ErrorKind::BadConfig, "GenerateConfig::top_p", self.top_p, "above 0 and at most 1"));
-        }
-        Ok(())
+/// One token as it is made.
+pub struct Step<'a> {
+    /// The token.
+    pub id: u32,
+    /// Text that is settled by it: not yet a character that is incomplete or what may become a stop
+    /// text. The pieces of all steps and of the end are the generation's text.
+    pub text: &'a str,
+    /// The logits that it was chosen by, `[V]`; empty at the end, when only text is left.
+    pub logits: &'a [f32],
+}
+
+/// A finished generation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// Ids of the prompt.
+    pub prompt: Vec<u32>,
+    /// Ids that were made, a stop token included.
+    pub tokens: Vec<u32>,
+    /// Text of `tokens`, without a stop token and ending before a stop text; empty when the model
+    /// has no tokenizer.
+    pub text: String,
+    /// Why it ended.
+    pub stop: Stop,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+impl std::fmt::Display for Generation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
     }
 }
 
@@ -63,69 +89,181 @@ impl Model {
         self.generate_with(prompt, &GenerateConfig { max_tokens: n, ..GenerateConfig::default() })
     }
 
-    /// The prompt's continuation, without the prompt.
+    /// The prompt's continuation, without the prompt and without a stop token.
     ///
     /// # Errors
     /// As [`Model::tokens`]; `BadConfig`.
     pub fn generate_with(&self, prompt: &str, config: &GenerateConfig) -> Result<String> {
-        let ids = self.generate_tokens(&self.tokens(prompt)?, config)?;
-        self.tokenizer()?.decode(&ids)
+        Ok(self.stream(prompt, config, &mut |_| true)?.text)
     }
 
-    /// Ids that continue `tokens`; ends after a stop token (included), at the context's end, or
-    /// when a stop is requested.
+    /// Ids that continue `tokens`, a stop token included.
     ///
     /// # Errors
     /// `BadInput` for ids that cannot be run; `BadConfig`.
     pub fn generate_tokens(&self, tokens: &[u32], config: &GenerateConfig) -> Result<Vec<u32>> {
+        Ok(self.stream_tokens(tokens, config, &mut |_| true)?.tokens)
+    }
+
+    /// Continues a prompt and shows each step to `on`, which may return false to end.
+    ///
+    /// ```no_run
+    /// # use cltlab::{auto_device, Model, model::GenerateConfig};
+    /// # let model = Model::load("gpt2", &auto_device()?)?;
+    /// model.stream("Once upon a time", &GenerateConfig::default(), &mut |step| {
+    ///     print!("{}", step.text);
+    ///     true
+    /// })?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Model::tokens`]; `BadConfig`.
+    pub fn stream(&self, prompt: &str, config: &GenerateConfig, on: &mut dyn FnMut(&Step<'_>) -> bool) -> Result<Generation> {
+        self.stream_tokens(&self.tokens(prompt)?, config, on)
+    }
+
+    /// The model's answer to a chat, messages of role and content, by its chat template.
+    ///
+    /// ```no_run
+    /// # use cltlab::{auto_device, Model, model::GenerateConfig};
+    /// # let model = Model::load("SmolLM2-135M-Instruct.Q4_1.gguf", &auto_device()?)?;
+    /// let answer = model.chat(&[("user", "What is the capital of France?")], &GenerateConfig::default())?;
+    /// println!("{answer}");
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Model::chat_tokens`]; `BadConfig`.
+    pub fn chat(&self, messages: &[(&str, &str)], config: &GenerateConfig) -> Result<Generation> {
+        self.stream_tokens(&self.chat_tokens(messages, &ChatConfig::default())?, config, &mut |_| true)
+    }
+
+    /// Ids of a chat. Nothing is put in front: the template writes the special tokens.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::chat_with`](crate::Tokenizer::chat_with); `BadInput` when it is longer than
+    /// the context.
+    pub fn chat_tokens(&self, messages: &[(&str, &str)], config: &ChatConfig) -> Result<Vec<u32>> {
+        let tokenizer = self.tokenizer()?;
+        let tokens = tokenizer.encode(&tokenizer.chat_with(messages, config)?)?;
+        self.check_tokens(&tokens)?;
+        Ok(tokens)
+    }
+
+    /// Continues ids and shows each step to `on`, which may return false to end. Ends after
+    /// `max_tokens`, a stop token or stop text, at the context's end, or when a stop is requested.
+    ///
+    /// # Errors
+    /// `BadInput` for ids that cannot be run; `BadConfig`; `MissingFile` for stop texts without a
+    /// tokenizer; `NotFinite`.
+    pub fn stream_tokens(&self, tokens: &[u32], config: &GenerateConfig, on: &mut dyn FnMut(&Step<'_>) -> bool) -> Result<Generation> {
         config.validate()?;
         self.check_tokens(tokens)?;
+        let begun = std::time::Instant::now();
         let mut random = StdRng::seed_from_u64(config.seed);
+        let mut writer = Writer::new(self, tokens, config)?;
+        let mut task = progress::Task::new("generate", config.max_tokens.min(self.context() - tokens.len()) as u64, "tokens");
         let mut cache = vec![Past::default(); self.layers()];
         let (mut input, mut made) = (tokens.to_vec(), Vec::new());
-        while made.len() < config.max_tokens && tokens.len() + made.len() < self.context() && !progress::stop_requested() {
-            let ids = Tensor::from_slice(&input, (1, input.len()), self.device())?;
-            let passed = self.pass(&ids, Capture::last_logits(), Freeze::none(), &mut |_, _| Ok(None), Some(&mut cache))?;
-            let Some(logits) = passed.logits else { break };
-            let next = choose(&logits.flatten_all()?.to_vec1()?, config, &mut random)?;
+        let stop = loop {
+            if made.len() >= config.max_tokens {
+                break Stop::Length;
+            }
+            if tokens.len() + made.len() >= self.context() {
+                break Stop::Context;
+            }
+            if progress::stop_requested() {
+                break Stop::Asked;
+            }
+            let logits = self.last_logits(&input, &mut cache)?;
+            let next = config.choose(&logits, &mut random)?;
             made.push(next);
-            if self.config().stop_tokens.contains(&next) {
-                break;
+            let ends = self.config().stop_tokens.contains(&next) || config.stop_tokens.contains(&next);
+            let settled = if ends { String::new() } else { writer.push(next)? };
+            let goes_on = on(&Step { id: next, text: &settled, logits: &logits });
+            task.write(made.len() as u64, &writer.text);
+            if ends {
+                break Stop::Token(next);
+            }
+            if let Some(text) = writer.stopped.take() {
+                break Stop::Text(text);
+            }
+            if !goes_on {
+                break Stop::Asked;
             }
             input = vec![next];
+        };
+        let rest = writer.finish(&stop)?;
+        if let (false, Some(id)) = (rest.is_empty(), made.last()) {
+            on(&Step { id: *id, text: &rest, logits: &[] });
         }
-        Ok(made)
+        let seconds = begun.elapsed().as_secs_f64();
+        task.finish(format!("{} tokens, {:.1} tokens/s", made.len(), made.len() as f64 / seconds));
+        Ok(Generation { prompt: tokens.to_vec(), tokens: made, text: writer.text, stop, seconds })
+    }
+
+    /// Runs `input` after what the cache holds; logits `[V]` after its last token.
+    fn last_logits(&self, input: &[u32], cache: &mut Vec<Past>) -> Result<Vec<f32>> {
+        let ids = Tensor::from_slice(input, (1, input.len()), self.device())?;
+        let passed = self.pass(&ids, Capture::last_logits(), Freeze::none(), &mut |_, _| Ok(None), Some(cache))?;
+        match passed.logits {
+            Some(logits) => Ok(logits.flatten_all()?.to_vec1()?),
+            None => Ok(Vec::new()),
+        }
     }
 }
 
-fn choose(logits: &[f32], config: &GenerateConfig, random: &mut StdRng) -> Result<u32> {
-    if logits.iter().any(|logit| logit.is_nan()) {
-        return Err(Error::new(ErrorKind::NotFinite, "generate: got NaN logits, expected numbers").help("the weights are damaged"));
+/// The text so far. What may yet become a stop text is held back.
+struct Writer<'a> {
+    decoder: Option<Incremental<'a>>,
+    stops: &'a [String],
+    text: String,
+    held: String,
+    stopped: Option<String>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(model: &'a Model, prompt: &[u32], config: &'a GenerateConfig) -> Result<Self> {
+        let tokenizer = if config.stop.is_empty() { model.tokenizer().ok() } else { Some(model.tokenizer()?) };
+        let decoder = tokenizer.map(|tokenizer| Incremental::new(tokenizer, prompt));
+        Ok(Writer { decoder, stops: &config.stop, text: String::new(), held: String::new(), stopped: None })
     }
-    let likeliest = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id as u32);
-    if config.temperature == 0.0 {
-        return Ok(likeliest);
+
+    /// Takes a token in; returns what is settled by it.
+    fn push(&mut self, id: u32) -> Result<String> {
+        let Some(decoder) = &mut self.decoder else { return Ok(String::new()) };
+        self.held += &decoder.push(id)?;
+        Ok(self.settle())
     }
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
-    if config.top_k > 0 {
-        order.truncate(config.top_k);
+
+    fn settle(&mut self) -> String {
+        let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop))).min_by_key(|(at, _)| *at);
+        let settled = match found {
+            Some((at, stop)) => {
+                self.stopped = Some(stop.clone());
+                at
+            }
+            None => self.held.len() - self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0),
+        };
+        let out: String = self.held.drain(..settled).collect();
+        self.text += &out;
+        out
     }
-    let top = f64::from(logits[likeliest as usize]);
-    let weights: Vec<f64> = order.iter().map(|id| ((f64::from(logits[*id as usize]) - top) / config.temperature).exp()).collect();
-    let total: f64 = weights.iter().sum();
-    let mut reached = 0.0;
-    let kept = weights.iter().position(|weight| {
-        reached += weight / total;
-        reached >= config.top_p
-    });
-    let kept = kept.map_or(weights.len(), |last| last + 1);
-    let mut rest = random.random::<f64>() * weights[..kept].iter().sum::<f64>();
-    for (id, weight) in order.iter().zip(&weights[..kept]) {
-        rest -= weight;
-        if rest <= 0.0 {
-            return Ok(*id);
+
+    /// What was held back; nothing after a stop text.
+    fn finish(&mut self, stop: &Stop) -> Result<String> {
+        if matches!(stop, Stop::Text(_)) {
+            return Ok(String::new());
         }
+        let rest = self.decoder.take().map(Incremental::finish).transpose()?.unwrap_or_default();
+        let out = std::mem::take(&mut self.held) + &rest;
+        self.text += &out;
+        Ok(out)
     }
-    Ok(order[kept - 1])
+}
+
+/// Bytes at the end of `text` that `stop` may begin with.
+fn overlap(text: &str, stop: &str) -> usize {
+    stop.char_indices().map(|(at, _)| at).filter(|at| text.ends_with(&stop[..*at])).max().unwrap_or(0)
 }

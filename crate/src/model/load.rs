@@ -1,12 +1,12 @@
 //! Loading: a hub name, a folder, a GGUF file or a llama2.c checkpoint to a [`Model`].
 
+use super::rotary::Rotaries;
 use super::weights::Weights;
-use super::{attention, family, Inner, Model, ModelConfig};
+use super::{family, Inner, Model, ModelConfig, OutputSite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
-use crate::text::{GgufVocabulary, Tokenizer};
-use candle_core::quantized::gguf_file::{Content, Value};
+use crate::text::Tokenizer;
 use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,22 +26,13 @@ impl Model {
     ///
     /// # Errors
     /// `MissingFile`, `BadFile` (truncated, not the format), `UnknownArchitecture`, `BadTensor`
-    /// (missing or of another shape), `Network`, `OutOfMemory`.
+    /// (missing or of another shape), `Network`, `AccessDenied` (private or gated), `OutOfMemory`.
     pub fn load(source: &str, device: &Device) -> Result<Model> {
-        let path = Path::new(source);
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        if path.is_dir() {
-            return Self::load_folder(path, source, device);
-        }
-        match extension {
-            Some("gguf") => Self::load_gguf(path, device),
-            Some("bin") => Self::load_llama2c(path, device),
-            _ if path.exists() => Err(Error::expected(ErrorKind::BadFile, source, "a file of unknown kind", "a folder, .gguf or .bin")),
-            _ if source.starts_with(['.', '/', '~']) || source.matches('/').count() > 1 || source.is_empty() => {
-                Err(Error::new(ErrorKind::MissingFile, format!("{source}: no such file or folder"))
-                    .help("give a folder, a .gguf file, or a hub name like gpt2"))
-            }
-            _ => Self::load_folder(&fetch(source)?, source, device),
+        match find(source)? {
+            Source::Folder(folder) => Self::load_folder(folder, source, device),
+            Source::Gguf(path) => Self::load_gguf(path, device),
+            Source::Llama2c(path) => Self::load_llama2c(path, device),
+            Source::Hub => Self::load_folder(&fetch(source)?, source, device),
         }
     }
 
@@ -56,16 +47,19 @@ impl Model {
     fn load_gguf(path: &Path, device: &Device) -> Result<Model> {
         let weights = Weights::open_gguf(path)?;
         let Weights::Gguf { content, .. } = &weights else {
-            return Err(Error::new(ErrorKind::BadFile, format!("{}: not a GGUF file", path.display())));
+            return Err(not_gguf(path));
         };
         let config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
+        let inside = || Tokenizer::from_gguf_header(content).map_err(|error| error.context(path.display()));
         let tokenizer = if beside.exists() {
-            Tokenizer::from_file(&beside)?
+            Some(Tokenizer::from_file(&beside)?.or_chat_of(inside))
+        } else if content.metadata.contains_key("tokenizer.ggml.model") {
+            Some(inside()?)
         } else {
-            Tokenizer::from_gguf(&vocabulary(content)).map_err(|error| error.context(path.display()))?
+            None
         };
-        Self::assemble(short_name(&path.to_string_lossy()), config, weights, Some(tokenizer), device)
+        Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, device)
     }
 
     fn load_llama2c(path: &Path, device: &Device) -> Result<Model> {
@@ -79,51 +73,67 @@ impl Model {
         config.validate().map_err(|error| error.context(weights.path().display()))?;
         let parts = family::load(&config, &weights, device)?;
         let fingerprint = fingerprint(&config, &parts)?;
-        let rotary = attention::Rotary::new(&config, device)?;
-        Ok(Model(Arc::new(Inner { name, config, parts, rotary, tokenizer, device: device.clone(), fingerprint })))
+        let rotaries = Rotaries::new(&config, parts.rope_divisors.as_ref(), device)?;
+        Ok(Model(Arc::new(Inner { name, config, parts, rotaries, tokenizer, device: device.clone(), fingerprint }), OutputSite::BeforeNorm))
     }
 }
 
-/// Fetches what a repository needs and returns the folder it lies in.
+/// Where a model lies.
+pub(super) enum Source<'a> {
+    Folder(&'a Path),
+    Gguf(&'a Path),
+    Llama2c(&'a Path),
+    Hub,
+}
+
+/// What `source` names, as [`Model::load`] says.
+pub(super) fn find(source: &str) -> Result<Source<'_>> {
+    let path = Path::new(source);
+    if path.is_dir() {
+        return Ok(Source::Folder(path));
+    }
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("gguf") => Ok(Source::Gguf(path)),
+        Some("bin") => Ok(Source::Llama2c(path)),
+        _ if path.exists() => Err(Error::expected(ErrorKind::BadFile, source, "a file of unknown kind", "a folder, .gguf or .bin")),
+        _ if source.starts_with(['.', '/', '~']) || source.matches('/').count() > 1 || source.is_empty() => {
+            Err(Error::new(ErrorKind::MissingFile, format!("{source}: no such file or folder")).help("give a folder, a .gguf file, or a hub name like gpt2"))
+        }
+        _ => Ok(Source::Hub),
+    }
+}
+
+pub(super) fn not_gguf(path: &Path) -> Error {
+    Error::new(ErrorKind::BadFile, format!("{}: not a GGUF file", path.display()))
+}
+
+/// Fetches what a repository needs and returns the folder it lies in. The tokenizer and its chat
+/// templates are taken where there are any.
 fn fetch(source: &str) -> Result<PathBuf> {
     let repo = HubRepo::open(source)?;
     let config = repo.file("config.json")?;
-    match repo.file("model.safetensors") {
-        Ok(_) => {}
-        Err(single) => {
-            let index = repo.file("model.safetensors.index.json").map_err(|_| single)?;
-            let listing: serde_json::Value = files::read_json(&index)?;
-            let shards = listing.get("weight_map").and_then(|map| map.as_object()).into_iter().flat_map(|map| map.values());
-            let mut names: Vec<_> = shards.filter_map(|name| name.as_str()).collect();
-            names.sort_unstable();
-            names.dedup();
-            for name in names {
-                repo.file(name)?;
-            }
+    if repo.optional("model.safetensors")?.is_none() {
+        let index = repo.optional("model.safetensors.index.json")?.ok_or_else(|| {
+            Error::expected(ErrorKind::MissingFile, format_args!("hub {source}"), "no model.safetensors", "weights in safetensors form")
+                .help("older repositories hold pickled weights, which are not read: look for a revision or a copy with safetensors")
+        })?;
+        let listing: serde_json::Value = files::read_json(&index)?;
+        let shards = listing.get("weight_map").and_then(|map| map.as_object()).into_iter().flat_map(|map| map.values());
+        let names: std::collections::BTreeSet<_> = shards.filter_map(|name| name.as_str()).collect();
+        for name in names {
+            repo.file(name)?;
         }
     }
-    repo.file("tokenizer.json")?;
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
+        repo.optional(name)?;
+    }
     config.parent().map(Path::to_path_buf).ok_or_else(|| Error::new(ErrorKind::MissingFile, format!("{source}: no folder in the cache")))
 }
 
-fn short_name(source: &str) -> String {
+pub(super) fn short_name(source: &str) -> String {
     let trimmed = source.trim_end_matches('/');
     let last = trimmed.rsplit('/').next().unwrap_or(trimmed);
     last.trim_end_matches(".gguf").to_string()
-}
-
-fn vocabulary(content: &Content) -> GgufVocabulary {
-    let get = |key: &str| content.metadata.get(&format!("tokenizer.ggml.{key}"));
-    let text = |key: &str| get(key).and_then(|value| value.to_string().ok()).cloned().unwrap_or_default();
-    let list = |key: &str| -> &[Value] { get(key).and_then(|value| value.to_vec().ok()).map_or(&[], Vec::as_slice) };
-    let strings = |key: &str| list(key).iter().filter_map(|value| value.to_string().ok().cloned()).collect();
-    GgufVocabulary {
-        model: text("model"),
-        pre: text("pre"),
-        tokens: strings("tokens"),
-        merges: strings("merges"),
-        types: list("token_type").iter().map(|value| value.to_i32().map_or(0, i32::unsigned_abs)).collect(),
-    }
 }
 
 /// FNV-1a over the configuration and every layer's first output weights.

@@ -7,21 +7,31 @@
 
 mod attention;
 pub(crate) mod back;
+mod batch;
 mod config;
 pub(crate) mod family;
+mod fast;
 mod forward;
+mod frozen;
 mod generate;
 mod load;
 mod norm;
 mod parts;
+mod rotary;
 mod run;
+mod sample;
+mod softmax;
+mod summary;
 mod weights;
 
-pub use config::{MlpActivation, ModelConfig, NormKind, Positions, RotaryScaling};
+pub use batch::Padding;
+pub use config::{Biases, LocalAttention, MlpActivation, ModelConfig, NormKind, NormPlaces, Positions, QkNorm, RotaryScaling};
 pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
-pub use generate::GenerateConfig;
-pub use run::{Capture, LayerRun, Logits, Run};
+pub use generate::{Generation, Step, Stop};
+pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
+pub use sample::GenerateConfig;
+pub use summary::{CltNeed, Optimizer, Part, Summary};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;
@@ -37,13 +47,13 @@ use std::sync::Arc;
 /// # Ok::<(), cltlab::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Model(Arc<Inner>);
+pub struct Model(Arc<Inner>, OutputSite);
 
 struct Inner {
     name: String,
     config: ModelConfig,
     parts: family::Parts,
-    rotary: Option<attention::Rotary>,
+    rotaries: rotary::Rotaries,
     tokenizer: Option<Tokenizer>,
     device: Device,
     fingerprint: String,
@@ -89,6 +99,19 @@ impl Model {
     /// used with another model.
     pub fn fingerprint(&self) -> &str {
         &self.0.fingerprint
+    }
+
+    /// The same model with `mlp_out` before or after the norm that follows the MLP, wherever it is
+    /// kept, shown, replaced or carried to. A loaded model has it before the norm. A
+    /// [`Replacement`](crate::Replacement) takes it where its CLT writes. Without such a norm nothing
+    /// changes.
+    pub fn with_output(&self, output: OutputSite) -> Model {
+        Model(self.0.clone(), output)
+    }
+
+    /// Where `mlp_out` is; always after where no norm follows the MLP.
+    pub fn output(&self) -> OutputSite {
+        if self.config().norm_places == NormPlaces::Pre { OutputSite::AfterNorm } else { self.1 }
     }
 
     /// The tokenizer.
@@ -201,12 +224,25 @@ impl Model {
         }
         let ids = Tensor::from_slice(tokens, (1, tokens.len()), self.device())?;
         let passed = self.pass(&ids, capture, freeze, splice, None)?;
+        let mut layers = passed.layers;
+        for layer in &mut layers {
+            layer.attn_pattern = layer.attn_pattern.take().map(|pattern| pattern.squeeze(0)).transpose()?;
+        }
+        let logits = passed.logits.map(|logits| logits.squeeze(0)).transpose()?;
+        let uncapped = passed.uncapped.map(|logits| logits.squeeze(0)).transpose()?;
+        self.made(tokens, layers, passed.final_scale, logits, uncapped)
+    }
+
+    /// A run of these tokens; `logits` and `uncapped` are `[T or 1, V]`.
+    fn made(&self, tokens: &[u32], layers: Vec<LayerRun>, final_scale: Option<Tensor>, logits: Option<Tensor>, uncapped: Option<Tensor>) -> Result<Run> {
+        let last = |logits: Tensor| -> Result<Tensor> { Ok(logits.narrow(0, logits.dim(0)? - 1, 1)?.force_contiguous()?) };
         Ok(Run {
             tokens: tokens.to_vec(),
             token_text: tokens.iter().map(|id| self.token_text(*id)).collect(),
-            layers: passed.layers,
-            final_scale: passed.final_scale,
-            logits: passed.logits.map(|logits| logits.squeeze(0)).transpose()?,
+            layers,
+            final_scale,
+            logits,
+            uncapped: uncapped.map(last).transpose()?,
             tokenizer: self.0.tokenizer.clone(),
         })
     }
@@ -225,44 +261,9 @@ impl Model {
         Ok(())
     }
 
-    /// Gradient at `resid_pre` of a layer that comes *through* its attention, given the gradient
-    /// `g [batch, T', d]` at the attention's output, with the pattern and norm scale of `run` held.
-    /// The residual path around the attention is the caller's. T' may be a prefix of the run.
-    ///
-    /// Source: *Circuit Tracing*, local replacement model; agrees with circuit-tracer's detached
-    /// backward (adjacency, 1e-4 of its largest entry).
-    ///
-    /// # Errors
-    /// `BadInput` when the run lacks patterns or scales.
-    pub fn back_attention(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
-        let (site, part) = (self.layer_run(layer, run)?, &self.parts().layers[layer]);
-        let pattern = forward::needed(&site.attn_pattern, "attn_pattern")?;
-        let at_normed = attention::back(self.config(), part, pattern, g)?;
-        part.attn_norm.back_frozen(&at_normed, &prefix(&site.attn_scale, "attn_scale", g)?)
-    }
-
-    /// Gradient at `resid_mid` given the gradient `g [batch, T', d]` at what the MLP reads, through
-    /// the norm before the MLP with its scale held.
-    ///
-    /// # Errors
-    /// `BadInput` when the run lacks scales.
-    pub fn back_mlp_norm(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
-        let site = self.layer_run(layer, run)?;
-        self.parts().layers[layer].mlp_norm.back_frozen(g, &prefix(&site.mlp_scale, "mlp_scale", g)?)
-    }
-
-    /// Gradient at the last residual stream given the gradient `g [batch, T', d]` after the final
-    /// norm, its scale held.
-    ///
-    /// # Errors
-    /// `BadInput` when the run lacks scales.
-    pub fn back_final_norm(&self, run: &Run, g: &Tensor) -> Result<Tensor> {
-        self.parts().final_norm.back_frozen(g, &prefix(&run.final_scale, "final_scale", g)?)
-    }
-
     /// Whether attention and MLP of a block both read the block's input, as in GPT-NeoX.
     pub fn parallel_blocks(&self) -> bool {
-        false
+        self.config().parallel
     }
 
     /// The unembedding W_U, `[V, d]`.
@@ -277,7 +278,7 @@ impl Model {
     pub fn embedding(&self, tokens: &[u32]) -> Result<Tensor> {
         self.check_tokens(tokens)?;
         let ids = Tensor::from_slice(tokens, tokens.len(), self.device())?;
-        Ok(self.parts().embedding.index_select(&ids, 0)?)
+        self.embedded(&ids)
     }
 
     fn layer_run<'a>(&self, layer: usize, run: &'a Run) -> Result<&'a LayerRun> {
@@ -291,14 +292,16 @@ impl Model {
         &self.0.parts
     }
 
-    pub(crate) fn rotary(&self) -> Option<&attention::Rotary> {
-        self.0.rotary.as_ref()
+    pub(crate) fn rotaries(&self) -> &rotary::Rotaries {
+        &self.0.rotaries
     }
-}
 
-/// The scales of the first T' tokens, where `g` is `[batch, T', d]`.
-fn prefix(scale: &Option<Tensor>, name: &str, g: &Tensor) -> Result<Tensor> {
-    Ok(forward::needed(scale, name)?.narrow(0, 0, g.dim(1)?)?)
+    /// Embeddings of `ids [n]`, scaled, `[n, d]`.
+    fn embedded(&self, ids: &Tensor) -> Result<Tensor> {
+        let rows = self.parts().embedding.index_select(ids, 0)?;
+        let scale = self.config().embedding_scale;
+        Ok(if scale == 1.0 { rows } else { (rows * scale)? })
+    }
 }
 
 impl std::fmt::Display for Model {

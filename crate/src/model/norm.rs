@@ -8,6 +8,7 @@ use super::config::NormKind;
 use crate::error::Result;
 use candle_core::{Tensor, D};
 
+/// A norm and its weights; the files' `weight − 1` of some families is made whole when it is read.
 #[derive(Clone)]
 pub(crate) struct Norm {
     pub kind: NormKind,
@@ -22,9 +23,14 @@ impl Norm {
     /// `x [..., d]` to `[..., d]`, by candle's fused kernels.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.contiguous()?;
+        let centre = self.kind == NormKind::Layer;
+        if let Some(y) = super::fast::norm(&x, &self.weight, self.bias.as_ref().filter(|_| centre), self.eps, centre)? {
+            return Ok(y);
+        }
         Ok(match (&self.kind, &self.bias) {
             (NormKind::Layer, Some(bias)) => candle_nn::ops::layer_norm(&x, &self.weight, bias, self.eps as f32)?,
-            _ => candle_nn::ops::rms_norm(&x, &self.weight, self.eps as f32)?,
+            (NormKind::Layer, None) => self.forward_frozen(&x, &self.scale(&x)?)?,
+            (NormKind::Rms, _) => candle_nn::ops::rms_norm(&x, &self.weight, self.eps as f32)?,
         })
     }
 

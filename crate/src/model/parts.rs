@@ -2,6 +2,7 @@
 
 pub(crate) use super::norm::Norm;
 use super::config::MlpActivation;
+use super::fast;
 use crate::error::Result;
 use candle_core::{Tensor, D};
 
@@ -17,6 +18,9 @@ pub(crate) struct Linear {
 impl Linear {
     /// `x [..., in]` to `[..., out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(y) = fast::linear(x, self)? {
+            return Ok(y);
+        }
         let y = flat_matmul(x, &self.weight.t()?)?;
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,
@@ -54,9 +58,13 @@ pub(crate) struct Mlp {
 impl Mlp {
     /// `x [..., d]` to `[..., d]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(y) = fast::gated_mlp(x, self)? {
+            return Ok(y);
+        }
         let act = |x: &Tensor| match self.activation {
             MlpActivation::Gelu => x.gelu_erf(),
             MlpActivation::GeluTanh => x.gelu(),
+            MlpActivation::Relu => x.relu(),
             MlpActivation::Silu => x.silu(),
         };
         let up = self.up.forward(x)?;
@@ -68,14 +76,39 @@ impl Mlp {
     }
 }
 
-/// One layer's weights.
+/// One layer's weights. A norm is there where the configuration puts one.
 #[derive(Clone)]
 pub(crate) struct Layer {
-    pub attn_norm: Norm,
+    pub attn_norm: Option<Norm>,
     pub query: Linear,
     pub key: Linear,
     pub value: Linear,
     pub output: Linear,
-    pub mlp_norm: Norm,
+    /// Norms of queries and keys, over a head or over all heads.
+    pub query_norm: Option<Norm>,
+    pub key_norm: Option<Norm>,
+    pub attn_post_norm: Option<Norm>,
+    pub mlp_norm: Option<Norm>,
     pub mlp: Mlp,
+    pub mlp_post_norm: Option<Norm>,
+}
+
+/// A norm's place in a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Attn,
+    AttnPost,
+    Mlp,
+    MlpPost,
+}
+
+impl Layer {
+    pub(crate) fn norm(&self, place: Place) -> Option<&Norm> {
+        match place {
+            Place::Attn => self.attn_norm.as_ref(),
+            Place::AttnPost => self.attn_post_norm.as_ref(),
+            Place::Mlp => self.mlp_norm.as_ref(),
+            Place::MlpPost => self.mlp_post_norm.as_ref(),
+        }
+    }
 }

@@ -12,7 +12,7 @@ use candle_core::{Tensor, D};
 /// trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capture {
-    /// `resid_pre`, `mlp_in` and the norm scales of each layer.
+    /// `resid_pre`, `mlp_in`, `mlp_normalized` and the norm scales of each layer.
     pub residuals: bool,
     /// `resid_mid` and `mlp_out` of each layer.
     pub mlp: bool,
@@ -56,6 +56,33 @@ impl Capture {
     }
 }
 
+/// Which output of an MLP is `mlp_out`. The two differ only in families with a norm after the MLP
+/// (Gemma 2 and 3, OLMo 2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputSite {
+    /// What the MLP writes, before the norm (`mlp.hook_out`).
+    BeforeNorm,
+    /// What is added to the residual stream, after the norm (`hook_mlp_out`).
+    #[default]
+    AfterNorm,
+}
+
+impl OutputSite {
+    /// The site's name in circuit-tracer's `config.yaml`.
+    pub fn hook(self) -> &'static str {
+        match self {
+            OutputSite::BeforeNorm => "mlp.hook_out",
+            OutputSite::AfterNorm => "hook_mlp_out",
+        }
+    }
+
+    /// The site with this hook name, if it is one.
+    pub fn from_hook(name: &str) -> Option<Self> {
+        [OutputSite::BeforeNorm, OutputSite::AfterNorm].into_iter().find(|site| site.hook() == name)
+    }
+}
+
 /// One layer of a [`Run`]. A site that was not captured is `None`.
 #[derive(Clone, Debug, Default)]
 pub struct LayerRun {
@@ -63,16 +90,23 @@ pub struct LayerRun {
     pub resid_pre: Option<Tensor>,
     /// Residual stream before the MLP's norm, `[tokens, d]` (for a parallel block the layer's input).
     pub resid_mid: Option<Tensor>,
-    /// What the MLP reads, after its norm, `[tokens, d]`.
+    /// What the MLP reads, after its norm if it has one, `[tokens, d]`.
     pub mlp_in: Option<Tensor>,
-    /// What the MLP writes into the residual stream, `[tokens, d]`.
+    /// What the norm before the MLP makes, for RMSNorm before its weight (`ln2.hook_normalized`), `[tokens, d]`.
+    pub mlp_normalized: Option<Tensor>,
+    /// What the MLP writes, `[tokens, d]`: into the residual stream, or into the norm that follows
+    /// it in some families; see [`Model::with_output`](crate::Model::with_output).
     pub mlp_out: Option<Tensor>,
     /// Attention patterns, `[heads, tokens (query), tokens (key)]`.
     pub attn_pattern: Option<Tensor>,
-    /// 1/σ of the norm before attention, `[tokens, 1]`.
+    /// 1/σ of the norm before attention, `[tokens, 1]`; `None` too where there is no such norm.
     pub attn_scale: Option<Tensor>,
-    /// 1/σ of the norm before the MLP, `[tokens, 1]`.
+    /// 1/σ of the norm after attention, likewise.
+    pub attn_post_scale: Option<Tensor>,
+    /// 1/σ of the norm before the MLP, likewise.
     pub mlp_scale: Option<Tensor>,
+    /// 1/σ of the norm after the MLP, likewise.
+    pub mlp_post_scale: Option<Tensor>,
 }
 
 /// What one forward pass over one prompt left behind.
@@ -88,6 +122,10 @@ pub struct Run {
     pub final_scale: Option<Tensor>,
     /// Logits, `[tokens, vocab]`.
     pub logits: Option<Tensor>,
+    /// The last position's logits before the cap, `[1, vocab]`, of a model that caps its logits
+    /// (Gemma 2). They, not the capped ones, are linear in the last residual stream, so they are what
+    /// edges and predicted effects speak of, as in circuit-tracer.
+    pub uncapped: Option<Tensor>,
     /// For the text of next tokens.
     pub(crate) tokenizer: Option<Tokenizer>,
 }

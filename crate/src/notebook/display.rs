@@ -12,13 +12,15 @@
 //! text, its `Display`. Works the same on the stock kernel.
 
 use crate::clt::Clt;
+use crate::device::format_bytes;
 use crate::eval::Report;
 use crate::graph::Graph;
 use crate::intervene::{Deviation, EdgeCheck, Effect};
-use crate::model::{Model, Run};
+use crate::model::{CltNeed, Generation, Model, Run, Summary};
 use crate::picture::html::{self, Align};
 use crate::picture::Picture;
 use crate::train::History;
+use candle_core::DType;
 use std::io::Write;
 
 /// Shows `html`, with `text` for those who cannot show it, as the cell's value. One write, so that
@@ -67,6 +69,40 @@ impl Model {
     }
 }
 
+impl Summary {
+    /// Shows parts and needs as tables in a notebook.
+    pub fn evcxr_display(&self) {
+        let columns = [("part", Align::Left), ("shape", Align::Left), ("how many", Align::Right), ("parameters", Align::Right)];
+        let mut rows: Vec<Vec<String>> = self
+            .parts
+            .iter()
+            .map(|part| vec![part.name.to_string(), format!("{:?}", part.shape), part.count.to_string(), html::count(part.parameters as f64)])
+            .collect();
+        rows.push(vec!["<b>all</b>".to_string(), String::new(), String::new(), html::count(self.parameters() as f64)]);
+        let memory = format!(
+            "Weights {} in f32, {} in bf16 or f16; keys and values of a full context {}.",
+            format_bytes(self.memory(DType::F32)),
+            format_bytes(self.memory(DType::BF16)),
+            format_bytes(self.cache(self.config.context))
+        );
+        let usual = self.usual_clts();
+        let headings = usual[0].figures().map(|(heading, _)| heading);
+        let headings: Vec<_> = ["features per layer", "weights"].into_iter().chain(headings).map(|heading| (heading, Align::Right)).collect();
+        let row = |clt: &CltNeed| {
+            let bytes = clt.figures().map(|(_, bytes)| format_bytes(bytes));
+            [clt.features.to_string(), html::count(clt.parameters as f64)].into_iter().chain(bytes).collect::<Vec<_>>()
+        };
+        let clts: Vec<_> = usual.iter().map(row).collect();
+        let tables = format!(
+            "{}<div>{}</div><div style=\"margin-top:6px\">A CLT for it: memory to use it by dtype, to train it here, and with stored gradients elsewhere</div>{}",
+            html::table(&columns, &rows),
+            html::escape(&memory),
+            html::table(&headings, &clts)
+        );
+        show(&html::card(&format!("Summary of {}", self.name), &tables), &self.to_string());
+    }
+}
+
 impl Run {
     /// Shows the prompt and the likeliest next tokens in a notebook.
     pub fn evcxr_display(&self) {
@@ -80,6 +116,15 @@ impl Run {
             Err(error) => html::escape(&error.to_string()),
         };
         show(&html::card(&format!("Run of {} tokens", self.tokens.len()), &format!("<div>{prompt}</div>{next}")), &self.to_string());
+    }
+}
+
+impl Generation {
+    /// Shows the text, and how it ended, in a notebook.
+    pub fn evcxr_display(&self) {
+        let rate = self.tokens.len() as f64 / self.seconds;
+        let line = format!("{} tokens after {}, {rate:.1} tokens/s; {}", self.tokens.len(), self.prompt.len(), self.stop);
+        show(&format!("{}<div><small>{}</small></div>", html::passage(&self.text), html::escape(&line)), &self.to_string());
     }
 }
 

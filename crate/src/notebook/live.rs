@@ -95,11 +95,13 @@ struct Working {
     begun: Instant,
     written: Option<Instant>,
     display: Option<Display>,
+    /// What the task has written, when it writes text.
+    text: Option<String>,
 }
 
 impl Working {
     fn new(name: &str, total: u64, unit: &'static str) -> Self {
-        Working { name: name.to_string(), total, unit, begun: Instant::now(), written: None, display: None }
+        Working { name: name.to_string(), total, unit, begun: Instant::now(), written: None, display: None, text: None }
     }
 
     /// True, once for each `every`, after the task has lasted `after`.
@@ -188,11 +190,17 @@ impl Sink for Live {
                 let Some(task) = shown.tasks.iter_mut().rev().find(|working| working.name == *task) else { return };
                 if task.due(BAR_AFTER, BAR_EVERY) {
                     let text = task.line(*done);
-                    let html = html::bar(task.share(*done), &text);
+                    let written = task.text.as_deref().map_or_else(String::new, html::passage);
+                    let html = format!("{written}{}", html::bar(task.share(*done), &text));
                     match &task.display {
                         Some(display) => display.update(&html, &text),
                         None => task.display = Some(Display::new(&html, &text)),
                     }
+                }
+            }
+            Event::Text { task, text } => {
+                if let Some(task) = shown.tasks.iter_mut().rev().find(|working| working.name == *task) {
+                    task.text = Some(text.clone());
                 }
             }
             Event::End { task, note } => {
@@ -257,9 +265,15 @@ impl Sink for Terminal {
             Event::Begin { task, total, unit } => lines.tasks.push(Working::new(task, *total, unit)),
             Event::Advance { task, done } => {
                 let (after, every) = if self.refreshes { (BAR_AFTER, REFRESH_EVERY) } else { (LINE_EVERY, LINE_EVERY) };
-                let task = lines.tasks.iter_mut().rev().find(|working| working.name == *task);
+                // Text goes to the terminal by the program that asked for it; a line would cut it.
+                let task = lines.tasks.iter_mut().rev().find(|working| working.name == *task && working.text.is_none());
                 if let Some(text) = task.and_then(|task| task.due(after, every).then(|| task.line(*done))) {
                     self.write(&mut lines, &text, false);
+                }
+            }
+            Event::Text { task, text } => {
+                if let Some(task) = lines.tasks.iter_mut().rev().find(|working| working.name == *task) {
+                    task.text = Some(text.clone());
                 }
             }
             Event::End { task, note } => {

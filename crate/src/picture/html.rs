@@ -74,6 +74,12 @@ pub enum Align {
     Right,
 }
 
+/// Text of a model with its line ends, direction kept to itself.
+pub fn passage(text: &str) -> String {
+    let lines: Vec<_> = text.split('\n').map(escape).collect();
+    format!("<div dir=\"auto\" style=\"white-space:pre-wrap;max-width:{WIDTH}px\">{}</div>", lines.join("\n"))
+}
+
 /// A table; the headings are plain text, the cells are HTML, already escaped.
 pub fn table(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
     let line = "padding:2px 10px;border-bottom:1px solid rgba(128,128,128,.25)";

@@ -83,8 +83,9 @@ impl FrozenModel {
         }
         let g = placed(directions, positions)?;
         match site {
-            InputSite::MlpIn => self.model.back_mlp_norm(layer, &self.run, &g),
             InputSite::ResidMid => Ok(g),
+            InputSite::MlpIn => self.model.back_mlp_norm(layer, &self.run, &g),
+            InputSite::Normalized => self.model.back_mlp_normalized(layer, &self.run, &g),
         }
     }
 
@@ -116,7 +117,7 @@ impl FrozenModel {
             if below == 0 {
                 return visit(Site::Embedding, &g);
             }
-            visit(Site::MlpOut(below - 1), &g)?;
+            visit(Site::MlpOut(below - 1), &self.model.back_mlp_out(below - 1, &self.run, &g)?)?;
             joined = Some(self.through_attention(below - 1, g)?);
         }
         Ok(())

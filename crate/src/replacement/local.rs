@@ -121,7 +121,16 @@ impl LocalReplacement {
 
 /// Logits of the last position of a run.
 pub(crate) fn last_logits(run: &Run) -> Result<Vec<f32>> {
-    let logits = run.logits.as_ref().ok_or_else(|| Error::new(ErrorKind::BadInput, "run: logits were not captured"))?;
+    last(run.logits.as_ref())
+}
+
+/// The same before the cap, in models that cap their logits: what is linear in the last residual.
+pub(crate) fn last_uncapped(run: &Run) -> Result<Vec<f32>> {
+    last(run.uncapped.as_ref().or(run.logits.as_ref()))
+}
+
+fn last(logits: Option<&Tensor>) -> Result<Vec<f32>> {
+    let logits = logits.ok_or_else(|| Error::new(ErrorKind::BadInput, "run: logits were not captured"))?;
     let logits = logits.get(logits.dim(0)? - 1)?.to_vec1::<f32>()?;
     match logits.iter().position(|logit| !logit.is_finite()) {
         Some(token) => Err(Error::new(ErrorKind::NotFinite, format!("logit of token {token} at the last position: {}", logits[token]))

@@ -10,10 +10,10 @@ mod linear;
 mod local;
 
 pub use linear::{FrozenModel, Site};
-pub(crate) use local::last_logits;
+pub(crate) use local::{last_logits, last_uncapped};
 pub use local::LocalReplacement;
 
-use crate::clt::{Clt, InputSite, LayerCode};
+use crate::clt::{Clt, LayerCode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Capture, Freeze, MlpSite, Model, Run};
 use candle_core::Tensor;
@@ -81,10 +81,10 @@ impl Replacement {
             return Err(Error::expected(ErrorKind::Mismatch, "CLT: device", format_args!("{:?}", clt.device()), format_args!("{:?}", model.device()))
                 .help("load both to the same device"));
         }
-        Ok(Replacement { model: model.clone(), clt: clt.clone() })
+        Ok(Replacement { model: model.with_output(config.output), clt: clt.clone() })
     }
 
-    /// The model.
+    /// The model, its MLPs' outputs taken where the CLT writes.
     pub fn model(&self) -> &Model {
         &self.model
     }
@@ -103,7 +103,7 @@ impl Replacement {
     pub fn run(&self, tokens: &[u32], capture: Capture) -> Result<Run> {
         let mut codes: Vec<LayerCode> = Vec::with_capacity(self.model.layers());
         self.model.run_spliced(tokens, capture, Freeze::none(), &mut |layer, site| {
-            codes.push(self.clt.encode_layer(layer, self.read(site))?);
+            codes.push(self.clt.encode_layer(layer, &self.read(site)?)?);
             let written = self.clt.decode_target(&codes, layer)?;
             let count = written.dim(0)?;
             let first = site.mlp_out.narrow(0, 0, 1)?;
@@ -120,11 +120,8 @@ impl Replacement {
     }
 
     /// What the encoders read of a site, `[T, d]`.
-    pub(crate) fn read<'a>(&self, site: &'a MlpSite<'a>) -> &'a Tensor {
-        match self.clt.config().input {
-            InputSite::ResidMid => site.resid_mid,
-            InputSite::MlpIn => site.mlp_in,
-        }
+    pub(crate) fn read(&self, site: &MlpSite<'_>) -> Result<Tensor> {
+        self.clt.config().input.of(site)
     }
 }
 

@@ -4,10 +4,15 @@
 //! A [`Tokenizer`] turns text into ids and back; a [`Corpus`] is the documents; [`Blocks`] are
 //! the ids, cut into contexts that each begin with the model's special token.
 
+mod chat;
 mod corpus;
+mod gguf;
+mod incremental;
+mod python_json;
 mod scored;
 mod tokenizer;
 
+pub use chat::ChatConfig;
 pub use corpus::{Blocks, Corpus};
+pub use incremental::Incremental;
 pub use tokenizer::Tokenizer;
-pub(crate) use tokenizer::GgufVocabulary;

@@ -1,42 +1,77 @@
 //! Tokenizers: text to ids and back.
 //!
 //! Three ways in: a Hugging Face `tokenizer.json`, the vocabulary inside a GGUF file (byte-level
-//! BPE), and a llama2.c `tokenizer.bin` (pieces with scores). All end in one type.
+//! or SentencePiece BPE), and a llama2.c `tokenizer.bin` (pieces with scores). All end in one type,
+//! which also turns chats into text.
 
+use super::chat::{Chat, ChatConfig};
+use super::gguf;
 use super::scored::ScoredPieces;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
-use serde_json::json;
+use candle_core::quantized::gguf_file::Content;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Turns text into token ids and back. Cheap to clone.
+/// Turns text into token ids and back, and chats into text. Cheap to clone.
 #[derive(Clone)]
-pub struct Tokenizer(Arc<Kind>);
+pub struct Tokenizer {
+    kind: Arc<Kind>,
+    chat: Arc<Chat>,
+}
 
-enum Kind {
+pub(super) enum Kind {
     HuggingFace(Box<tokenizers::Tokenizer>),
     Scored(ScoredPieces),
 }
 
-/// The vocabulary of a GGUF file, as its metadata gives it.
-pub(crate) struct GgufVocabulary {
-    pub model: String,
-    pub pre: String,
-    pub tokens: Vec<String>,
-    pub merges: Vec<String>,
-    /// llama.cpp's token types; 3 is a control token, 4 user-defined.
-    pub types: Vec<u32>,
+/// A Hugging Face tokenizer from its description.
+pub(super) fn huggingface(description: &serde_json::Value) -> Result<Kind> {
+    let bytes = serde_json::to_vec(description).map_err(|error| Error::new(ErrorKind::BadFile, error.to_string()))?;
+    from_bytes(&bytes)
+}
+
+fn from_bytes(bytes: &[u8]) -> Result<Kind> {
+    let tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("tokenizer: {error}")))?;
+    Ok(Kind::HuggingFace(Box::new(tokenizer)))
 }
 
 impl Tokenizer {
-    /// Reads a Hugging Face `tokenizer.json`.
+    pub(super) fn new(kind: Kind, chat: Chat) -> Self {
+        Tokenizer { kind: Arc::new(kind), chat: Arc::new(chat) }
+    }
+
+    /// Reads a Hugging Face `tokenizer.json`, and chat templates and special tokens from the files
+    /// beside it: `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`.
     ///
     /// # Errors
     /// `MissingFile`, or `BadFile` when the content is not a tokenizer.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        Self::from_bytes(&files::read(path)?).map_err(|error| error.context(path.display()))
+        let kind = from_bytes(&files::read(path)?).map_err(|error| error.context(path.display()))?;
+        Ok(Self::new(kind, Chat::beside(path.parent().unwrap_or(Path::new("")))?))
+    }
+
+    /// Reads the tokenizer and chat templates in a GGUF file's metadata; the weights are not read.
+    /// Byte-level BPE with the pre-tokenizers of llama.cpp's names, and SentencePiece BPE.
+    ///
+    /// Agrees with llama.cpp on SmolLM2's reference prompts, with SentencePiece and Hugging Face
+    /// tokenizers on the fixtures.
+    ///
+    /// # Errors
+    /// `MissingFile`, `BadFile`; `Unsupported` for another kind of tokenizer or pre-tokenizer, with
+    /// the names of those that are known.
+    pub fn from_gguf(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = std::fs::File::open(path).map_err(|error| Error::io(path, &error))?;
+        let content = Content::read(&mut std::io::BufReader::new(file))
+            .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: not a readable GGUF file: {error}", path.display())))?;
+        Self::from_gguf_header(&content).map_err(|error| error.context(path.display()))
+    }
+
+    /// As [`Tokenizer::from_gguf`], from a header that was read.
+    pub(crate) fn from_gguf_header(content: &Content) -> Result<Self> {
+        gguf::tokenizer(content)
     }
 
     /// Reads the pieces and scores of a llama2.c `tokenizer.bin` with `vocab` entries.
@@ -46,55 +81,57 @@ impl Tokenizer {
     pub fn from_llama2c(path: impl AsRef<Path>, vocab: usize) -> Result<Self> {
         let path = path.as_ref();
         let pieces = ScoredPieces::parse(&files::read(path)?, vocab).map_err(|error| error.context(path.display()))?;
-        Ok(Tokenizer(Arc::new(Kind::Scored(pieces))))
+        Ok(Self::new(Kind::Scored(pieces), Chat::default()))
     }
 
-    /// Builds the tokenizer that a GGUF file describes. Byte-level BPE (`tokenizer.ggml.model` =
-    /// `gpt2`) with the pre-tokenizers `smollm`, `gpt-2` and `default`; checked against llama.cpp's
-    /// ids for SmolLM2 through the reference prompts.
-    pub(crate) fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Self> {
-        if vocabulary.model != "gpt2" {
-            return Err(Error::expected(ErrorKind::Unsupported, "GGUF field tokenizer.ggml.model", &vocabulary.model, "gpt2")
-                .help("put the model's tokenizer.json beside the GGUF file"));
+    /// The same tokenizer with this chat template (Jinja) as its default.
+    #[must_use]
+    pub fn with_chat_template(&self, template: &str) -> Self {
+        let mut chat = Chat::clone(&self.chat);
+        chat.set_default(template);
+        Tokenizer { kind: self.kind.clone(), chat: Arc::new(chat) }
+    }
+
+    /// This tokenizer with the chat templates and special tokens of `other`, if it has none itself.
+    #[must_use]
+    pub(crate) fn or_chat_of(self, other: impl FnOnce() -> Result<Tokenizer>) -> Self {
+        match self.chat.is_empty().then(other) {
+            Some(Ok(other)) => Tokenizer { kind: self.kind, chat: other.chat },
+            _ => self,
         }
-        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-        let pre_tokenizer = match vocabulary.pre.as_str() {
-            "smollm" => json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, byte_level]}),
-            "gpt-2" | "default" | "" => byte_level,
-            other => {
-                return Err(Error::expected(ErrorKind::Unsupported, "GGUF field tokenizer.ggml.pre", other, "smollm, gpt-2 or default")
-                    .help("put the model's tokenizer.json beside the GGUF file"));
-            }
-        };
-        let vocab: serde_json::Map<String, serde_json::Value> =
-            vocabulary.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
-        let added: Vec<_> = vocabulary
-            .types
-            .iter()
-            .enumerate()
-            .filter(|(_, kind)| matches!(kind, 3 | 4))
-            .filter_map(|(id, kind)| vocabulary.tokens.get(id).map(|token| (id, token, *kind == 3)))
-            .map(|(id, token, special)| {
-                json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special})
-            })
-            .collect();
-        let merges: Vec<_> = vocabulary.merges.iter().filter_map(|line| line.split_once(' ')).map(|(a, b)| json!([a, b])).collect();
-        let description = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
-            "normalizer": null, "pre_tokenizer": pre_tokenizer, "post_processor": null,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-                "vocab": vocab, "merges": merges},
-        });
-        let bytes = serde_json::to_vec(&description).map_err(|error| Error::new(ErrorKind::BadFile, error.to_string()))?;
-        Self::from_bytes(&bytes)
     }
 
-    fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|error| Error::new(ErrorKind::BadFile, format!("tokenizer: {error}")))?;
-        Ok(Tokenizer(Arc::new(Kind::HuggingFace(Box::new(tokenizer)))))
+    /// Names of the chat templates; empty when there are none.
+    pub fn chat_templates(&self) -> Vec<String> {
+        self.chat.names()
+    }
+
+    /// The text of a chat, messages of role and content, by the tokenizer's default template; with
+    /// `add_generation_prompt` it ends where the model's answer begins. Encode it as it is: the
+    /// template writes the special tokens.
+    ///
+    /// ```no_run
+    /// let tokenizer = cltlab::Tokenizer::from_gguf("SmolLM2-135M-Instruct.Q4_1.gguf")?;
+    /// let text = tokenizer.chat(&[("user", "What is the capital of France?")], true)?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// Source: equal to transformers' `apply_chat_template` on templates in the manner of ChatML,
+    /// Llama 3 and Gemma.
+    ///
+    /// # Errors
+    /// `MissingFile` when there is no template, `BadFile` when it is not one, `BadInput` when the
+    /// template refuses the messages, with its words.
+    pub fn chat(&self, messages: &[(&str, &str)], add_generation_prompt: bool) -> Result<String> {
+        self.chat_with(messages, &ChatConfig { generation_prompt: add_generation_prompt, ..ChatConfig::default() })
+    }
+
+    /// As [`Tokenizer::chat`], with a named template or further variables.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::chat`]; `BadConfig` for a name that is not there.
+    pub fn chat_with(&self, messages: &[(&str, &str)], config: &ChatConfig) -> Result<String> {
+        self.chat.render(messages, config)
     }
 
     /// Ids of `text`, without any special token added.
@@ -102,7 +139,7 @@ impl Tokenizer {
     /// # Errors
     /// `BadInput` when the tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match &*self.0 {
+        match &*self.kind {
             Kind::HuggingFace(tokenizer) => tokenizer
                 .encode_fast(text, false)
                 .map(|encoding| encoding.get_ids().to_vec())
@@ -116,7 +153,7 @@ impl Tokenizer {
     /// # Errors
     /// `BadInput` for an id outside the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        match &*self.0 {
+        match &*self.kind {
             Kind::HuggingFace(tokenizer) => tokenizer
                 .decode(ids, false)
                 .map_err(|error| Error::new(ErrorKind::BadInput, format!("tokenizer: {error}"))),
@@ -126,7 +163,7 @@ impl Tokenizer {
 
     /// One token as text for people; `⟨id⟩` when it has none.
     pub fn token_text(&self, id: u32) -> String {
-        let text = match &*self.0 {
+        let text = match &*self.kind {
             Kind::HuggingFace(_) => self.decode(&[id]).ok(),
             Kind::Scored(pieces) => pieces.piece(id).map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
         };
@@ -135,15 +172,15 @@ impl Tokenizer {
 
     /// Id of a token given by its exact text, such as `<|endoftext|>`.
     pub fn id(&self, token: &str) -> Option<u32> {
-        match &*self.0 {
+        match &*self.kind {
             Kind::HuggingFace(tokenizer) => tokenizer.token_to_id(token),
-            Kind::Scored(pieces) => pieces.id(token.as_bytes()),
+            Kind::Scored(pieces) => pieces.id(token),
         }
     }
 
     /// Entries in the vocabulary.
     pub fn vocab(&self) -> usize {
-        match &*self.0 {
+        match &*self.kind {
             Kind::HuggingFace(tokenizer) => tokenizer.get_vocab_size(true),
             Kind::Scored(pieces) => pieces.len(),
         }

@@ -232,6 +232,10 @@ fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Re
         if clt.input != activations.input() {
             return Err(Error::expected(ErrorKind::Mismatch, "CltConfig::input", clt.input.hook(), format_args!("{}, as the activations have", activations.input().hook())));
         }
+        if clt.output != activations.output() {
+            return Err(Error::expected(ErrorKind::Mismatch, "CltConfig::output", clt.output.hook(), format_args!("{}, as the activations have", activations.output().hook()))
+                .help("begin with CltConfig::for_model(&model), or stream from model.with_output(..)"));
+        }
         if clt.model_fingerprint != activations.model_fingerprint() {
             return Err(Error::expected(ErrorKind::Mismatch, "CltConfig::model_fingerprint", &clt.model_fingerprint, activations.model_fingerprint())
                 .help("the activations come from another model"));

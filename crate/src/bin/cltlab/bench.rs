@@ -15,20 +15,43 @@ pub struct BenchArgs {
     /// Repetitions; the median is printed
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Load, then time one forward with all logits for each line of standard input, one JSON line each
+    #[arg(long)]
+    on_request: bool,
 }
 
 /// Prints one JSON line for each timed path.
 pub fn bench(args: &BenchArgs) -> Result<()> {
     let start = Instant::now();
     let model = Model::load(&args.model, &auto_device()?)?;
-    line("load", start.elapsed().as_secs_f64(), "s");
+    let load = start.elapsed().as_secs_f64();
     let ids: Vec<u32> = (0..args.context).map(|index| (100 + 7 * index as u32) % model.vocab() as u32).collect();
+    if args.on_request {
+        println!("{{\"load\": {load:.4}}}");
+        return on_request(&model, &ids);
+    }
+    line("load", load, "s");
     let batch = Tensor::from_slice(&ids, (1, ids.len()), model.device())?;
     let tokens = ids.len() as f64;
     line("forward without logits", tokens / median(args.runs, || model.visit_mlp(&batch, &mut |_, _| Ok(())))?, "tokens/s");
     line("forward with all logits", tokens / median(args.runs, || model.run_tokens(&ids, Capture::logits()).map(|_| ()))?, "tokens/s");
     let generate = GenerateConfig { max_tokens: 16, ..GenerateConfig::default() };
     line("generation", 16.0 / median(args.runs, || model.generate_tokens(&ids[..8], &generate).map(|_| ()))?, "tokens/s");
+    Ok(())
+}
+
+/// For `benches/forward.py`, which lets several programs take turns.
+fn on_request(model: &Model, ids: &[u32]) -> Result<()> {
+    for request in std::io::stdin().lines() {
+        request.map_err(|error| Error::io("standard input", &error))?;
+        let start = Instant::now();
+        let run = model.run_tokens(ids, Capture::logits())?;
+        let seconds = start.elapsed().as_secs_f64();
+        let last = run.logits.as_ref().map(|logits| logits.get(ids.len() - 1)?.to_vec1::<f32>()).transpose()?.unwrap_or_default();
+        let top = last.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        let (top, logit) = top.map_or((0, f32::NAN), |(id, logit)| (id, *logit));
+        println!("{{\"seconds\": {seconds:.6}, \"top\": {top}, \"logit\": {logit:.5}}}");
+    }
     Ok(())
 }
 

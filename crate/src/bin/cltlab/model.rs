@@ -4,6 +4,7 @@ use clap::Args;
 use cltlab::candle::safetensors;
 use cltlab::prelude::*;
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// A model, and a prompt as text or as ids.
@@ -23,12 +24,16 @@ pub struct Prompted {
 impl Prompted {
     /// The model and the ids, as plain text is run.
     pub fn load(&self) -> Result<(Model, Vec<u32>)> {
-        let model = Model::load(&self.model, &auto_device()?)?;
+        let model = self.model()?;
         let tokens = match &self.prompt {
             Some(text) => model.tokens(text)?,
             None => self.tokens.clone(),
         };
         Ok((model, tokens))
+    }
+
+    fn model(&self) -> Result<Model> {
+        Model::load(&self.model, &auto_device()?)
     }
 }
 
@@ -81,12 +86,59 @@ pub struct GenerateArgs {
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// End before this text; may be given several times
+    #[arg(long)]
+    stop: Vec<String>,
+    /// Take the prompt as a user's message and answer by the model's chat template
+    #[arg(long, requires = "prompt", conflicts_with = "tokens")]
+    chat: bool,
+    /// Write the ids of prompt and continuation, the text and why it ended to this JSON file
+    #[arg(long)]
+    raw: Option<PathBuf>,
 }
 
 pub fn generate(args: &GenerateArgs) -> Result<()> {
-    let (model, tokens) = args.from.load()?;
-    let config = GenerateConfig { max_tokens: args.max_tokens, temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
-    let ids = model.generate_tokens(&tokens, &config)?;
-    println!("{}", ids.iter().map(|id| model.token_text(*id)).collect::<String>());
-    Ok(())
+    let config = GenerateConfig {
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed,
+        stop: args.stop.clone(),
+        ..GenerateConfig::default()
+    };
+    config.validate()?;
+    let (model, tokens) = match &args.from.prompt {
+        Some(message) if args.chat => {
+            let model = args.from.model()?;
+            let tokens = model.chat_tokens(&[("user", message.as_str())], &ChatConfig::default())?;
+            (model, tokens)
+        }
+        _ => args.from.load()?,
+    };
+    let readable = model.tokenizer().is_ok();
+    let mut out = std::io::stdout().lock();
+    // A reader that went away ends the text; nobody is left to tell.
+    let made = model.stream_tokens(&tokens, &config, &mut |step| {
+        let text = if readable { printable(step.text) } else { format!("{} ", step.id) };
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+    })?;
+    let _ = writeln!(out);
+    let Some(path) = &args.raw else { return Ok(()) };
+    let raw = Raw { prompt: made.prompt, tokens: made.tokens, text: made.text, stop: made.stop.to_string() };
+    cltlab::files::write_json(path, &raw)
+}
+
+/// What `--raw` writes.
+#[derive(serde::Serialize)]
+struct Raw {
+    prompt: Vec<u32>,
+    tokens: Vec<u32>,
+    text: String,
+    stop: String,
+}
+
+/// A model's text must not steer the terminal.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }

@@ -13,13 +13,13 @@ use crate::clt::{Activation, Clt, CltConfig, Decoder, InputSite, Layer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
+use crate::model::OutputSite;
 use crate::progress;
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 const KIND: &str = "cross_layer_transcoder";
-const OUTPUT_HOOK: &str = "hook_mlp_out";
 
 /// `config.yaml`, as far as we read it; other keys are circuit-tracer's own bookkeeping.
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -81,7 +81,7 @@ impl Clt {
             model_name: config.model_name.clone(),
             model_kind: if config.per_layer { per_layer::KIND } else { KIND }.into(),
             feature_input_hook: config.input.hook().into(),
-            feature_output_hook: OUTPUT_HOOK.into(),
+            feature_output_hook: config.output.hook().into(),
             scan: None,
             transcoders: None,
             activation: k.map(|_| "topk".into()),
@@ -214,13 +214,13 @@ fn foreign_config(source: &Source) -> Result<CltConfig> {
         return Err(Error::expected(ErrorKind::Unsupported, place("model_kind"), &yaml.model_kind, format_args!("{KIND} or {}", per_layer::KIND)));
     }
     let input = InputSite::from_hook(&yaml.feature_input_hook).ok_or_else(|| {
-        Error::expected(ErrorKind::Unsupported, place("feature_input_hook"), &yaml.feature_input_hook, "hook_resid_mid or mlp.hook_in")
+        Error::expected(ErrorKind::Unsupported, place("feature_input_hook"), &yaml.feature_input_hook, "hook_resid_mid, mlp.hook_in or ln2.hook_normalized")
     })?;
-    if ![OUTPUT_HOOK, "mlp.hook_out"].contains(&yaml.feature_output_hook.as_str()) {
-        return Err(Error::expected(ErrorKind::Unsupported, place("feature_output_hook"), &yaml.feature_output_hook, "hook_mlp_out or mlp.hook_out"));
-    }
+    let output = OutputSite::from_hook(&yaml.feature_output_hook).ok_or_else(|| {
+        Error::expected(ErrorKind::Unsupported, place("feature_output_hook"), &yaml.feature_output_hook, "hook_mlp_out or mlp.hook_out")
+    })?;
     let (layers, [features, width], activation) = if per_layer { per_layer::shape(source, &yaml)? } else { cross_layer_shape(source)? };
-    Ok(CltConfig { layers, width, features, activation, per_layer, input, model_name: yaml.model_name, model_fingerprint: String::new() })
+    Ok(CltConfig { layers, width, features, activation, per_layer, input, output, model_name: yaml.model_name, model_fingerprint: String::new() })
 }
 
 fn yaml(source: &Source) -> Result<Yaml> {

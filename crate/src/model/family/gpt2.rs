@@ -1,95 +1,84 @@
 //! GPT-2: LayerNorm, learned positions, tanh-GELU, one fused projection for q, k and v, stored
 //! as `[in, out]`.
 
-use super::{norm, Fields, Parts};
+use super::fields::Fields;
+use super::names::{Names, Qkv, Up, GGUF};
+use super::{Family, Gguf};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::config::{MlpActivation, ModelConfig, NormKind, Positions};
-use crate::model::parts::{Layer, Linear, Mlp};
-use crate::model::weights::Weights;
-use candle_core::Device;
+use crate::model::config::{Biases, ModelConfig, NormKind, NormPlaces, Positions};
 use serde_json::json;
 
-pub(super) fn config(fields: &Fields<'_>) -> Result<ModelConfig> {
+pub(super) const FAMILY: Family = Family {
+    name: "gpt2",
+    config,
+    names: NAMES,
+    gguf: Some(Gguf { name: "gpt2", names: Names { qkv: Qkv::Blocks("attn_qkv"), up: Up::Plain("ffn_up"), ..GGUF }, interleaved: false }),
+};
+
+/// GPT-Neo shares all but the attention's.
+pub(super) const NAMES: Names = Names {
+    prefixes: &["transformer.", ""],
+    embedding: "wte",
+    positions: "wpe",
+    layer: "h.",
+    attn_norm: "ln_1",
+    qkv: Qkv::Blocks("attn.c_attn"),
+    query_norm: "",
+    key_norm: "",
+    output: "attn.c_proj",
+    attn_post_norm: "",
+    mlp_norm: "ln_2",
+    up: Up::Plain("mlp.c_fc"),
+    down: "mlp.c_proj",
+    mlp_post_norm: "",
+    final_norm: "ln_f",
+    unembedding: "lm_head",
+    transposed: true,
+    others: &[],
+};
+
+fn config(fields: &Fields<'_>) -> Result<ModelConfig> {
     fields.refuse("scale_attn_by_inverse_layer_idx", &[json!(false)])?;
     fields.refuse("scale_attn_weights", &[json!(true)])?;
-    let width = fields.number("n_embd")?;
-    let heads = fields.number("n_head")?;
+    let (width, heads) = (fields.number("n_embd")?, fields.number("n_head")?);
     if heads == 0 || width % heads != 0 {
         return Err(Error::expected(ErrorKind::BadConfig, format_args!("{}: n_head", fields.place), heads, format_args!("a divisor of n_embd = {width}")));
     }
-    let activation = match fields.text("activation_function", "gelu_new")?.as_str() {
-        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => MlpActivation::GeluTanh,
-        "gelu" => MlpActivation::Gelu,
-        other => {
-            let place = format!("{}: activation_function", fields.place);
-            return Err(Error::expected(ErrorKind::Unsupported, place, other, "gelu_new or gelu"));
-        }
-    };
-    let end = fields.token("eos_token_id");
-    Ok(ModelConfig {
-        architecture: "gpt2".to_string(),
-        layers: fields.number("n_layer")?,
-        width,
-        mlp_width: fields.optional("n_inner")?.unwrap_or(4 * width),
-        heads,
-        kv_heads: heads,
-        head_dim: width / heads,
-        vocab: fields.number("vocab_size")?,
-        context: fields.number("n_positions")?,
-        norm: NormKind::Layer,
-        norm_eps: fields.real("layer_norm_epsilon", 1e-5)?,
-        positions: Positions::Learned,
-        activation,
-        gated: false,
-        tied: fields.flag("tie_word_embeddings", true)?,
-        special_token: fields.token("bos_token_id").or(end),
-        add_special: false,
-        stop_tokens: end.into_iter().collect(),
-    })
+    learned(fields, [fields.number("n_layer")?, width, heads, fields.number("n_positions")?], fields.optional("n_inner")?)
 }
 
-pub(super) fn load(config: &ModelConfig, weights: &Weights, device: &Device) -> Result<Parts> {
-    let d = config.width;
-    // Files made by the language-model class carry a prefix, those of the bare model do not.
-    let prefix = if weights.contains("transformer.wte.weight") { "transformer." } else { "" };
-    let conv = |name: String, inner: usize, out: usize| -> Result<Linear> {
-        Ok(Linear {
-            weight: weights.get(&format!("{name}.weight"), &[inner, out], device)?.t()?.contiguous()?,
-            bias: Some(weights.get(&format!("{name}.bias"), &[out], device)?),
-        })
-    };
-    let layers = (0..config.layers)
-        .map(|layer| {
-            let at = format!("{prefix}h.{layer}");
-            let fused = conv(format!("{at}.attn.c_attn"), d, 3 * d)?;
-            let part = |index: usize| -> Result<Linear> {
-                Ok(Linear {
-                    weight: fused.weight.narrow(0, index * d, d)?.contiguous()?,
-                    bias: fused.bias.as_ref().map(|bias| bias.narrow(0, index * d, d)?.contiguous()).transpose()?,
-                })
-            };
-            Ok(Layer {
-                attn_norm: norm(config, weights, &format!("{at}.ln_1"), device)?,
-                query: part(0)?,
-                key: part(1)?,
-                value: part(2)?,
-                output: conv(format!("{at}.attn.c_proj"), d, d)?,
-                mlp_norm: norm(config, weights, &format!("{at}.ln_2"), device)?,
-                mlp: Mlp {
-                    activation: config.activation,
-                    gate: None,
-                    up: conv(format!("{at}.mlp.c_fc"), d, config.mlp_width)?,
-                    down: conv(format!("{at}.mlp.c_proj"), config.mlp_width, d)?,
-                },
-            })
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let embedding = weights.get(&format!("{prefix}wte.weight"), &[config.vocab, d], device)?;
-    Ok(Parts {
-        positions: Some(weights.get(&format!("{prefix}wpe.weight"), &[config.context, d], device)?),
+/// What GPT-2 and GPT-Neo have in common; `[layers, width, heads, context]`.
+pub(super) fn learned(fields: &Fields<'_>, [layers, width, heads, context]: [usize; 4], mlp_width: Option<usize>) -> Result<ModelConfig> {
+    let head_dim = width / heads.max(1);
+    Ok(ModelConfig {
+        architecture: String::new(),
         layers,
-        final_norm: norm(config, weights, &format!("{prefix}ln_f"), device)?,
-        unembedding: if config.tied { embedding.clone() } else { weights.get("lm_head.weight", &[config.vocab, d], device)? },
-        embedding,
+        width,
+        mlp_width: mlp_width.unwrap_or(4 * width),
+        heads,
+        kv_heads: heads,
+        head_dim,
+        vocab: fields.number("vocab_size")?,
+        context,
+        norm: NormKind::Layer,
+        norm_eps: fields.real("layer_norm_epsilon", 1e-5)?,
+        norm_places: NormPlaces::Pre,
+        norm_offset: false,
+        parallel: false,
+        positions: Positions::Learned,
+        attention_scale: (head_dim as f64).powf(-0.5),
+        attention_cap: None,
+        qk_norm: None,
+        local: None,
+        activation: fields.activation("activation_function", "gelu_new")?,
+        gated: false,
+        biases: Biases::BLOCKS,
+        embedding_scale: 1.0,
+        tied: fields.flag("tie_word_embeddings", true)?,
+        logit_scale: 1.0,
+        logit_cap: None,
+        special_token: fields.token("bos_token_id").or(fields.token("eos_token_id")),
+        add_special: false,
+        stop_tokens: fields.tokens("eos_token_id"),
     })
 }

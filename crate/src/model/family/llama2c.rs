@@ -3,7 +3,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
-use crate::model::config::{MlpActivation, ModelConfig, NormKind, Positions};
+use crate::model::config::{Biases, MlpActivation, ModelConfig, NormKind, NormPlaces, Positions};
 use crate::model::weights::Weights;
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
@@ -42,10 +42,21 @@ pub(crate) fn open(path: &Path) -> Result<(ModelConfig, Weights)> {
         context,
         norm: NormKind::Rms,
         norm_eps: 1e-5,
-        positions: Positions::Rotary { base: 10_000.0, interleaved: true, scaling: None },
+        norm_places: NormPlaces::Pre,
+        norm_offset: false,
+        parallel: false,
+        positions: Positions::Rotary { base: 10_000.0, interleaved: true, rotated: head_dim, scaling: None },
+        attention_scale: (head_dim as f64).powf(-0.5),
+        attention_cap: None,
+        qk_norm: None,
+        local: None,
         activation: MlpActivation::Silu,
         gated: true,
+        biases: Biases::default(),
+        embedding_scale: 1.0,
         tied,
+        logit_scale: 1.0,
+        logit_cap: None,
         special_token: Some(1),
         add_special: true,
         stop_tokens: vec![1, 2],

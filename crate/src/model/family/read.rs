@@ -1,0 +1,190 @@
+//! Reading all tensors of a model by a family's names, each checked against the configuration.
+//!
+//! What is missing, misshapen or unexpected is collected and refused in one error that lists all of
+//! it. Norm weights stored less 1 are made whole, and the logit scale goes into the unembedding, so
+//! that the blocks know neither.
+
+use super::names::{Names, Qkv, Up};
+use super::Parts;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::config::{ModelConfig, NormKind, NormPlaces, Positions, QkNorm};
+use crate::model::parts::{Layer, Linear, Mlp, Norm};
+use crate::model::weights::Weights;
+use candle_core::{DType, Device, Tensor};
+use std::cell::RefCell;
+use std::collections::HashSet;
+
+/// Frequencies' divisors in llama.cpp's files of Llama 3.
+const ROPE_DIVISORS: &str = "rope_freqs.weight";
+/// Ends of the names of buffers that are computed, not read.
+const BUFFERS: [&str; 5] = ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"];
+
+struct Reader<'a> {
+    config: &'a ModelConfig,
+    weights: &'a Weights,
+    names: &'a Names,
+    prefix: &'static str,
+    device: &'a Device,
+    found: RefCell<Found>,
+}
+
+#[derive(Default)]
+struct Found {
+    used: HashSet<String>,
+    missing: Vec<String>,
+    misshapen: Vec<String>,
+}
+
+/// Reads every tensor.
+pub(super) fn parts(config: &ModelConfig, weights: &Weights, names: &Names, device: &Device) -> Result<Parts> {
+    let is_there = |prefix: &&&str| [names.embedding, names.final_norm].iter().any(|name| weights.contains(&format!("{prefix}{name}.weight")));
+    let prefix = names.prefixes.iter().find(is_there).or(names.prefixes.first()).copied().unwrap_or("");
+    let reader = Reader { config, weights, names, prefix, device, found: RefCell::default() };
+    let parts = reader.parts()?;
+    reader.finish()?;
+    Ok(parts)
+}
+
+impl Reader<'_> {
+    /// A tensor of this shape. Where something was amiss nothing more is read: zeros stand in until
+    /// [`Reader::finish`] refuses.
+    fn tensor(&self, name: String, shape: &[usize]) -> Result<Tensor> {
+        let mut found = self.found.borrow_mut();
+        match self.weights.shape(&name) {
+            None => found.missing.push(format!("{name} {shape:?}")),
+            Some(got) if got != shape => found.misshapen.push(format!("{name}: got {got:?}, expected {shape:?}")),
+            Some(_) if found.missing.is_empty() && found.misshapen.is_empty() => {
+                let tensor = self.weights.read(&name, self.device)?;
+                found.used.insert(name);
+                return Ok(tensor);
+            }
+            Some(_) => {}
+        }
+        found.used.insert(name);
+        Ok(Tensor::zeros((), DType::F32, self.device)?.broadcast_as(shape)?)
+    }
+
+    fn finish(&self) -> Result<()> {
+        let found = self.found.borrow();
+        let tied = format!("{}.weight", self.names.unembedding);
+        let known = |name: &String| {
+            found.used.contains(name)
+                || BUFFERS.iter().any(|end| name.ends_with(end))
+                || self.names.others.iter().any(|start| name.starts_with(start))
+                || (self.config.tied && *name == tied)
+        };
+        let mut extra: Vec<String> = self.weights.names().into_iter().filter(|name| !known(name)).collect();
+        extra.sort_unstable();
+        let lists = [("missing", &found.missing), ("of another shape", &found.misshapen), ("unexpected", &extra)];
+        let wrong: Vec<String> = lists.iter().filter(|(_, list)| !list.is_empty()).map(|(what, list)| format!("{what}: {}", list.join(", "))).collect();
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let place = format!("{}: tensors of a {} model", self.weights.path().display(), self.config.architecture);
+        Err(Error::new(ErrorKind::BadTensor, format!("{place}: {}", wrong.join("; "))).help("the weights do not belong to this configuration"))
+    }
+
+    fn parts(&self) -> Result<Parts> {
+        let (c, n) = (self.config, self.names);
+        let layers = (0..c.layers).map(|index| self.layer(index)).collect::<Result<Vec<_>>>()?;
+        let embedding = self.tensor(format!("{}{}.weight", self.prefix, n.embedding), &[c.vocab, c.width])?;
+        let unembedding = if c.tied { embedding.clone() } else { self.tensor(format!("{}.weight", n.unembedding), &[c.vocab, c.width])? };
+        let bias = c.biases.unembedding.then(|| self.tensor(format!("{}.bias", n.unembedding), &[c.vocab])).transpose()?;
+        let scaled = |tensor: Tensor| -> Result<Tensor> { Ok(if c.logit_scale == 1.0 { tensor } else { (tensor * c.logit_scale)? }) };
+        let positions = match c.positions {
+            Positions::Learned => Some(self.tensor(format!("{}{}.weight", self.prefix, n.positions), &[c.context, c.width])?),
+            Positions::Rotary { .. } | Positions::None => None,
+        };
+        let rope_divisors = match c.positions {
+            Positions::Rotary { rotated, .. } if self.weights.contains(ROPE_DIVISORS) => Some(self.tensor(ROPE_DIVISORS.to_string(), &[rotated.div_ceil(2)])?),
+            _ => None,
+        };
+        Ok(Parts {
+            embedding,
+            positions,
+            layers,
+            final_norm: self.norm(format!("{}{}", self.prefix, n.final_norm), c.width, c.norm)?,
+            unembedding: scaled(unembedding)?,
+            unembedding_bias: bias.map(scaled).transpose()?,
+            rope_divisors,
+        })
+    }
+
+    fn layer(&self, index: usize) -> Result<Layer> {
+        let (c, n) = (self.config, self.names);
+        let at = |part: &str| format!("{}{}{index}.{part}", self.prefix, n.layer);
+        let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let [query, key, value] = match n.qkv {
+            Qkv::Apart([query, key, value]) => [
+                self.linear(at(query), queries, c.width, c.biases.qkv)?,
+                self.linear(at(key), keys, c.width, c.biases.qkv)?,
+                self.linear(at(value), keys, c.width, c.biases.qkv)?,
+            ],
+            Qkv::Blocks(name) => cut(&self.linear(at(name), queries + 2 * keys, c.width, c.biases.qkv)?, [queries, keys, keys])?,
+            Qkv::Heads(name) => {
+                let fused = self.linear(at(name), 3 * queries, c.width, c.biases.qkv)?;
+                let regrouped = |tensor: &Tensor| -> Result<Tensor> {
+                    let shape = tensor.dims().to_vec();
+                    Ok(tensor.reshape((c.heads, 3, c.head_dim, ()))?.transpose(0, 1)?.contiguous()?.reshape(shape)?)
+                };
+                let bias = fused.bias.as_ref().map(regrouped).transpose()?;
+                cut(&Linear { weight: regrouped(&fused.weight)?, bias }, [queries, queries, queries])?
+            }
+        };
+        let (gate, up) = match n.up {
+            Up::Plain(up) => (None, self.linear(at(up), c.mlp_width, c.width, c.biases.mlp)?),
+            Up::Gated([gate, up]) => {
+                (Some(self.linear(at(gate), c.mlp_width, c.width, c.biases.mlp)?), self.linear(at(up), c.mlp_width, c.width, c.biases.mlp)?)
+            }
+            Up::Blocks(name) => {
+                let [gate, up] = cut(&self.linear(at(name), 2 * c.mlp_width, c.width, c.biases.mlp)?, [c.mlp_width, c.mlp_width])?;
+                (Some(gate), up)
+            }
+        };
+        let before = |name: &str| (c.norm_places != NormPlaces::Post).then(|| self.norm(at(name), c.width, c.norm)).transpose();
+        let after = |name: &str| (c.norm_places != NormPlaces::Pre).then(|| self.norm(at(name), c.width, c.norm)).transpose();
+        let inner = |name: &str, heads: usize| {
+            let width = if c.qk_norm == Some(QkNorm::Whole) { heads * c.head_dim } else { c.head_dim };
+            c.qk_norm.map(|_| self.norm(at(name), width, NormKind::Rms)).transpose()
+        };
+        Ok(Layer {
+            attn_norm: before(n.attn_norm)?,
+            query,
+            key,
+            value,
+            output: self.linear(at(n.output), c.width, queries, c.biases.output)?,
+            query_norm: inner(n.query_norm, c.heads)?,
+            key_norm: inner(n.key_norm, c.kv_heads)?,
+            attn_post_norm: after(n.attn_post_norm)?,
+            mlp_norm: before(n.mlp_norm)?,
+            mlp: Mlp { activation: c.activation, gate, up, down: self.linear(at(n.down), c.width, c.mlp_width, c.biases.mlp)? },
+            mlp_post_norm: after(n.mlp_post_norm)?,
+        })
+    }
+
+    fn norm(&self, name: String, width: usize, kind: NormKind) -> Result<Norm> {
+        let weight = self.tensor(format!("{name}.weight"), &[width])?;
+        let weight = if self.config.norm_offset { (weight + 1.0)? } else { weight };
+        let bias = (kind == NormKind::Layer).then(|| self.tensor(format!("{name}.bias"), &[width])).transpose()?;
+        Ok(Norm { kind, eps: self.config.norm_eps, weight, bias })
+    }
+
+    fn linear(&self, name: String, out: usize, inner: usize, bias: bool) -> Result<Linear> {
+        let bias = bias.then(|| self.tensor(format!("{name}.bias"), &[out])).transpose()?;
+        let name = format!("{name}.weight");
+        let weight = if self.names.transposed { self.tensor(name, &[inner, out])?.t()?.contiguous()? } else { self.tensor(name, &[out, inner])? };
+        Ok(Linear { weight, bias })
+    }
+}
+
+/// Cuts the outputs of a fused map into maps of `sizes` outputs.
+fn cut<const N: usize>(fused: &Linear, sizes: [usize; N]) -> Result<[Linear; N]> {
+    let mut start = 0;
+    let mut parts = Vec::with_capacity(N);
+    for size in sizes {
+        let part = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.narrow(0, start, size)?.force_contiguous()?) };
+        parts.push(Linear { weight: part(&fused.weight)?, bias: fused.bias.as_ref().map(part).transpose()? });
+        start += size;
+    }
+    parts.try_into().map_err(|_| Error::new(ErrorKind::Tensor, "a fused map was cut wrongly"))
+}

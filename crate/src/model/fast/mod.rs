@@ -1,0 +1,204 @@
+//! The forward pass's own CPU kernels: linear maps, gated MLP, causal attention, and what
+//! lies between, with AVX-512.
+//!
+//! In and out: the tensors that candle would take and give. Each function answers `None` where it
+//! has no kernel (another device or machine, a dtype other than f32, few rows, odd widths), and the
+//! caller goes on with candle. Cost: 2 flops a weight and row, at 90 to 95 % of what the cores can
+//! do; weights are read in place, so memory beyond inputs and outputs is one packed copy of the
+//! activations.
+
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports, unused_variables))]
+
+#[cfg(target_arch = "x86_64")]
+mod mix;
+#[cfg(target_arch = "x86_64")]
+mod product;
+#[cfg(target_arch = "x86_64")]
+mod rows;
+#[cfg(target_arch = "x86_64")]
+mod tile;
+
+use super::parts::{Linear, Mlp};
+use crate::error::Result;
+use candle_core::{CpuStorage, Storage, Tensor, D};
+
+/// From how many rows on the kernels are used: below, most of a register's lanes would be idle.
+#[cfg(target_arch = "x86_64")]
+const ROWS: usize = 8;
+
+/// Calls `work` with the values of contiguous f32 tensors on the CPU; `None` for others, and for
+/// tensors that candle differentiates: what is made here has no graph behind it.
+fn with_values<const N: usize, T>(tensors: [&Tensor; N], work: impl FnOnce([&[f32]; N]) -> T) -> Option<T> {
+    if tensors.iter().any(|tensor| tensor.track_op()) {
+        return None;
+    }
+    let held = tensors.map(Tensor::storage_and_layout);
+    let mut values = [&[] as &[f32]; N];
+    for (values, (storage, layout)) in values.iter_mut().zip(&held) {
+        let (Storage::Cpu(CpuStorage::F32(all)), Some((from, to))) = (&**storage, layout.contiguous_offsets()) else { return None };
+        *values = &all[from..to];
+    }
+    Some(work(values))
+}
+
+/// Whether `x [..., depth]` has enough rows, and the machine what the kernels need.
+#[cfg(target_arch = "x86_64")]
+fn suits(x: &Tensor) -> Result<bool> {
+    let depth = x.dim(D::Minus1)?;
+    Ok(x.device().is_cpu() && depth > 0 && depth.is_multiple_of(4) && x.elem_count() >= ROWS * depth && is_x86_feature_detected!("avx512f"))
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn suits(_: &Tensor) -> Result<bool> {
+    Ok(false)
+}
+
+/// `x`'s shape with another last dimension.
+fn widened(x: &Tensor, width: usize) -> Vec<usize> {
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = width;
+    }
+    shape
+}
+
+/// `x [..., in]` times the map's `[out, in]`, with its bias.
+pub(crate) fn linear(x: &Tensor, map: &Linear) -> Result<Option<Tensor>> {
+    if !suits(x)? {
+        return Ok(None);
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        let x = x.contiguous()?;
+        return match packed(&x)? {
+            Some(packed) => applied(&packed, &x, map),
+            None => Ok(None),
+        };
+    }
+    #[allow(unreachable_code)]
+    Ok(None)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn packed(x: &Tensor) -> Result<Option<product::Panels>> {
+    let depth = x.dim(D::Minus1)?;
+    // SAFETY: `suits` has checked the machine and the depth.
+    Ok(with_values([x], |[x]| unsafe { product::Panels::pack(x, depth) }))
+}
+
+/// One map over packed rows, shaped as `like [..., _]`.
+#[cfg(target_arch = "x86_64")]
+fn applied(packed: &product::Panels, like: &Tensor, map: &Linear) -> Result<Option<Tensor>> {
+    let (outs, depth) = map.weight.dims2()?;
+    if depth != packed.depth() {
+        return Ok(None);
+    }
+    // SAFETY: `suits` has checked the machine; lengths are checked where they are used.
+    let y = match &map.bias {
+        Some(bias) => with_values([&map.weight, bias], |[weight, bias]| unsafe { packed.times(weight, Some(bias)) }),
+        None => with_values([&map.weight], |[weight]| unsafe { packed.times(weight, None) }),
+    };
+    Ok(y.map(|y| Tensor::from_vec(y, widened(like, outs), like.device())).transpose()?)
+}
+
+/// A gated MLP without biases in gate and up.
+pub(crate) fn gated_mlp(x: &Tensor, mlp: &Mlp) -> Result<Option<Tensor>> {
+    let Some(gate) = &mlp.gate else { return Ok(None) };
+    if !suits(x)? || gate.bias.is_some() || mlp.up.bias.is_some() {
+        return Ok(None);
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        let x = x.contiguous()?;
+        if !product::has(mlp.activation) || !mlp.up.weight.dim(0)?.is_multiple_of(8) {
+            return Ok(None);
+        }
+        let Some(packed) = packed(&x)? else { return Ok(None) };
+        // SAFETY: as in `applied`.
+        let hidden = with_values([&gate.weight, &mlp.up.weight], |[gate, up]| unsafe { packed.gated(gate, up, mlp.activation) });
+        drop(packed);
+        return match hidden {
+            Some(hidden) => applied(&hidden, &x, &mlp.down),
+            None => Ok(None),
+        };
+    }
+    #[allow(unreachable_code)]
+    Ok(None)
+}
+
+/// Causal attention: `q [B, H, T, h]`, `k` and `v [B, K, past + T, h]` to `[B, T, H·h]`.
+pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Option<Tensor>> {
+    let (batch, heads, tokens, width) = q.dims4()?;
+    let (_, groups, keys, _) = k.dims4()?;
+    if tokens < 2 || !width.is_multiple_of(8) || scale <= 0.0 || !suits(q)? {
+        return Ok(None);
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+        let shape = mix::Shape { batch, heads, groups, width, tokens, start: keys - tokens, scale: scale as f32 };
+        // SAFETY: as in `applied`.
+        let y = with_values([&q, &k, &v], |[q, k, v]| unsafe { mix::causal(shape, q, k, v) });
+        return Ok(y.map(|y| Tensor::from_vec(y, (batch, tokens, heads * width), q.device())).transpose()?);
+    }
+    #[allow(unreachable_code)]
+    Ok(None)
+}
+
+/// A norm over the last dimension, as [`super::parts::Norm::forward`].
+pub(crate) fn norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64, centre: bool) -> Result<Option<Tensor>> {
+    if !suits(x)? {
+        return Ok(None);
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: `suits` has checked the machine.
+        let y = match bias {
+            Some(bias) => with_values([x, weight, bias], |[x, weight, bias]| unsafe { rows::norm(x, weight, Some(bias), eps as f32, centre) }),
+            None => with_values([x, weight], |[x, weight]| unsafe { rows::norm(x, weight, None, eps as f32, centre) }),
+        };
+        return Ok(y.map(|y| Tensor::from_vec(y, x.shape(), x.device())).transpose()?);
+    }
+    #[allow(unreachable_code)]
+    Ok(None)
+}
+
+/// `a + b` of one shape.
+pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    #[cfg(target_arch = "x86_64")]
+    if a.dims() == b.dims() && suits(a)? {
+        // SAFETY: `suits` has checked the machine.
+        if let Some(y) = with_values([a, b], |[a, b]| unsafe { rows::add(a, b) }) {
+            return Ok(Tensor::from_vec(y, a.shape(), a.device())?);
+        }
+    }
+    Ok((a + b)?)
+}
+
+/// `x [B, T, count · h]` to `[B, count, T, h]`, contiguous.
+pub(crate) fn by_head(x: &Tensor, count: usize) -> Result<Tensor> {
+    let (batch, tokens, all) = x.dims3()?;
+    let width = all / count;
+    #[cfg(target_arch = "x86_64")]
+    if suits(x)? {
+        if let Some(y) = with_values([x], |[x]| rows::by_head(x, tokens, count, width)) {
+            return Ok(Tensor::from_vec(y, (batch, count, tokens, width), x.device())?);
+        }
+    }
+    Ok(x.reshape((batch, tokens, count, width))?.transpose(1, 2)?.contiguous()?)
+}
+
+/// Rotary positions of `x [B, heads, T, h]`, with tables `[T, h/2]`.
+pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, interleaved: bool) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    #[cfg(target_arch = "x86_64")]
+    if cos.rank() == 2 && 2 * cos.dim(1)? == x.dim(D::Minus1)? && suits(&x)? {
+        let tokens = x.dim(2)?;
+        // SAFETY: `suits` has checked the machine.
+        if let Some(y) = with_values([&x, cos, sin], |[x, cos, sin]| unsafe { rows::rotate(x, cos, sin, tokens, interleaved) }) {
+            return Ok(Tensor::from_vec(y, x.shape(), x.device())?);
+        }
+    }
+    let rotate = if interleaved { candle_nn::rotary_emb::rope_i } else { candle_nn::rotary_emb::rope };
+    Ok(rotate(&x, cos, sin)?)
+}

@@ -6,6 +6,7 @@
 use crate::clt::{kernels, Clt, LayerCode, SparseCode};
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::{CpuStorage, Layout, Storage, StorageRef, Tensor};
+use rayon::prelude::*;
 
 impl Clt {
     /// The reconstruction of every MLP output, bias included.
@@ -19,7 +20,35 @@ impl Clt {
         if code.layers.len() != self.layers() {
             return Err(Error::expected(ErrorKind::BadInput, "Clt::decode: layers of the code", code.layers.len(), self.layers()));
         }
+        if (0..self.layers()).any(|layer| self.decoder_store(layer).is_mapped()) {
+            return self.decode_mapped(code);
+        }
         (0..self.layers()).map(|target| self.decode_target(&code.layers[..=target], target)).collect()
+    }
+
+    /// The same where decoders lie in files: each active feature's row is read once for all targets.
+    fn decode_mapped(&self, code: &SparseCode) -> Result<Vec<Tensor>> {
+        self.check_codes(&code.layers, self.layers() - 1)?;
+        let (layers, tokens, width) = (self.layers(), code.tokens(), self.config().width);
+        let biases = (0..layers).map(|target| Ok(self.decoder_bias(target).to_vec1::<f32>()?)).collect::<Result<Vec<_>>>()?.concat();
+        let decode = |p: usize| -> Result<Vec<f32>> {
+            let mut out = biases.clone();
+            for (s, code) in code.layers.iter().enumerate() {
+                let mut row = vec![0.0; self.config().slots(s) * width];
+                let (features, activations) = code.token(p);
+                for (feature, activation) in features.iter().zip(activations) {
+                    self.decoder_store(s).row(*feature, 0, &mut row)?;
+                    out[s * width..].iter_mut().zip(&row).for_each(|(out, weight)| *out += activation * weight);
+                }
+            }
+            Ok(out)
+        };
+        let rows: Vec<Vec<f32>> = (0..tokens).into_par_iter().map(decode).collect::<Result<_>>()?;
+        let target = |t: usize| {
+            let values: Vec<f32> = rows.iter().flat_map(|row| &row[t * width..(t + 1) * width]).copied().collect();
+            Ok(Tensor::from_vec(values, (tokens, width), self.device())?)
+        };
+        (0..layers).map(target).collect()
     }
 
     /// The reconstruction of one target layer from the codes of sources 0 to `target`, bias included.
@@ -31,6 +60,23 @@ impl Clt {
     /// `BadInput` for a missing layer, another number of codes, rows of different length, or a
     /// feature that does not exist.
     pub fn decode_target(&self, codes: &[LayerCode], target: usize) -> Result<Tensor> {
+        self.check_codes(codes, target)?;
+        let (tokens, width) = (codes[0].tokens, self.config().width);
+        if !self.device().is_cpu() {
+            return self.decode_target_dense(codes, target);
+        }
+        let bias = self.decoder_bias(target).to_vec1::<f32>()?;
+        let mut out = bias.repeat(tokens);
+        for (s, code) in codes.iter().enumerate().skip(self.config().first_source(target)) {
+            self.decoder_store(s).with(|weights| {
+                kernels::decode_rows(code, weights, self.config().slots(s), target - s, width, &mut out);
+                Ok(())
+            })?;
+        }
+        Ok(Tensor::from_vec(out, (tokens, width), self.device())?)
+    }
+
+    fn check_codes(&self, codes: &[LayerCode], target: usize) -> Result<()> {
         self.check_layer(target)?;
         if codes.len() != target + 1 {
             return Err(Error::expected(ErrorKind::BadInput, format_args!("Clt::decode_target {target}: codes"), codes.len(), target + 1));
@@ -44,20 +90,7 @@ impl Clt {
                 return Err(Error::expected(ErrorKind::BadInput, format_args!("code of layer {s}: feature"), beyond, format_args!("less than {}", self.features())));
             }
         }
-        let width = self.config().width;
-        if !self.device().is_cpu() {
-            return self.decode_target_dense(codes, target);
-        }
-        let bias = self.decoder_bias(target).to_vec1::<f32>()?;
-        let mut out = bias.repeat(tokens);
-        for (s, code) in codes.iter().enumerate().skip(self.config().first_source(target)) {
-            self.decoder_store(s).with(|weights| {
-                kernels::decode_rows(code, weights, self.config().slots(s), target - s, width, &mut out);
-                Ok(())
-            })?;
-            self.decoder_store(s).forget();
-        }
-        Ok(Tensor::from_vec(out, (tokens, width), self.device())?)
+        Ok(())
     }
 
     /// The same through a product with the active features' rows only; for devices without a

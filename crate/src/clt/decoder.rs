@@ -23,6 +23,8 @@ pub(crate) struct Mapped {
     shape: [usize; 3],
     /// As it stands in the file: a PLT's has no axis of slots.
     in_file: Vec<usize>,
+    /// First byte in the file.
+    at: u64,
     /// The whole tensor, for whoever asks for it.
     whole: OnceLock<Tensor>,
 }
@@ -36,7 +38,8 @@ impl Decoder {
         if !device.is_cpu() || reader.f32s(&name, &in_file)?.is_none() {
             return Ok(Decoder::Held(reader.tensor(&name, &in_file, device)?.reshape(&shape)?));
         }
-        Ok(Decoder::Mapped(Arc::new(Mapped { reader, name, shape, in_file, whole: OnceLock::new() })))
+        let at = reader.place_of(&name)?;
+        Ok(Decoder::Mapped(Arc::new(Mapped { reader, at, name, shape, in_file, whole: OnceLock::new() })))
     }
 
     /// The whole tensor.
@@ -69,11 +72,26 @@ impl Decoder {
         work(values(&tensor)?)
     }
 
-    /// Gives back the memory of what was read of a mapped file.
-    pub fn forget(&self) {
-        if let Decoder::Mapped(mapped) = self {
-            mapped.reader.forget();
+    /// Copies what `feature`, which must exist, writes to its slots from `slot` on, as many as `into`
+    /// holds, `[n, d]`. The weights must be on the CPU.
+    pub fn row(&self, feature: u32, slot: usize, into: &mut [f32]) -> Result<()> {
+        match self {
+            Decoder::Mapped(mapped) => {
+                let [_, slots, width] = mapped.shape;
+                mapped.reader.read_at(mapped.at + 4 * ((feature as usize * slots + slot) * width) as u64, into)
+            }
+            Decoder::Held(tensor) => {
+                let (_, slots, width) = tensor.dims3()?;
+                let tensor = tensor.storage_and_layout();
+                into.copy_from_slice(&values(&tensor)?[(feature as usize * slots + slot) * width..][..into.len()]);
+                Ok(())
+            }
         }
+    }
+
+    /// True when rows come from a file.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self, Decoder::Mapped(_))
     }
 
     /// Rows of `features`, which must exist, `[n, slots, d]`.
@@ -83,9 +101,10 @@ impl Decoder {
             Decoder::Mapped(mapped) => mapped,
         };
         let [_, slots, width] = mapped.shape;
-        let rows: Vec<f32> = self.with(|weights| {
-            Ok(features.iter().flat_map(|feature| &weights[*feature as usize * slots * width..][..slots * width]).copied().collect())
-        })?;
+        let mut rows = vec![0.0; features.len() * slots * width];
+        for (feature, row) in features.iter().zip(rows.chunks_exact_mut(slots * width)) {
+            self.row(*feature, 0, row)?;
+        }
         Ok(Tensor::from_vec(rows, (features.len(), slots, width), &Device::Cpu)?)
     }
 }

@@ -3,7 +3,7 @@
 //! Targets of one layer and neighbouring positions are carried down together (see
 //! [`FrozenModel::carry`](crate::replacement::FrozenModel::carry)); at every MLP output and position
 //! one GEMM with the decoder rows there adds to the block's effects. Blocks run side by side and are
-//! bounded in memory: a block holds at most [`BLOCK_VALUES`] values of directions. Agrees with
+//! bounded in memory: a block holds at most [`BLOCK_VALUES`] values of directions, or [`LEAST_TARGETS`] targets. Agrees with
 //! circuit-tracer's backward passes to 1e-4 of the largest effect.
 
 use super::edges::Edges;
@@ -21,6 +21,8 @@ use rayon::prelude::*;
 const BLOCK_VALUES: usize = 4 << 20;
 /// Targets that make a GEMM efficient: a block that has them ends where the position changes.
 const ENOUGH_TARGETS: usize = 32;
+/// Targets that a block may hold however long the prompt is: fewer would make products of vectors.
+const LEAST_TARGETS: usize = 8;
 
 /// Computes rows for one prompt.
 pub(crate) struct RowEngine {
@@ -42,11 +44,16 @@ impl RowEngine {
         self.sources.features() + (self.sources.layers + 1) * self.sources.tokens
     }
 
+    /// Most targets of a block whose directions reach `length` positions.
+    fn block_targets(&self, length: usize) -> usize {
+        self.batch.min(LEAST_TARGETS.max(BLOCK_VALUES / (length * self.sources.width)))
+    }
+
     /// Rows of the outputs, in order. Those after the final norm go down together.
     pub fn outputs(&self, starts: &[Start]) -> Result<Edges> {
         let (s, device) = (&self.sources, self.local.embeddings().device());
         let mut edges = Edges::default();
-        let step = self.batch.min(BLOCK_VALUES / (s.tokens * s.width)).max(1);
+        let step = self.block_targets(s.tokens);
         let mut k = 0;
         while k < starts.len() {
             let node = |k: usize| (self.first_logit() + k) as u32;
@@ -112,7 +119,7 @@ impl RowEngine {
             let size = end - start;
             let ends = end == features.len() || {
                 let (last, next) = (place(end - 1), place(end));
-                let most = self.batch.min(BLOCK_VALUES / ((next.position + 1) * self.sources.width)).max(1);
+                let most = self.block_targets(next.position + 1);
                 !together(last, next) || size >= most || (size >= ENOUGH_TARGETS && next.position != last.position)
             };
             if ends {

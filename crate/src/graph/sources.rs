@@ -6,14 +6,16 @@
 //! are kept when they are small enough, else gathered again for each block of targets.
 
 use crate::clt::{Clt, CltConfig, Decoder, SparseCode};
+use crate::device::free_memory;
 use crate::error::Result;
 use crate::replacement::LocalReplacement;
 use candle_core::Tensor;
+use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Most values of gathered decoder rows that are kept: 1 GiB.
-const KEPT_VALUES: usize = 256 << 20;
+/// Bytes of gathered decoder rows that are kept on any machine; half of the free memory if that is more.
+const KEPT_BYTES: u64 = 1 << 30;
 
 pub(crate) struct Sources {
     pub tokens: usize,
@@ -24,6 +26,7 @@ pub(crate) struct Sources {
     /// First feature number of each (layer, position), `[L·T + 1]`.
     starts: Vec<usize>,
     decoders: Vec<Decoder>,
+    /// By position, then target; empty when there are too many.
     kept: Vec<Vec<f32>>,
     errors: Vec<Vec<f32>>,
     embeddings: Vec<f32>,
@@ -53,14 +56,29 @@ impl Sources {
             embeddings: host(local.embeddings())?,
         };
         let rows: usize = sources.code.layers.iter().enumerate().map(|(s, code)| code.active() * sources.config.slots(s)).sum();
-        if rows * sources.width <= KEPT_VALUES {
-            for at in 0..layers * tokens {
-                let rows = sources.gather(at / tokens, at % tokens)?;
-                sources.kept.push(rows);
-                sources.decoders.iter().for_each(Decoder::forget);
-            }
+        let most = free_memory().map_or(KEPT_BYTES, |free| KEPT_BYTES.max(free / 2));
+        if (rows * sources.width * 4) as u64 <= most {
+            let kept: Vec<Vec<Vec<f32>>> = (0..tokens).into_par_iter().map(|p| sources.gather_position(p)).collect::<Result<_>>()?;
+            sources.kept = kept.into_iter().flatten().collect();
         }
         Ok(sources)
+    }
+
+    /// [`Sources::gather`] for every target, each feature's row read once.
+    fn gather_position(&self, p: usize) -> Result<Vec<Vec<f32>>> {
+        let count = |t: usize| self.below(t + 1, p) - self.first_column(t, p);
+        let mut rows: Vec<Vec<f32>> = (0..self.layers).map(|t| Vec::with_capacity(count(t) * self.width)).collect();
+        for (s, code) in self.code.layers.iter().enumerate() {
+            let mut row = vec![0.0; self.config.slots(s) * self.width];
+            let (features, activations) = code.token(p);
+            for (feature, activation) in features.iter().zip(activations) {
+                self.decoders[s].row(*feature, 0, &mut row)?;
+                for (rows, slot) in rows[s..].iter_mut().zip(row.chunks_exact(self.width)) {
+                    rows.extend(slot.iter().map(|weight| weight * activation));
+                }
+            }
+        }
+        Ok(rows)
     }
 
     /// Features in all.
@@ -87,23 +105,21 @@ impl Sources {
     /// Scaled decoder rows that write to MLP output `t` at position `p`, `[n, d]`: columns
     /// `first_column(t, p)` to `below(t + 1, p)`.
     pub fn decoder_rows(&self, t: usize, p: usize) -> Result<Cow<'_, [f32]>> {
-        match self.kept.get(t * self.tokens + p) {
+        match self.kept.get(p * self.layers + t) {
             Some(rows) => Ok(Cow::Borrowed(rows)),
             None => Ok(Cow::Owned(self.gather(t, p)?)),
         }
     }
 
     fn gather(&self, t: usize, p: usize) -> Result<Vec<f32>> {
-        let mut rows = Vec::with_capacity((self.below(t + 1, p) - self.first_column(t, p)) * self.width);
+        let mut rows = vec![0.0; (self.below(t + 1, p) - self.first_column(t, p)) * self.width];
+        let mut next = rows.chunks_exact_mut(self.width);
         for (s, code) in self.code.layers.iter().enumerate().take(t + 1).skip(self.config.first_source(t)) {
             let (features, activations) = code.token(p);
-            self.decoders[s].with(|weights| {
-                for (feature, activation) in features.iter().zip(activations) {
-                    let at = (*feature as usize * self.config.slots(s) + t - s) * self.width;
-                    rows.extend(weights[at..at + self.width].iter().map(|weight| weight * activation));
-                }
-                Ok(())
-            })?;
+            for ((feature, activation), row) in features.iter().zip(activations).zip(&mut next) {
+                self.decoders[s].row(*feature, t - s, row)?;
+                row.iter_mut().for_each(|weight| *weight *= activation);
+            }
         }
         Ok(rows)
     }

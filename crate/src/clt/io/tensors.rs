@@ -41,6 +41,7 @@ fn as_bytes(values: &[f32]) -> &[u8] {
 /// An open safetensors file, mapped into memory.
 pub(crate) struct Reader {
     path: PathBuf,
+    file: std::fs::File,
     map: memmap2::Mmap,
     /// Where the values begin.
     start: usize,
@@ -58,7 +59,7 @@ impl Reader {
             Error::new(ErrorKind::BadFile, format!("{}: not a whole safetensors file: {error}", path.display()))
                 .help("the file is truncated or of another kind; copy or download it again")
         })?;
-        Ok(Reader { path, map, start: length + 8, header })
+        Ok(Reader { path, file, map, start: length + 8, header })
     }
 
     /// The shape of tensor `name`, `None` when it is not there.
@@ -104,11 +105,19 @@ impl Reader {
         Ok((before.is_empty() && after.is_empty()).then_some(values))
     }
 
-    /// Gives back the memory of the pages read so far; they are read again when needed.
-    pub fn forget(&self) {
-        // SAFETY: pages of a shared map of a file that nobody writes through it come back as they were.
-        // A system that refuses keeps them: nothing is lost.
-        let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    /// Where the bytes of tensor `name` begin in the file.
+    pub fn place_of(&self, name: &str) -> Result<u64> {
+        let (info, _) = self.view(name)?;
+        Ok((self.start + info.data_offsets.0) as u64)
+    }
+
+    /// Reads f32 values as they lie at byte `at` of the file. Unlike the map it leaves no pages
+    /// behind: for scattered rows a third of the time, and no memory.
+    pub fn read_at(&self, at: u64, into: &mut [f32]) -> Result<()> {
+        use std::os::unix::fs::FileExt;
+        // SAFETY: any bytes are f32 values, and u8 has no alignment.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(into.as_mut_ptr().cast(), std::mem::size_of_val(into)) };
+        self.file.read_exact_at(bytes, at).map_err(|error| Error::io(&self.path, &error))
     }
 
     /// Copies tensor `name` into `into` as f32, checked against its length.

@@ -104,8 +104,8 @@ impl Plan<'_> {
                 let code = if held.is_empty() { replacement.clt().encode_layer(layer, &replacement.read(site)?)? } else { self.original(layer)? };
                 writes.add(layer, &self.changes(layer, |p, feature| code.value(p, feature)))?;
             }
-            let kept = run.layers[layer].mlp_out.as_ref().filter(|_| held.contains(&layer)).unwrap_or(site.mlp_out);
-            if self.is_written(layer) { writes.onto(layer, kept).map(Some) } else { Ok(Some(kept.clone())) }
+            let kept = if held.contains(&layer) { self.local.held_output(layer, site)? } else { site.mlp_out.clone() };
+            if self.is_written(layer) { writes.onto(layer, &kept).map(Some) } else { Ok(Some(kept)) }
         })
     }
 
@@ -137,9 +137,9 @@ impl Plan<'_> {
         let linear = |change: bool| -> Result<Vec<f64>> {
             let mut writes = Writes::new(self.local);
             let out = replacement.model().run_spliced(&run.tokens, Capture::last_logits(), Freeze::all(run), &mut |layer, site| {
-                let kept = run.layers[layer].mlp_out.as_ref().unwrap_or(site.mlp_out);
+                let kept = self.local.held_output(layer, site)?;
                 if !change {
-                    return Ok(Some(kept.clone()));
+                    return Ok(Some(kept));
                 }
                 let mut moved = BTreeMap::new();
                 if !held.contains(&layer) {
@@ -155,7 +155,7 @@ impl Plan<'_> {
                     }
                 }
                 writes.add(layer, &moved)?;
-                if self.is_written(layer) { writes.onto(layer, kept).map(Some) } else { Ok(Some(kept.clone())) }
+                if self.is_written(layer) { writes.onto(layer, &kept).map(Some) } else { Ok(Some(kept)) }
             })?;
             Ok(demeaned(&last_uncapped(&out)?))
         };

@@ -10,7 +10,7 @@
 use super::per_layer;
 use super::tensors::{self, Reader};
 use crate::clt::decode::values;
-use crate::clt::{Activation, Clt, CltConfig, Decoder, InputSite, Layer};
+use crate::clt::{Activation, Clt, CltConfig, Tied, Decoder, InputSite, Layer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
@@ -225,7 +225,7 @@ fn foreign_config(source: &Source) -> Result<CltConfig> {
         Error::expected(ErrorKind::Unsupported, place("feature_output_hook"), &yaml.feature_output_hook, "hook_mlp_out or mlp.hook_out")
     })?;
     let (layers, [features, width], activation, skip) = if per_layer { per_layer::shape(source, &yaml)? } else { cross_layer_shape(source)? };
-    Ok(CltConfig { layers, width, features, activation, per_layer, skip, input, output, model_name: yaml.model_name, model_fingerprint: String::new() })
+    Ok(CltConfig { layers, width, features, activation, per_layer, skip, tied: Tied::No, input, output, model_name: yaml.model_name, model_fingerprint: String::new() })
 }
 
 fn skip_file(layer: usize) -> String {

@@ -8,6 +8,7 @@ mod clt;
 mod command_line;
 mod eval;
 mod families;
+mod foreign;
 mod formats;
 mod forward;
 mod freeze;

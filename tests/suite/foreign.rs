@@ -1,0 +1,190 @@
+//! Other programs' formats: their own activations and reconstructions (`tests/fixtures/make/formats.py`),
+//! and what goes out and comes in again.
+
+use crate::clt::random_clt;
+use crate::numbers::Numbers;
+use crate::support::{assert_close, fixture, scratch, tensors, values};
+use cltlab::activations::InputSite;
+use cltlab::candle::{Device, Tensor};
+use cltlab::clt::{Activation, Clt, CltConfig, Format, ImportConfig, LayerWeights, SparseCode};
+use cltlab::model::OutputSite;
+use cltlab::ErrorKind;
+
+/// Every fixture with its format, whether it is a PLT, and whether it has skip connections.
+const CASES: [(&str, Format, bool, bool); 3] = [
+    ("gemma_scope", Format::GemmaScope, true, false),
+    ("gemma_scope_2_plt", Format::GemmaScope2, true, true),
+    ("gemma_scope_2_clt", Format::GemmaScope2, false, true),
+];
+
+pub fn folder(case: &str) -> String {
+    fixture(&format!("formats/{case}")).to_string_lossy().into_owned()
+}
+
+fn load(case: &str) -> Clt {
+    Clt::load(&folder(case), &Device::Cpu).unwrap()
+}
+
+/// The code of inputs, layer by layer, and what it decodes to.
+fn run(clt: &Clt, x: &[Tensor]) -> (SparseCode, Vec<Tensor>) {
+    let layers = x.iter().enumerate().map(|(l, x)| clt.encode_layer(l, x).unwrap()).collect();
+    let code = SparseCode { layers };
+    let decoded = clt.decode_with(&code, x).unwrap();
+    (code, decoded)
+}
+
+fn dense(code: &SparseCode, layer: usize, features: usize) -> Vec<f32> {
+    let code = &code.layers[layer];
+    (0..code.tokens).flat_map(|p| (0..features as u32).map(move |f| code.value(p, f))).collect()
+}
+
+fn assert_equals_program(case: &str, clt: &Clt) {
+    let want = tensors(&fixture(&format!("formats/{case}/expected.safetensors")));
+    let x: Vec<Tensor> = (0..clt.layers()).map(|l| want[&format!("x.{l}")].clone()).collect();
+    let (code, decoded) = run(clt, &x);
+    let (mut a, mut y, mut want_a, mut want_y) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for l in 0..clt.layers() {
+        a.extend(dense(&code, l, clt.features()));
+        want_a.extend(values(&want[&format!("a.{l}")]));
+        y.extend(values(&decoded[l]));
+        want_y.extend(values(&want[&format!("y.{l}")]));
+    }
+    assert_close(&format!("{case}: activations"), &a, &want_a, 1e-5);
+    assert_close(&format!("{case}: reconstruction"), &y, &want_y, 1e-5);
+}
+
+#[test]
+fn formats_equal_their_programs() {
+    for (case, format, per_layer, skip) in CASES {
+        assert_eq!(Format::of(&folder(case)).unwrap(), format, "{case}");
+        let clt = load(case);
+        let c = clt.config();
+        assert_eq!((c.layers, c.width, c.features, c.per_layer, c.skip), (3, 8, 12, per_layer, skip), "{case}");
+        assert_equals_program(case, &clt);
+        let said = ImportConfig { format: Some(format), model_name: Some("mine".into()), input: Some(InputSite::MlpIn), ..ImportConfig::default() };
+        let again = Clt::load_with(&folder(case), &said, &Device::Cpu).unwrap();
+        assert_eq!((again.config().model_name.as_str(), again.config().input), ("mine", InputSite::MlpIn), "{case}");
+    }
+}
+
+#[test]
+fn formats_say_their_sites_and_models() {
+    let said = |case: &str| {
+        let c = load(case).config().clone();
+        (c.input, c.output, c.model_name)
+    };
+    let gpt2 = || "gpt2".to_string();
+    assert_eq!(said("gemma_scope"), (InputSite::Normalized, OutputSite::AfterNorm, String::new()));
+    assert_eq!(said("gemma_scope_2_plt"), (InputSite::MlpIn, OutputSite::AfterNorm, "google/gemma-3-1b-pt".into()));
+}
+
+/// A CLT or PLT of 3 layers, 8 wide, with 12 features; thresholds 0 or above.
+pub fn sample(activation: Activation, per_layer: bool, skip: bool, input: InputSite, output: OutputSite) -> Clt {
+    let clt = random_clt(activation, 3, 8, 12, 5);
+    let mut numbers = Numbers::new(9);
+    let layers = (0..3).map(|l| LayerWeights {
+        encoder: clt.encoder(l).clone(),
+        encoder_bias: clt.encoder_bias(l).clone(),
+        threshold: clt.threshold(l).cloned(),
+        decoder: if per_layer { clt.decoder(l).narrow(1, 0, 1).unwrap().contiguous().unwrap() } else { clt.decoder(l).clone() },
+        decoder_bias: clt.decoder_bias(l).clone(),
+        skip: skip.then(|| Tensor::from_vec(numbers.take(64), (8, 8), &Device::Cpu).unwrap()),
+    });
+    let config = CltConfig { per_layer, skip, input, output, model_name: "gpt2".into(), ..clt.config().clone() };
+    Clt::new(config, layers.collect()).unwrap()
+}
+
+const RELU: Activation = Activation::Relu;
+const TOP: Activation = Activation::TopK { k: 4 };
+const JUMP: Activation = Activation::JumpRelu { threshold: 0.1, bandwidth: 0.1 };
+
+#[test]
+fn exports_come_in_as_they_went_out() {
+    use InputSite::{MlpIn, Normalized, ResidMid};
+    use OutputSite::{AfterNorm, BeforeNorm};
+    let cases = [
+        (Format::CircuitTracer, JUMP, false, false, ResidMid, AfterNorm),
+        (Format::CircuitTracer, RELU, false, false, MlpIn, BeforeNorm),
+        (Format::CircuitTracer, TOP, true, true, MlpIn, AfterNorm),
+        (Format::GemmaScope, JUMP, true, false, Normalized, AfterNorm),
+        (Format::GemmaScope2, RELU, true, true, MlpIn, AfterNorm),
+        (Format::GemmaScope2, JUMP, false, true, ResidMid, BeforeNorm),
+    ];
+    for (number, (format, activation, per_layer, skip, input, output)) in cases.into_iter().enumerate() {
+        let what = format!("{format} {} {per_layer} {skip}", activation.label());
+        let clt = sample(activation, per_layer, skip, input, output);
+        let out = scratch(&format!("export-{number}"));
+        clt.save_as(&out, format).unwrap();
+        // Twice: what is there is replaced.
+        clt.save_as(&out, format).unwrap();
+        let path = out.to_string_lossy();
+        assert_eq!(Format::of(&path).unwrap(), format, "{what}");
+        let back = Clt::load(&path, &Device::Cpu).unwrap();
+        assert_eq!((back.config().input, back.config().output), (input, output), "{what}");
+        // A PLT in a format of CLTs is the CLT whose other decoders are zero.
+        let x: Vec<Tensor> = (0..3).map(|l| Tensor::from_vec(Numbers::new(30 + l).take(80), (10, 8), &Device::Cpu).unwrap()).collect();
+        let (code, decoded) = run(&clt, &x);
+        let (code_back, decoded_back) = run(&back, &x);
+        for l in 0..3 {
+            assert_close(&format!("{what}: a {l}"), &dense(&code_back, l, 12), &dense(&code, l, 12), 1e-6);
+            assert_close(&format!("{what}: y {l}"), &values(&decoded_back[l]), &values(&decoded[l]), 1e-5);
+        }
+    }
+}
+
+#[test]
+fn what_a_format_has_no_place_for_is_named() {
+    use InputSite::{MlpIn, Normalized, ResidMid};
+    use OutputSite::{AfterNorm, BeforeNorm};
+    let cases = [
+        (Format::CircuitTracer, TOP, false, false, ResidMid, AfterNorm, "activation: got top_k 4"),
+        (Format::CircuitTracer, RELU, false, true, ResidMid, AfterNorm, "skip"),
+        (Format::GemmaScope, JUMP, false, false, Normalized, AfterNorm, "per_layer"),
+        (Format::GemmaScope, JUMP, true, true, Normalized, AfterNorm, "skip"),
+        (Format::GemmaScope, TOP, true, false, Normalized, AfterNorm, "activation"),
+        (Format::GemmaScope, JUMP, true, false, Normalized, BeforeNorm, "input and output"),
+        (Format::GemmaScope2, TOP, true, false, MlpIn, AfterNorm, "activation"),
+        (Format::GemmaScope2, JUMP, true, false, Normalized, AfterNorm, "input"),
+    ];
+    let out = scratch("no-place").join("clt");
+    for (format, activation, per_layer, skip, input, output, words) in cases {
+        let error = sample(activation, per_layer, skip, input, output).save_as(&out, format).unwrap_err();
+        assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains(&format!("export to {format}: {words}")), "{error}");
+        assert!(!out.exists(), "{format} left files");
+    }
+    // Activations below 0, which only circuit-tracer's formats have.
+    let clt = sample(JUMP, false, false, ResidMid, AfterNorm);
+    let below = (0..3).map(|l| LayerWeights {
+        encoder: clt.encoder(l).clone(),
+        encoder_bias: clt.encoder_bias(l).clone(),
+        threshold: Some(clt.threshold(l).unwrap().neg().unwrap()),
+        decoder: clt.decoder(l).clone(),
+        decoder_bias: clt.decoder_bias(l).clone(),
+        skip: None,
+    });
+    let below = Clt::new(clt.config().clone(), below.collect()).unwrap();
+        let error = below.save_as(&out, format).unwrap_err();
+        assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("threshold of feature 0/"), "{error}");
+    }
+    below.save_as(&out, Format::CircuitTracer).unwrap();
+    assert!("x".parse::<Format>().is_err());
+}
+
+/// The list of files that `config.yaml` gives may be Gemma Scope's own, as circuit-tracer's repositories have it.
+#[test]
+fn listed_files_of_gemma_scope() {
+    for (case, kind, file) in [
+        ("gemma_scope", "transcoder_set", "layer_{}/width_12/average_l0_{+3}/params.npz"),
+        ("gemma_scope_2_plt", "transcoder_set", "layer_{}_width_12_l0_small_affine/params.safetensors"),
+        ("gemma_scope_2_clt", "cross_layer_transcoder", "params_layer_{}.safetensors"),
+    ] {
+        let out = scratch(&format!("listed-{case}"));
+        let place = |l: usize| format!("{}/{}", folder(case), file.replace("{}", &l.to_string()).replace("{+3}", &(l + 3).to_string()));
+        let list: Vec<String> = (0..3).map(|l| format!("- {}", place(l))).collect();
+        let yaml = format!("model_name: g\nmodel_kind: {kind}\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\ntranscoders:\n{}\n", list.join("\n"));
+        std::fs::write(out.join("config.yaml"), yaml).unwrap();
+        let clt = Clt::load(&out.to_string_lossy(), &Device::Cpu).unwrap();
+        assert_eq!((clt.config().input, clt.config().model_name.as_str()), (InputSite::MlpIn, "g"));
+        assert_equals_program(case, &clt);
+    }
+}

@@ -11,7 +11,10 @@ use cltlab::model::OutputSite;
 use cltlab::ErrorKind;
 
 /// Every fixture with its format, whether it is a PLT, and whether it has skip connections.
-const CASES: [(&str, Format, bool, bool); 3] = [
+const CASES: [(&str, Format, bool, bool); 6] = [
+    ("crosslayer_coding_jumprelu", Format::CrosslayerCoding, false, true),
+    ("crosslayer_coding_per_target", Format::CrosslayerCoding, false, false),
+    ("crosslayer_coding_per_source", Format::CrosslayerCoding, false, true),
     ("gemma_scope", Format::GemmaScope, true, false),
     ("gemma_scope_2_plt", Format::GemmaScope2, true, true),
     ("gemma_scope_2_clt", Format::GemmaScope2, false, true),
@@ -74,6 +77,7 @@ fn formats_say_their_sites_and_models() {
         (c.input, c.output, c.model_name)
     };
     let gpt2 = || "gpt2".to_string();
+    assert_eq!(said("crosslayer_coding_jumprelu"), (InputSite::ResidMid, OutputSite::BeforeNorm, gpt2()));
     assert_eq!(said("gemma_scope"), (InputSite::Normalized, OutputSite::AfterNorm, String::new()));
     assert_eq!(said("gemma_scope_2_plt"), (InputSite::MlpIn, OutputSite::AfterNorm, "google/gemma-3-1b-pt".into()));
 }
@@ -106,6 +110,8 @@ fn exports_come_in_as_they_went_out() {
         (Format::CircuitTracer, JUMP, false, false, ResidMid, AfterNorm),
         (Format::CircuitTracer, RELU, false, false, MlpIn, BeforeNorm),
         (Format::CircuitTracer, TOP, true, true, MlpIn, AfterNorm),
+        (Format::CrosslayerCoding, JUMP, false, true, ResidMid, AfterNorm),
+        (Format::CrosslayerCoding, RELU, true, false, Normalized, BeforeNorm),
         (Format::GemmaScope, JUMP, true, false, Normalized, AfterNorm),
         (Format::GemmaScope2, RELU, true, true, MlpIn, AfterNorm),
         (Format::GemmaScope2, JUMP, false, true, ResidMid, BeforeNorm),
@@ -122,6 +128,7 @@ fn exports_come_in_as_they_went_out() {
         let back = Clt::load(&path, &Device::Cpu).unwrap();
         assert_eq!((back.config().input, back.config().output), (input, output), "{what}");
         // A PLT in a format of CLTs is the CLT whose other decoders are zero.
+        assert_eq!(back.config().per_layer, per_layer && format != Format::CrosslayerCoding, "{what}");
         let x: Vec<Tensor> = (0..3).map(|l| Tensor::from_vec(Numbers::new(30 + l).take(80), (10, 8), &Device::Cpu).unwrap()).collect();
         let (code, decoded) = run(&clt, &x);
         let (code_back, decoded_back) = run(&back, &x);
@@ -139,6 +146,7 @@ fn what_a_format_has_no_place_for_is_named() {
     let cases = [
         (Format::CircuitTracer, TOP, false, false, ResidMid, AfterNorm, "activation: got top_k 4"),
         (Format::CircuitTracer, RELU, false, true, ResidMid, AfterNorm, "skip"),
+        (Format::CrosslayerCoding, TOP, false, false, ResidMid, AfterNorm, "activation: got top_k 4"),
         (Format::GemmaScope, JUMP, false, false, Normalized, AfterNorm, "per_layer"),
         (Format::GemmaScope, JUMP, true, true, Normalized, AfterNorm, "skip"),
         (Format::GemmaScope, TOP, true, false, Normalized, AfterNorm, "activation"),

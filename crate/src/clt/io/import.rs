@@ -1,7 +1,7 @@
 //! Which format a folder is in, and reading and writing it: one [`Format`] per program.
 
 use super::source::Source;
-use super::{circuit_tracer, gemma_scope, gemma_scope_2, staged};
+use super::{circuit_tracer, crosslayer_coding, gemma_scope, gemma_scope_2, staged};
 use crate::activations::InputSite;
 use crate::clt::{Clt, CltConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +21,8 @@ use std::path::Path;
 pub enum Format {
     /// circuit-tracer's folder, and ours: `config.yaml` with `W_enc_i` and `W_dec_i`, or with a file a layer.
     CircuitTracer,
+    /// crosslayer-coding: `cfg.json` with `clt_checkpoint_latest.safetensors` or `model.safetensors`.
+    CrosslayerCoding,
     /// Gemma Scope's transcoders: `params.npz`, one a layer.
     GemmaScope,
     /// Gemma Scope 2: `params.safetensors` a layer, or a CLT's `params_layer_i.safetensors`.
@@ -29,8 +31,9 @@ pub enum Format {
 
 impl Format {
     /// All of them, in the order in which a folder is asked.
-    pub const ALL: [Format; 3] = [
+    pub const ALL: [Format; 4] = [
         Format::CircuitTracer,
+        Format::CrosslayerCoding,
         Format::GemmaScope,
         Format::GemmaScope2,
     ];
@@ -39,6 +42,7 @@ impl Format {
     pub fn name(self) -> &'static str {
         match self {
             Format::CircuitTracer => "circuit-tracer",
+            Format::CrosslayerCoding => "crosslayer-coding",
             Format::GemmaScope => "gemma-scope",
             Format::GemmaScope2 => "gemma-scope-2",
         }
@@ -57,6 +61,7 @@ impl Format {
         for format in Format::ALL {
             let found = match format {
                 Format::CircuitTracer => circuit_tracer::is_here(source)?,
+                Format::CrosslayerCoding => crosslayer_coding::is_here(source)?,
                 Format::GemmaScope => gemma_scope::is_here(source)?,
                 Format::GemmaScope2 => gemma_scope_2::is_here(source)?,
             };
@@ -145,6 +150,7 @@ impl Clt {
         let format = config.format.map_or_else(|| Format::detect(&source), Ok)?;
         let read = match format {
             Format::CircuitTracer => circuit_tracer::load,
+            Format::CrosslayerCoding => crosslayer_coding::load,
             Format::GemmaScope => gemma_scope::load,
             Format::GemmaScope2 => gemma_scope_2::load,
         };
@@ -161,6 +167,7 @@ impl Clt {
     pub fn save_as(&self, folder: impl AsRef<Path>, format: Format) -> Result<()> {
         let write = match format {
             Format::CircuitTracer => circuit_tracer::write,
+            Format::CrosslayerCoding => crosslayer_coding::write,
             Format::GemmaScope => gemma_scope::write,
             Format::GemmaScope2 => gemma_scope_2::write,
         };

@@ -11,10 +11,15 @@ use cltlab::model::OutputSite;
 use cltlab::ErrorKind;
 
 /// Every fixture with its format, whether it is a PLT, and whether it has skip connections.
-const CASES: [(&str, Format, bool, bool); 6] = [
+const CASES: [(&str, Format, bool, bool); 11] = [
     ("crosslayer_coding_jumprelu", Format::CrosslayerCoding, false, true),
     ("crosslayer_coding_per_target", Format::CrosslayerCoding, false, false),
     ("crosslayer_coding_per_source", Format::CrosslayerCoding, false, true),
+    ("sparsify_untied", Format::Sparsify, false, true),
+    ("sparsify_concat", Format::Sparsify, false, false),
+    ("sparsify_per_layer", Format::Sparsify, false, false),
+    ("sparsify_window", Format::Sparsify, false, false),
+    ("sparsify_plt", Format::Sparsify, true, true),
     ("gemma_scope", Format::GemmaScope, true, false),
     ("gemma_scope_2_plt", Format::GemmaScope2, true, true),
     ("gemma_scope_2_clt", Format::GemmaScope2, false, true),
@@ -78,8 +83,10 @@ fn formats_say_their_sites_and_models() {
     };
     let gpt2 = || "gpt2".to_string();
     assert_eq!(said("crosslayer_coding_jumprelu"), (InputSite::ResidMid, OutputSite::BeforeNorm, gpt2()));
+    assert_eq!(said("sparsify_untied"), (InputSite::ResidMid, OutputSite::BeforeNorm, gpt2()));
     assert_eq!(said("gemma_scope"), (InputSite::Normalized, OutputSite::AfterNorm, String::new()));
     assert_eq!(said("gemma_scope_2_plt"), (InputSite::MlpIn, OutputSite::AfterNorm, "google/gemma-3-1b-pt".into()));
+    assert_eq!(load("sparsify_untied").config().activation, Activation::TopK { k: 4 });
 }
 
 /// A CLT or PLT of 3 layers, 8 wide, with 12 features; thresholds 0 or above.
@@ -112,6 +119,8 @@ fn exports_come_in_as_they_went_out() {
         (Format::CircuitTracer, TOP, true, true, MlpIn, AfterNorm),
         (Format::CrosslayerCoding, JUMP, false, true, ResidMid, AfterNorm),
         (Format::CrosslayerCoding, RELU, true, false, Normalized, BeforeNorm),
+        (Format::Sparsify, TOP, false, true, ResidMid, BeforeNorm),
+        (Format::Sparsify, RELU, true, false, MlpIn, BeforeNorm),
         (Format::GemmaScope, JUMP, true, false, Normalized, AfterNorm),
         (Format::GemmaScope2, RELU, true, true, MlpIn, AfterNorm),
         (Format::GemmaScope2, JUMP, false, true, ResidMid, BeforeNorm),
@@ -147,6 +156,8 @@ fn what_a_format_has_no_place_for_is_named() {
         (Format::CircuitTracer, TOP, false, false, ResidMid, AfterNorm, "activation: got top_k 4"),
         (Format::CircuitTracer, RELU, false, true, ResidMid, AfterNorm, "skip"),
         (Format::CrosslayerCoding, TOP, false, false, ResidMid, AfterNorm, "activation: got top_k 4"),
+        (Format::Sparsify, JUMP, false, false, MlpIn, BeforeNorm, "activation: got jump_relu"),
+        (Format::Sparsify, TOP, false, false, Normalized, BeforeNorm, "input: got ln2.hook_normalized"),
         (Format::GemmaScope, JUMP, false, false, Normalized, AfterNorm, "per_layer"),
         (Format::GemmaScope, JUMP, true, true, Normalized, AfterNorm, "skip"),
         (Format::GemmaScope, TOP, true, false, Normalized, AfterNorm, "activation"),

@@ -1,7 +1,7 @@
 //! Which format a folder is in, and reading and writing it: one [`Format`] per program.
 
 use super::source::Source;
-use super::{circuit_tracer, crosslayer_coding, gemma_scope, gemma_scope_2, staged};
+use super::{circuit_tracer, crosslayer_coding, gemma_scope, gemma_scope_2, sparsify, staged};
 use crate::activations::InputSite;
 use crate::clt::{Clt, CltConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -23,6 +23,8 @@ pub enum Format {
     CircuitTracer,
     /// crosslayer-coding: `cfg.json` with `clt_checkpoint_latest.safetensors` or `model.safetensors`.
     CrosslayerCoding,
+    /// EleutherAI's clt-training and sparsify: a folder a layer with `cfg.json` and `sae.safetensors`.
+    Sparsify,
     /// Gemma Scope's transcoders: `params.npz`, one a layer.
     GemmaScope,
     /// Gemma Scope 2: `params.safetensors` a layer, or a CLT's `params_layer_i.safetensors`.
@@ -31,9 +33,10 @@ pub enum Format {
 
 impl Format {
     /// All of them, in the order in which a folder is asked.
-    pub const ALL: [Format; 4] = [
+    pub const ALL: [Format; 5] = [
         Format::CircuitTracer,
         Format::CrosslayerCoding,
+        Format::Sparsify,
         Format::GemmaScope,
         Format::GemmaScope2,
     ];
@@ -43,6 +46,7 @@ impl Format {
         match self {
             Format::CircuitTracer => "circuit-tracer",
             Format::CrosslayerCoding => "crosslayer-coding",
+            Format::Sparsify => "sparsify",
             Format::GemmaScope => "gemma-scope",
             Format::GemmaScope2 => "gemma-scope-2",
         }
@@ -62,6 +66,7 @@ impl Format {
             let found = match format {
                 Format::CircuitTracer => circuit_tracer::is_here(source)?,
                 Format::CrosslayerCoding => crosslayer_coding::is_here(source)?,
+                Format::Sparsify => sparsify::is_here(source)?,
                 Format::GemmaScope => gemma_scope::is_here(source)?,
                 Format::GemmaScope2 => gemma_scope_2::is_here(source)?,
             };
@@ -151,6 +156,7 @@ impl Clt {
         let read = match format {
             Format::CircuitTracer => circuit_tracer::load,
             Format::CrosslayerCoding => crosslayer_coding::load,
+            Format::Sparsify => sparsify::load,
             Format::GemmaScope => gemma_scope::load,
             Format::GemmaScope2 => gemma_scope_2::load,
         };
@@ -168,6 +174,7 @@ impl Clt {
         let write = match format {
             Format::CircuitTracer => circuit_tracer::write,
             Format::CrosslayerCoding => crosslayer_coding::write,
+            Format::Sparsify => sparsify::write,
             Format::GemmaScope => gemma_scope::write,
             Format::GemmaScope2 => gemma_scope_2::write,
         };

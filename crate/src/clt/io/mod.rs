@@ -9,6 +9,7 @@ mod npz;
 mod per_layer;
 mod sites;
 mod source;
+mod sparsify;
 mod staged;
 pub(crate) mod tensors;
 mod weights;

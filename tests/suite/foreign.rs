@@ -11,7 +11,7 @@ use cltlab::model::OutputSite;
 use cltlab::ErrorKind;
 
 /// Every fixture with its format, whether it is a PLT, and whether it has skip connections.
-const CASES: [(&str, Format, bool, bool); 11] = [
+const CASES: [(&str, Format, bool, bool); 14] = [
     ("crosslayer_coding_jumprelu", Format::CrosslayerCoding, false, true),
     ("crosslayer_coding_per_target", Format::CrosslayerCoding, false, false),
     ("crosslayer_coding_per_source", Format::CrosslayerCoding, false, true),
@@ -20,6 +20,9 @@ const CASES: [(&str, Format, bool, bool); 11] = [
     ("sparsify_per_layer", Format::Sparsify, false, false),
     ("sparsify_window", Format::Sparsify, false, false),
     ("sparsify_plt", Format::Sparsify, true, true),
+    ("clt_forge_clt", Format::CltForge, false, false),
+    ("clt_forge_plt", Format::CltForge, true, false),
+    ("clt_forge_shards", Format::CltForge, false, false),
     ("gemma_scope", Format::GemmaScope, true, false),
     ("gemma_scope_2_plt", Format::GemmaScope2, true, true),
     ("gemma_scope_2_clt", Format::GemmaScope2, false, true),
@@ -84,6 +87,7 @@ fn formats_say_their_sites_and_models() {
     let gpt2 = || "gpt2".to_string();
     assert_eq!(said("crosslayer_coding_jumprelu"), (InputSite::ResidMid, OutputSite::BeforeNorm, gpt2()));
     assert_eq!(said("sparsify_untied"), (InputSite::ResidMid, OutputSite::BeforeNorm, gpt2()));
+    assert_eq!(said("clt_forge_clt"), (InputSite::Normalized, OutputSite::AfterNorm, gpt2()));
     assert_eq!(said("gemma_scope"), (InputSite::Normalized, OutputSite::AfterNorm, String::new()));
     assert_eq!(said("gemma_scope_2_plt"), (InputSite::MlpIn, OutputSite::AfterNorm, "google/gemma-3-1b-pt".into()));
     assert_eq!(load("sparsify_untied").config().activation, Activation::TopK { k: 4 });
@@ -121,6 +125,8 @@ fn exports_come_in_as_they_went_out() {
         (Format::CrosslayerCoding, RELU, true, false, Normalized, BeforeNorm),
         (Format::Sparsify, TOP, false, true, ResidMid, BeforeNorm),
         (Format::Sparsify, RELU, true, false, MlpIn, BeforeNorm),
+        (Format::CltForge, JUMP, false, false, Normalized, AfterNorm),
+        (Format::CltForge, RELU, true, false, Normalized, AfterNorm),
         (Format::GemmaScope, JUMP, true, false, Normalized, AfterNorm),
         (Format::GemmaScope2, RELU, true, true, MlpIn, AfterNorm),
         (Format::GemmaScope2, JUMP, false, true, ResidMid, BeforeNorm),
@@ -158,6 +164,9 @@ fn what_a_format_has_no_place_for_is_named() {
         (Format::CrosslayerCoding, TOP, false, false, ResidMid, AfterNorm, "activation: got top_k 4"),
         (Format::Sparsify, JUMP, false, false, MlpIn, BeforeNorm, "activation: got jump_relu"),
         (Format::Sparsify, TOP, false, false, Normalized, BeforeNorm, "input: got ln2.hook_normalized"),
+        (Format::CltForge, TOP, false, false, Normalized, AfterNorm, "activation"),
+        (Format::CltForge, JUMP, false, true, Normalized, AfterNorm, "skip"),
+        (Format::CltForge, JUMP, false, false, ResidMid, AfterNorm, "input and output: got hook_resid_mid"),
         (Format::GemmaScope, JUMP, false, false, Normalized, AfterNorm, "per_layer"),
         (Format::GemmaScope, JUMP, true, true, Normalized, AfterNorm, "skip"),
         (Format::GemmaScope, TOP, true, false, Normalized, AfterNorm, "activation"),
@@ -186,7 +195,7 @@ fn what_a_format_has_no_place_for_is_named() {
         assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("threshold of feature 0/"), "{error}");
     }
     below.save_as(&out, Format::CircuitTracer).unwrap();
-    assert!("x".parse::<Format>().is_err());
+    assert!("clt_forge".parse::<Format>().unwrap_err().to_string().contains("clt-forge"));
 }
 
 /// The list of files that `config.yaml` gives may be Gemma Scope's own, as circuit-tracer's repositories have it.

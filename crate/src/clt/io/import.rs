@@ -1,7 +1,7 @@
 //! Which format a folder is in, and reading and writing it: one [`Format`] per program.
 
 use super::source::Source;
-use super::{circuit_tracer, crosslayer_coding, gemma_scope, gemma_scope_2, sparsify, staged};
+use super::{circuit_tracer, clt_forge, crosslayer_coding, gemma_scope, gemma_scope_2, sparsify, staged};
 use crate::activations::InputSite;
 use crate::clt::{Clt, CltConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -13,7 +13,7 @@ use std::path::Path;
 ///
 /// ```
 /// use cltlab::clt::Format;
-/// assert_eq!("gemma-scope".parse::<Format>()?, Format::GemmaScope);
+/// assert_eq!("clt-forge".parse::<Format>()?, Format::CltForge);
 /// # Ok::<(), cltlab::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -25,6 +25,8 @@ pub enum Format {
     CrosslayerCoding,
     /// EleutherAI's clt-training and sparsify: a folder a layer with `cfg.json` and `sae.safetensors`.
     Sparsify,
+    /// CLT-Forge: `clt_cfg.json` with `clt_weights.safetensors`, whole or in shards.
+    CltForge,
     /// Gemma Scope's transcoders: `params.npz`, one a layer.
     GemmaScope,
     /// Gemma Scope 2: `params.safetensors` a layer, or a CLT's `params_layer_i.safetensors`.
@@ -33,8 +35,9 @@ pub enum Format {
 
 impl Format {
     /// All of them, in the order in which a folder is asked.
-    pub const ALL: [Format; 5] = [
+    pub const ALL: [Format; 6] = [
         Format::CircuitTracer,
+        Format::CltForge,
         Format::CrosslayerCoding,
         Format::Sparsify,
         Format::GemmaScope,
@@ -47,6 +50,7 @@ impl Format {
             Format::CircuitTracer => "circuit-tracer",
             Format::CrosslayerCoding => "crosslayer-coding",
             Format::Sparsify => "sparsify",
+            Format::CltForge => "clt-forge",
             Format::GemmaScope => "gemma-scope",
             Format::GemmaScope2 => "gemma-scope-2",
         }
@@ -65,6 +69,7 @@ impl Format {
         for format in Format::ALL {
             let found = match format {
                 Format::CircuitTracer => circuit_tracer::is_here(source)?,
+                Format::CltForge => clt_forge::is_here(source)?,
                 Format::CrosslayerCoding => crosslayer_coding::is_here(source)?,
                 Format::Sparsify => sparsify::is_here(source)?,
                 Format::GemmaScope => gemma_scope::is_here(source)?,
@@ -155,6 +160,7 @@ impl Clt {
         let format = config.format.map_or_else(|| Format::detect(&source), Ok)?;
         let read = match format {
             Format::CircuitTracer => circuit_tracer::load,
+            Format::CltForge => clt_forge::load,
             Format::CrosslayerCoding => crosslayer_coding::load,
             Format::Sparsify => sparsify::load,
             Format::GemmaScope => gemma_scope::load,
@@ -173,6 +179,7 @@ impl Clt {
     pub fn save_as(&self, folder: impl AsRef<Path>, format: Format) -> Result<()> {
         let write = match format {
             Format::CircuitTracer => circuit_tracer::write,
+            Format::CltForge => clt_forge::write,
             Format::CrosslayerCoding => crosslayer_coding::write,
             Format::Sparsify => sparsify::write,
             Format::GemmaScope => gemma_scope::write,

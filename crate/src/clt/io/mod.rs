@@ -1,6 +1,7 @@
 //! Reading and writing CLTs, one format per file; safetensors, npz, JSON and YAML only.
 
 mod circuit_tracer;
+mod clt_forge;
 mod crosslayer_coding;
 mod gemma_scope;
 mod gemma_scope_2;

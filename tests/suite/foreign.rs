@@ -11,7 +11,7 @@ use cltlab::model::OutputSite;
 use cltlab::ErrorKind;
 
 /// Every fixture with its format, whether it is a PLT, and whether it has skip connections.
-const CASES: [(&str, Format, bool, bool); 14] = [
+const CASES: [(&str, Format, bool, bool); 17] = [
     ("crosslayer_coding_jumprelu", Format::CrosslayerCoding, false, true),
     ("crosslayer_coding_per_target", Format::CrosslayerCoding, false, false),
     ("crosslayer_coding_per_source", Format::CrosslayerCoding, false, true),
@@ -23,6 +23,9 @@ const CASES: [(&str, Format, bool, bool); 14] = [
     ("clt_forge_clt", Format::CltForge, false, false),
     ("clt_forge_plt", Format::CltForge, true, false),
     ("clt_forge_shards", Format::CltForge, false, false),
+    ("crosslayer_transcoder_folded", Format::CrosslayerTranscoder, false, false),
+    ("crosslayer_transcoder_unfolded", Format::CrosslayerTranscoder, false, false),
+    ("crosslayer_transcoder_plt", Format::CrosslayerTranscoder, true, false),
     ("gemma_scope", Format::GemmaScope, true, false),
     ("gemma_scope_2_plt", Format::GemmaScope2, true, true),
     ("gemma_scope_2_clt", Format::GemmaScope2, false, true),
@@ -88,9 +91,11 @@ fn formats_say_their_sites_and_models() {
     assert_eq!(said("crosslayer_coding_jumprelu"), (InputSite::ResidMid, OutputSite::BeforeNorm, gpt2()));
     assert_eq!(said("sparsify_untied"), (InputSite::ResidMid, OutputSite::BeforeNorm, gpt2()));
     assert_eq!(said("clt_forge_clt"), (InputSite::Normalized, OutputSite::AfterNorm, gpt2()));
+    assert_eq!(said("crosslayer_transcoder_folded"), (InputSite::ResidMid, OutputSite::AfterNorm, String::new()));
     assert_eq!(said("gemma_scope"), (InputSite::Normalized, OutputSite::AfterNorm, String::new()));
     assert_eq!(said("gemma_scope_2_plt"), (InputSite::MlpIn, OutputSite::AfterNorm, "google/gemma-3-1b-pt".into()));
     assert_eq!(load("sparsify_untied").config().activation, Activation::TopK { k: 4 });
+    assert!(matches!(load("crosslayer_transcoder_plt").config().activation, Activation::JumpRelu { .. }));
 }
 
 /// A CLT or PLT of 3 layers, 8 wide, with 12 features; thresholds 0 or above.
@@ -127,6 +132,9 @@ fn exports_come_in_as_they_went_out() {
         (Format::Sparsify, RELU, true, false, MlpIn, BeforeNorm),
         (Format::CltForge, JUMP, false, false, Normalized, AfterNorm),
         (Format::CltForge, RELU, true, false, Normalized, AfterNorm),
+        (Format::CrosslayerTranscoder, JUMP, false, false, ResidMid, AfterNorm),
+        (Format::CrosslayerTranscoder, TOP, true, false, ResidMid, AfterNorm),
+        (Format::CrosslayerTranscoder, RELU, false, false, ResidMid, AfterNorm),
         (Format::GemmaScope, JUMP, true, false, Normalized, AfterNorm),
         (Format::GemmaScope2, RELU, true, true, MlpIn, AfterNorm),
         (Format::GemmaScope2, JUMP, false, true, ResidMid, BeforeNorm),
@@ -167,6 +175,8 @@ fn what_a_format_has_no_place_for_is_named() {
         (Format::CltForge, TOP, false, false, Normalized, AfterNorm, "activation"),
         (Format::CltForge, JUMP, false, true, Normalized, AfterNorm, "skip"),
         (Format::CltForge, JUMP, false, false, ResidMid, AfterNorm, "input and output: got hook_resid_mid"),
+        (Format::CrosslayerTranscoder, JUMP, false, true, ResidMid, AfterNorm, "skip"),
+        (Format::CrosslayerTranscoder, JUMP, false, false, MlpIn, AfterNorm, "input and output"),
         (Format::GemmaScope, JUMP, false, false, Normalized, AfterNorm, "per_layer"),
         (Format::GemmaScope, JUMP, true, true, Normalized, AfterNorm, "skip"),
         (Format::GemmaScope, TOP, true, false, Normalized, AfterNorm, "activation"),
@@ -191,6 +201,7 @@ fn what_a_format_has_no_place_for_is_named() {
         skip: None,
     });
     let below = Clt::new(clt.config().clone(), below.collect()).unwrap();
+    for format in [Format::CrosslayerCoding, Format::CrosslayerTranscoder, Format::GemmaScope2] {
         let error = below.save_as(&out, format).unwrap_err();
         assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("threshold of feature 0/"), "{error}");
     }

@@ -1,7 +1,7 @@
 //! Which format a folder is in, and reading and writing it: one [`Format`] per program.
 
 use super::source::Source;
-use super::{circuit_tracer, clt_forge, crosslayer_coding, gemma_scope, gemma_scope_2, sparsify, staged};
+use super::{circuit_tracer, clt_forge, crosslayer_coding, crosslayer_transcoder, gemma_scope, gemma_scope_2, sparsify, staged};
 use crate::activations::InputSite;
 use crate::clt::{Clt, CltConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -27,6 +27,8 @@ pub enum Format {
     Sparsify,
     /// CLT-Forge: `clt_cfg.json` with `clt_weights.safetensors`, whole or in shards.
     CltForge,
+    /// crosslayer-transcoder: `config.yaml` with `checkpoint.safetensors`.
+    CrosslayerTranscoder,
     /// Gemma Scope's transcoders: `params.npz`, one a layer.
     GemmaScope,
     /// Gemma Scope 2: `params.safetensors` a layer, or a CLT's `params_layer_i.safetensors`.
@@ -35,8 +37,9 @@ pub enum Format {
 
 impl Format {
     /// All of them, in the order in which a folder is asked.
-    pub const ALL: [Format; 6] = [
+    pub const ALL: [Format; 7] = [
         Format::CircuitTracer,
+        Format::CrosslayerTranscoder,
         Format::CltForge,
         Format::CrosslayerCoding,
         Format::Sparsify,
@@ -51,6 +54,7 @@ impl Format {
             Format::CrosslayerCoding => "crosslayer-coding",
             Format::Sparsify => "sparsify",
             Format::CltForge => "clt-forge",
+            Format::CrosslayerTranscoder => "crosslayer-transcoder",
             Format::GemmaScope => "gemma-scope",
             Format::GemmaScope2 => "gemma-scope-2",
         }
@@ -69,6 +73,7 @@ impl Format {
         for format in Format::ALL {
             let found = match format {
                 Format::CircuitTracer => circuit_tracer::is_here(source)?,
+                Format::CrosslayerTranscoder => crosslayer_transcoder::is_here(source)?,
                 Format::CltForge => clt_forge::is_here(source)?,
                 Format::CrosslayerCoding => crosslayer_coding::is_here(source)?,
                 Format::Sparsify => sparsify::is_here(source)?,
@@ -160,6 +165,7 @@ impl Clt {
         let format = config.format.map_or_else(|| Format::detect(&source), Ok)?;
         let read = match format {
             Format::CircuitTracer => circuit_tracer::load,
+            Format::CrosslayerTranscoder => crosslayer_transcoder::load,
             Format::CltForge => clt_forge::load,
             Format::CrosslayerCoding => crosslayer_coding::load,
             Format::Sparsify => sparsify::load,
@@ -179,6 +185,7 @@ impl Clt {
     pub fn save_as(&self, folder: impl AsRef<Path>, format: Format) -> Result<()> {
         let write = match format {
             Format::CircuitTracer => circuit_tracer::write,
+            Format::CrosslayerTranscoder => crosslayer_transcoder::write,
             Format::CltForge => clt_forge::write,
             Format::CrosslayerCoding => crosslayer_coding::write,
             Format::Sparsify => sparsify::write,

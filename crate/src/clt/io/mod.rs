@@ -3,6 +3,7 @@
 mod circuit_tracer;
 mod clt_forge;
 mod crosslayer_coding;
+mod crosslayer_transcoder;
 mod gemma_scope;
 mod gemma_scope_2;
 mod import;

@@ -11,7 +11,7 @@ use cltlab::model::OutputSite;
 use cltlab::ErrorKind;
 
 /// Every fixture with its format, whether it is a PLT, and whether it has skip connections.
-const CASES: [(&str, Format, bool, bool); 17] = [
+const CASES: [(&str, Format, bool, bool); 18] = [
     ("crosslayer_coding_jumprelu", Format::CrosslayerCoding, false, true),
     ("crosslayer_coding_per_target", Format::CrosslayerCoding, false, false),
     ("crosslayer_coding_per_source", Format::CrosslayerCoding, false, true),
@@ -29,6 +29,7 @@ const CASES: [(&str, Format, bool, bool); 17] = [
     ("gemma_scope", Format::GemmaScope, true, false),
     ("gemma_scope_2_plt", Format::GemmaScope2, true, true),
     ("gemma_scope_2_clt", Format::GemmaScope2, false, true),
+    ("saelens_jumprelu_skip", Format::SaeLens, true, true),
 ];
 
 pub fn folder(case: &str) -> String {
@@ -79,6 +80,7 @@ fn formats_equal_their_programs() {
         let again = Clt::load_with(&folder(case), &said, &Device::Cpu).unwrap();
         assert_eq!((again.config().model_name.as_str(), again.config().input), ("mine", InputSite::MlpIn), "{case}");
     }
+    assert_equals_program("saelens_relu", &load("saelens_relu"));
 }
 
 #[test]
@@ -94,6 +96,7 @@ fn formats_say_their_sites_and_models() {
     assert_eq!(said("crosslayer_transcoder_folded"), (InputSite::ResidMid, OutputSite::AfterNorm, String::new()));
     assert_eq!(said("gemma_scope"), (InputSite::Normalized, OutputSite::AfterNorm, String::new()));
     assert_eq!(said("gemma_scope_2_plt"), (InputSite::MlpIn, OutputSite::AfterNorm, "google/gemma-3-1b-pt".into()));
+    assert_eq!(said("saelens_relu"), (InputSite::Normalized, OutputSite::AfterNorm, gpt2()));
     assert_eq!(load("sparsify_untied").config().activation, Activation::TopK { k: 4 });
     assert!(matches!(load("crosslayer_transcoder_plt").config().activation, Activation::JumpRelu { .. }));
 }
@@ -138,6 +141,8 @@ fn exports_come_in_as_they_went_out() {
         (Format::GemmaScope, JUMP, true, false, Normalized, AfterNorm),
         (Format::GemmaScope2, RELU, true, true, MlpIn, AfterNorm),
         (Format::GemmaScope2, JUMP, false, true, ResidMid, BeforeNorm),
+        (Format::SaeLens, JUMP, true, true, ResidMid, AfterNorm),
+        (Format::SaeLens, RELU, true, false, MlpIn, BeforeNorm),
     ];
     for (number, (format, activation, per_layer, skip, input, output)) in cases.into_iter().enumerate() {
         let what = format!("{format} {} {per_layer} {skip}", activation.label());
@@ -183,6 +188,8 @@ fn what_a_format_has_no_place_for_is_named() {
         (Format::GemmaScope, JUMP, true, false, Normalized, BeforeNorm, "input and output"),
         (Format::GemmaScope2, TOP, true, false, MlpIn, AfterNorm, "activation"),
         (Format::GemmaScope2, JUMP, true, false, Normalized, AfterNorm, "input"),
+        (Format::SaeLens, JUMP, false, false, MlpIn, AfterNorm, "per_layer"),
+        (Format::SaeLens, TOP, true, false, MlpIn, AfterNorm, "activation"),
     ];
     let out = scratch("no-place").join("clt");
     for (format, activation, per_layer, skip, input, output, words) in cases {

@@ -1,7 +1,7 @@
 //! Which format a folder is in, and reading and writing it: one [`Format`] per program.
 
 use super::source::Source;
-use super::{circuit_tracer, clt_forge, crosslayer_coding, crosslayer_transcoder, gemma_scope, gemma_scope_2, sparsify, staged};
+use super::{clt_forge, circuit_tracer, crosslayer_coding, crosslayer_transcoder, gemma_scope, gemma_scope_2, sae_lens, sparsify, staged};
 use crate::activations::InputSite;
 use crate::clt::{Clt, CltConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -33,16 +33,19 @@ pub enum Format {
     GemmaScope,
     /// Gemma Scope 2: `params.safetensors` a layer, or a CLT's `params_layer_i.safetensors`.
     GemmaScope2,
+    /// SAELens: a folder a layer with `cfg.json` and `sae_weights.safetensors`.
+    SaeLens,
 }
 
 impl Format {
     /// All of them, in the order in which a folder is asked.
-    pub const ALL: [Format; 7] = [
+    pub const ALL: [Format; 8] = [
         Format::CircuitTracer,
         Format::CrosslayerTranscoder,
         Format::CltForge,
         Format::CrosslayerCoding,
         Format::Sparsify,
+        Format::SaeLens,
         Format::GemmaScope,
         Format::GemmaScope2,
     ];
@@ -57,6 +60,7 @@ impl Format {
             Format::CrosslayerTranscoder => "crosslayer-transcoder",
             Format::GemmaScope => "gemma-scope",
             Format::GemmaScope2 => "gemma-scope-2",
+            Format::SaeLens => "saelens",
         }
     }
 
@@ -77,6 +81,7 @@ impl Format {
                 Format::CltForge => clt_forge::is_here(source)?,
                 Format::CrosslayerCoding => crosslayer_coding::is_here(source)?,
                 Format::Sparsify => sparsify::is_here(source)?,
+                Format::SaeLens => sae_lens::is_here(source)?,
                 Format::GemmaScope => gemma_scope::is_here(source)?,
                 Format::GemmaScope2 => gemma_scope_2::is_here(source)?,
             };
@@ -169,6 +174,7 @@ impl Clt {
             Format::CltForge => clt_forge::load,
             Format::CrosslayerCoding => crosslayer_coding::load,
             Format::Sparsify => sparsify::load,
+            Format::SaeLens => sae_lens::load,
             Format::GemmaScope => gemma_scope::load,
             Format::GemmaScope2 => gemma_scope_2::load,
         };
@@ -189,6 +195,7 @@ impl Clt {
             Format::CltForge => clt_forge::write,
             Format::CrosslayerCoding => crosslayer_coding::write,
             Format::Sparsify => sparsify::write,
+            Format::SaeLens => sae_lens::write,
             Format::GemmaScope => gemma_scope::write,
             Format::GemmaScope2 => gemma_scope_2::write,
         };

@@ -9,6 +9,7 @@ mod gemma_scope_2;
 mod import;
 mod npz;
 mod per_layer;
+mod sae_lens;
 mod sites;
 mod source;
 mod sparsify;

@@ -64,8 +64,10 @@ fn assert_equals_program(case: &str, clt: &Clt) {
         y.extend(values(&decoded[l]));
         want_y.extend(values(&want[&format!("y.{l}")]));
     }
-    assert_close(&format!("{case}: activations"), &a, &want_a, 1e-5);
-    assert_close(&format!("{case}: reconstruction"), &y, &want_y, 1e-5);
+    // Of the largest value: sums of f32 are rounded in another order on another machine.
+    let allowed = |want: &[f32]| 1e-5 * want.iter().fold(1f32, |top, value| top.max(value.abs()));
+    assert_close(&format!("{case}: activations"), &a, &want_a, allowed(&want_a));
+    assert_close(&format!("{case}: reconstruction"), &y, &want_y, allowed(&want_y));
 }
 
 #[test]

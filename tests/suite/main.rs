@@ -9,6 +9,7 @@ mod command_line;
 mod eval;
 mod families;
 mod foreign;
+mod foreign_bad;
 mod formats;
 mod forward;
 mod freeze;

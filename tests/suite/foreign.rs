@@ -5,7 +5,8 @@ use crate::clt::random_clt;
 use crate::numbers::Numbers;
 use crate::support::{assert_close, fixture, scratch, tensors, values};
 use cltlab::activations::InputSite;
-use cltlab::candle::{Device, Tensor};
+use cltlab::candle::safetensors::save;
+use cltlab::candle::{DType, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, Format, ImportConfig, LayerWeights, SparseCode};
 use cltlab::model::OutputSite;
 use cltlab::ErrorKind;
@@ -216,6 +217,30 @@ fn what_a_format_has_no_place_for_is_named() {
     }
     below.save_as(&out, Format::CircuitTracer).unwrap();
     assert!("clt_forge".parse::<Format>().unwrap_err().to_string().contains("clt-forge"));
+}
+
+/// crosslayer-coding's features are active at their threshold, everybody else's above it only.
+#[test]
+fn at_the_threshold() {
+    for (case, file, active) in [("crosslayer_coding_jumprelu", "clt_checkpoint_latest.safetensors", 12), ("clt_forge_clt", "clt_weights.safetensors", 0)] {
+        let out = scratch(&format!("threshold-{case}"));
+        for name in ["cfg.json", "norm_stats.json", "clt_cfg.json"] {
+            let _ = std::fs::copy(format!("{}/{name}", folder(case)), out.join(name));
+        }
+        // h = 1 = θ whatever is read.
+        let level = |name: &str| match name {
+            name if name.ends_with("encoder_module.encoders.0.bias_param") || name == "b_enc" || name.starts_with("estimated") => 1.0,
+            _ => 0.0,
+        };
+        let all = tensors(&fixture(&format!("formats/{case}/{file}"))).into_iter().map(|(name, old)| {
+            let new = (old.zeros_like().unwrap().to_dtype(DType::F32).unwrap() + level(&name)).unwrap();
+            (name, new)
+        });
+        save(&all.collect(), out.join(file)).unwrap();
+        let clt = Clt::load(&out.to_string_lossy(), &Device::Cpu).unwrap();
+        let code = clt.encode_layer(0, &Tensor::ones((1, 8), DType::F32, &Device::Cpu).unwrap()).unwrap();
+        assert_eq!(code.values, vec![1.0; active], "{case}");
+    }
 }
 
 /// The list of files that `config.yaml` gives may be Gemma Scope's own, as circuit-tracer's repositories have it.

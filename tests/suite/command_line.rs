@@ -129,6 +129,21 @@ fn intervene_equals_circuit_tracer() {
     }
 }
 
+/// `--generate` prints circuit-tracer's tokens beside the model's own.
+#[test]
+fn intervene_goes_on() {
+    for arch in ["gpt2", "llama"] {
+        let want = tensors(&fixture(&format!("attribution/{arch}/expected_generation.safetensors")));
+        let text = done(&run(arch, "intervene", &["--set", "0,4:,25=3", "--mode", "direct", "--generate", "12"]));
+        let ids: Vec<&str> = text.lines().skip(1).step_by(2).map(str::trim).collect();
+        for (ids, name) in ids.iter().zip(["plain.tokens", "slice_direct.tokens"]) {
+            let all: Vec<String> = numbers(&want[name])[TOKENS.len()..].iter().map(i64::to_string).collect();
+            assert_eq!(*ids, all.join(","), "{arch} {name}");
+        }
+        assert_eq!(ids.len(), 2, "{text}");
+    }
+}
+
 #[test]
 fn what_cannot_be_explained_is_refused() {
     let out = scratch("refused-graph").join("graph.json");
@@ -153,6 +168,8 @@ fn what_cannot_be_explained_is_refused() {
     refused(&intervene(&["--set", "9,1,1=2"]), &["layer"]);
     refused(&intervene(&["--set", "0,12,1=2"]), &["positions"]);
     refused(&intervene(&["--set", "0,1,1=NaN"]), &["value"]);
+    refused(&intervene(&["--set", "0,12,1=2", "--generate", "3"]), &["positions"]);
+    refused(&intervene(&["--set", "0,20:,1=2", "--generate", "3"]), &["positions", "15"]);
 }
 
 /// A CLT of another model, by shape; NaN in the CLT's and in the model's weights.

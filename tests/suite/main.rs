@@ -25,6 +25,7 @@ mod per_layer;
 mod pictures;
 mod program;
 mod resume;
+mod steered_text;
 mod summary;
 mod support;
 mod targets;

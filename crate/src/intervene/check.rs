@@ -178,7 +178,7 @@ impl Check<'_> {
 
     /// What doubling a feature or an error writes.
     fn doubled(&self, source: usize) -> Result<Writes<'_>> {
-        let mut writes = Writes::new(self.local);
+        let mut writes = Writes::new(self.local.replacement(), self.graph.tokens().len());
         let node = &self.graph.nodes[source];
         match node.kind {
             NodeKind::Feature { layer, feature, activation } => {

@@ -24,6 +24,7 @@ mod softmax;
 mod summary;
 mod weights;
 
+pub(crate) use attention::Past;
 pub use batch::Padding;
 pub use config::{Biases, LocalAttention, MlpActivation, ModelConfig, NormKind, NormPlaces, Positions, QkNorm, RotaryScaling};
 pub use family::ARCHITECTURES;

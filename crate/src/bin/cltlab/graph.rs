@@ -25,6 +25,11 @@ impl Explained {
         let model = Model::load(&self.from.model, &device)?;
         Replacement::new(&model, &Clt::load(&self.clt, &device)?)
     }
+
+    /// Ids of the prompt, as it is explained.
+    fn tokens(&self, model: &Model) -> Result<Vec<u32>> {
+        self.from.prompt.as_ref().map_or_else(|| Ok(self.from.tokens.clone()), |text| model.prompt_tokens(text))
+    }
 }
 
 #[derive(Args)]
@@ -169,6 +174,9 @@ pub struct InterveneArgs {
     /// Outputs shown: this many of the likeliest before and after
     #[arg(long, default_value_t = 10)]
     top: usize,
+    /// Go on by this many tokens, greedily, with the change and without; slices without an end apply to them too
+    #[arg(long, value_name = "N", conflicts_with = "raw")]
+    generate: Option<usize>,
     /// Write logits [tokens, vocab] after the intervention to this safetensors file
     #[arg(long)]
     raw: Option<PathBuf>,
@@ -197,6 +205,16 @@ pub fn intervene(args: &InterveneArgs) -> Result<()> {
     };
     let config = InterveneConfig { mode, top: args.top, every_position: args.raw.is_some() };
     let replacement = args.of.replacement()?;
+    if let Some(n) = args.generate {
+        let tokens = args.of.tokens(replacement.model())?;
+        let how = GenerateConfig { max_tokens: n, ..GenerateConfig::default() };
+        for (name, changes) in [("without", &[][..]), ("with", &changes)] {
+            let made = replacement.stream_tokens(&tokens, changes, &config, &how, &mut |_| true)?;
+            let ids: Vec<String> = made.tokens.iter().map(u32::to_string).collect();
+            println!("{name:>8}: {:?}\n{:>8}  {}", made.text, "", ids.join(","));
+        }
+        return Ok(());
+    }
     let effect = match &args.of.from.prompt {
         Some(text) => replacement.intervene_with(text, &changes, &config)?,
         None => replacement.intervene_tokens(&args.of.from.tokens, &changes, &config)?,

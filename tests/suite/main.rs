@@ -27,6 +27,7 @@ mod program;
 mod resume;
 mod steered_text;
 mod summary;
+mod supernodes;
 mod support;
 mod targets;
 mod text;

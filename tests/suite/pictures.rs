@@ -5,7 +5,7 @@ use crate::attribution::{replacement, TOKENS};
 use crate::support::scratch;
 use cltlab::eval::{LayerReport, Report};
 use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, LogitTarget};
-use cltlab::intervene::Intervention;
+use cltlab::intervene::{Intervention, SupernodeConfig};
 use cltlab::notebook::display::blocks;
 use cltlab::notebook::live::{line, Course};
 use cltlab::notebook::param::param;
@@ -170,6 +170,13 @@ fn graphs_and_effects_of_real_models() {
     let effect = replacement.intervene_tokens(&TOKENS, &[Intervention::ablate(top)], &Default::default()).unwrap();
     assert_svg(&effect.picture());
     assert_html(&effect.html());
+    let mut groups = graph.supernodes(3);
+    groups[0].name = HOSTILE.concat();
+    let mut check = replacement.check_supernodes(&graph, &groups, &SupernodeConfig::default()).unwrap();
+    check.outputs[0].1 = HOSTILE.concat();
+    check.effects[1].measured[0] = f64::NAN;
+    assert_svg(&check.picture());
+    assert_html(&check.html());
 }
 
 #[test]

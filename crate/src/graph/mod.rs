@@ -8,7 +8,7 @@
 //! N features by (layer, position, feature) | L·T errors by (layer, position) | T tokens | K logits.
 //!
 //! `edges` holds the effects, `heads` splits one, `influence` ranks nodes, `prune` cuts, `score` says how much is
-//! explained, `paths` tells it in text, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
+//! explained, `paths` tells it in text, `supernodes` groups, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
 
 mod attribute;
 mod edges;
@@ -22,6 +22,7 @@ mod raw;
 mod rows;
 mod score;
 mod sources;
+mod supernodes;
 pub(crate) mod targets;
 
 pub use attribute::AttributeConfig;
@@ -31,6 +32,7 @@ pub use json::cantor;
 pub use paths::Path;
 pub use prune::{PruneConfig, PruneMask};
 pub use score::Scores;
+pub use supernodes::Supernode;
 pub use targets::Target;
 
 use crate::error::{Error, ErrorKind, Result};

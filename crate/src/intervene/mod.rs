@@ -12,9 +12,11 @@ mod effect;
 mod generate;
 mod parse;
 mod pass;
+mod supernodes;
 
 pub use check::{Deviation, EdgeCheck};
 pub use effect::{Effect, OutputEffect};
+pub use supernodes::{Control, SupernodeCheck, SupernodeConfig, SupernodeEffect};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::replacement::{FeatureNode, Replacement};

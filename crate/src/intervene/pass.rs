@@ -23,10 +23,7 @@ pub(super) fn effect(local: &LocalReplacement, interventions: &[Intervention], c
     let (before, after) = (local.last_logits()?, last_logits(&changed)?);
     let tokens = shown(&before, &after, config.top);
     let (logits_before, logits_after) = (demeaned(&last_uncapped(local.run())?), demeaned(&last_uncapped(&changed)?));
-    let predicted = match plan.mode {
-        Mode::Direct => plan.direct(local, &tokens)?,
-        _ => plan.all_paths(local, &tokens)?,
-    };
+    let predicted = plan.predicted(local, &tokens)?;
     let model = local.replacement().model();
     let (p_before, p_after) = (softmax(&before), softmax(&after));
     let outputs = tokens.iter().zip(predicted).map(|(token, predicted)| {
@@ -105,6 +102,19 @@ impl<'a> Plan<'a> {
         let mut writes = Writes::new(self.replacement, span.len());
         let mut splice = |layer: usize, site: &MlpSite<'_>| self.written(layer, site, Some(run), &span, &mut writes).map(Some);
         self.replacement.model().run_spliced(&run.tokens, capture, self.freeze(run), &mut splice)
+    }
+
+    /// The last position's logits with the interventions, `[V]`, before any cap.
+    pub fn logits(&self, local: &LocalReplacement) -> Result<Vec<f32>> {
+        last_uncapped(&self.measured(local.run(), Capture::last_logits())?)
+    }
+
+    /// Changes of `tokens`' demeaned logits that the linear model predicts.
+    pub fn predicted(&self, local: &LocalReplacement, tokens: &[u32]) -> Result<Vec<f64>> {
+        match self.mode {
+            Mode::Direct => self.direct(local, tokens),
+            _ => self.all_paths(local, tokens),
+        }
     }
 
     /// What the MLP of `layer` writes at positions `span` under the interventions; `run` is the model's own,

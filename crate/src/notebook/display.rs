@@ -15,7 +15,7 @@ use crate::clt::Clt;
 use crate::device::format_bytes;
 use crate::eval::Report;
 use crate::graph::Graph;
-use crate::intervene::{Deviation, EdgeCheck, Effect};
+use crate::intervene::{Deviation, EdgeCheck, Effect, SupernodeCheck};
 use crate::model::{CltNeed, Generation, Model, Run, Summary};
 use crate::picture::html::{self, Align};
 use crate::picture::Picture;
@@ -170,6 +170,13 @@ impl Graph {
 
 impl Effect {
     /// Shows predicted beside measured changes in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
+    }
+}
+
+impl SupernodeCheck {
+    /// Shows predicted and measured effects of groups beside random features' in a notebook.
     pub fn evcxr_display(&self) {
         show(&self.html(), &self.to_string());
     }

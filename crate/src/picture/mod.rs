@@ -6,8 +6,8 @@
 //! fetched from a network. Inside HTML a picture is always an `<img>` with its data in the address:
 //! JupyterLab strips `<svg>` from notebooks it does not trust, and leaves `<img>`.
 //!
-//! `html` escapes and lays out, `svg` writes shapes; `chart`, `curves`, `report_view`, `graph_view`
-//! and `effect_view` draw. Cost: milliseconds.
+//! `html` escapes and lays out, `svg` writes shapes; `chart`, `curves`, `report_view`, `graph_view`,
+//! `effect_view` and `supernode_view` draw. Cost: milliseconds.
 
 pub mod chart;
 mod curves;
@@ -17,6 +17,7 @@ mod graph_layout;
 mod graph_view;
 pub mod html;
 mod report_view;
+mod supernode_view;
 mod svg;
 
 pub use curves::{thin, training};

@@ -3,6 +3,7 @@
 //! Parse, install a progress line, do one thing, print errors in one place.
 
 mod bench;
+mod check;
 mod doctor;
 mod graph;
 mod kernel;
@@ -28,6 +29,8 @@ enum Command {
     Attribute(graph::AttributeArgs),
     /// Change features and see what happens to the outputs
     Intervene(graph::InterveneArgs),
+    /// Does changing groups of features do what the graph says? Predicted, measured, random features
+    Check(check::CheckArgs),
     /// The Jupyter kernel
     Kernel(kernel::KernelArgs),
     /// Say what is missing and how to get it
@@ -43,6 +46,7 @@ fn main() -> std::process::ExitCode {
         Command::Generate(args) => model::generate(&args),
         Command::Attribute(args) => graph::attribute(&args),
         Command::Intervene(args) => graph::intervene(&args),
+        Command::Check(args) => check::check(&args),
         Command::Kernel(args) => kernel::kernel(&args),
         Command::Doctor => doctor::doctor(),
         Command::Bench(args) => bench::bench(&args),

@@ -3,7 +3,7 @@
 use crate::attribution::{replacement, TOKENS};
 use crate::support::{assert_close, scratch};
 use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, LogitTarget, PruneConfig, Supernode};
-use cltlab::intervene::{InterveneConfig, Intervention, Mode, SupernodeConfig};
+use cltlab::intervene::{Control, InterveneConfig, Intervention, Mode, SupernodeCheck, SupernodeConfig, SupernodeEffect};
 use cltlab::replacement::FeatureNode;
 use cltlab::ErrorKind;
 use rand::rngs::StdRng;
@@ -61,8 +61,11 @@ fn groups_beside_random_features() {
             let check = replacement.check_supernodes(&graph, &groups, &config).unwrap();
             println!("{arch}:\n{check}");
             assert_eq!(check.effects.len(), groups.len() * 3);
-            assert!(check.agreement().unwrap() > 0.999_99 && check.control_own_agreement().unwrap() > 0.999_99);
-            assert!(check.control_agreement().unwrap().abs() < 0.9);
+            assert!(check.agreement().pearson.unwrap() > 0.999_99 && check.control_own_agreement().pearson.unwrap() > 0.999_99);
+            assert!(check.agreement().spearman.unwrap() > 0.999 && check.control_agreement().pearson.unwrap().abs() < 0.9);
+            let later = check.of_layers(1..);
+            assert!(later.effects.iter().all(|effect| effect.group.features.iter().all(|feature| feature.layer > 0)));
+            assert_eq!(check.of_layers(..).effects.len(), check.effects.len());
             for effect in &check.effects {
                 for control in &effect.controls {
                     let place = |feature: &FeatureNode| (feature.layer, if same_positions { feature.position } else { 0 });
@@ -96,10 +99,31 @@ fn groups_beside_random_features() {
         let file = scratch(&format!("supernodes-{arch}")).join("check.json");
         free.save(&file).unwrap();
         let saved: serde_json::Value = cltlab::files::read_json(&file).unwrap();
-        assert!((saved["correlations"]["predicted_measured"].as_f64().unwrap() - free.agreement().unwrap()).abs() < 1e-12);
+        assert!((saved["correlations"]["predicted_measured"]["pearson"].as_f64().unwrap() - free.agreement().pearson.unwrap()).abs() < 1e-12);
         let pruned = graph.prune(&PruneConfig::default()).unwrap();
-        assert!(replacement.check_supernodes(&pruned, &pruned.supernodes(2), &SupernodeConfig::default()).unwrap().agreement().is_some());
+        assert!(replacement.check_supernodes(&pruned, &pruned.supernodes(2), &SupernodeConfig::default()).unwrap().agreement().pearson.is_some());
     }
+}
+
+/// Both correlations by hand, with ties: ranks of (1, 4, 4, 9) are 0, 1.5, 1.5, 3.
+#[test]
+fn correlations_by_hand() {
+    let control = |predicted: &[f64], measured: &[f64]| Control { features: vec![], mass: 0.0, predicted: predicted.to_vec(), measured: measured.to_vec() };
+    let effect = |predicted: &[f64], measured: &[f64]| SupernodeEffect {
+        group: Supernode::new("a", &[]), factor: 0.0, mass: 0.0, predicted: predicted.to_vec(), measured: measured.to_vec(),
+        controls: vec![control(&[0.0, 1.0], &[1.0, -1.0]), control(&[5.0, 5.0], &[0.5, 0.5])],
+    };
+    let effects = vec![effect(&[1.0, 2.0], &[1.0, 4.0]), effect(&[3.0, 4.0], &[4.0, 9.0])];
+    let mut check = SupernodeCheck { prompt: String::new(), mode: Mode::Open, outputs: vec![], effects };
+    // x: 1 2 3 4, y: 1 4 4 9: sums of products 12, 5, 33.
+    assert!((check.agreement().pearson.unwrap() - 12.0 / (5.0_f64 * 33.0).sqrt()).abs() < 1e-12);
+    // Ranks: 0 1 2 3 and 0 1.5 1.5 3: 4.5, 5, 4.5.
+    assert!((check.agreement().spearman.unwrap() - 4.5 / (5.0_f64 * 4.5).sqrt()).abs() < 1e-12);
+    let (own, random) = check.sizes();
+    assert!((own - (114.0_f64 / 4.0).sqrt()).abs() < 1e-12 && (random - (2.5_f64 / 4.0).sqrt()).abs() < 1e-12);
+    check.effects.truncate(1);
+    check.effects[0].measured = vec![2.0, 2.0];
+    assert!(check.agreement().pearson.is_none() && check.summary().contains('–'));
 }
 
 /// Features 0 and 1 do the same, feature 2 something else, feature 3 the same as 0 at another position.

@@ -16,7 +16,7 @@ mod supernodes;
 
 pub use check::{Deviation, EdgeCheck};
 pub use effect::{Effect, OutputEffect};
-pub use supernodes::{Control, SupernodeCheck, SupernodeConfig, SupernodeEffect};
+pub use supernodes::{Agreement, Control, SupernodeCheck, SupernodeConfig, SupernodeEffect};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::replacement::{FeatureNode, Replacement};

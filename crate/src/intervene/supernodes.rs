@@ -94,6 +94,44 @@ pub struct SupernodeEffect {
     pub controls: Vec<Control>,
 }
 
+/// Correlation of two lists of changes; `None` where one does not vary.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Agreement {
+    /// Of the numbers (Pearson): large changes count most.
+    pub pearson: Option<f64>,
+    /// Of their ranks (Spearman): all count the same.
+    pub spearman: Option<f64>,
+}
+
+impl Agreement {
+    fn of(pairs: Vec<(f64, f64)>) -> Self {
+        let (x, y) = (ranks(pairs.iter().map(|pair| pair.0)), ranks(pairs.iter().map(|pair| pair.1)));
+        Agreement { spearman: correlation(x.into_iter().zip(y)), pearson: correlation(pairs.into_iter()) }
+    }
+}
+
+impl std::fmt::Display for Agreement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let rounded = |r: Option<f64>| r.map_or_else(|| "–".to_string(), |r| format!("{r:.3}"));
+        write!(f, "r = {} (ranks {})", rounded(self.pearson), rounded(self.spearman))
+    }
+}
+
+/// The rank of each value; equal values share the mean of theirs.
+fn ranks(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let values: Vec<f64> = values.collect();
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut first = 0;
+    for equal in order.chunk_by(|a, b| values[*a] == values[*b]) {
+        let mean = first as f64 + 0.5 * (equal.len() - 1) as f64;
+        equal.iter().for_each(|place| ranks[*place] = mean);
+        first += equal.len();
+    }
+    ranks
+}
+
 /// Predicted and measured effects of groups of features, with controls.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SupernodeCheck {
@@ -108,23 +146,31 @@ pub struct SupernodeCheck {
 }
 
 impl SupernodeCheck {
-    /// Correlation (Pearson) of predicted and measured changes over groups, factors and outputs.
-    pub fn agreement(&self) -> Option<f64> {
-        correlation(self.effects.iter().flat_map(|effect| effect.predicted.iter().copied().zip(effect.measured.iter().copied())))
+    /// Correlation of predicted and measured changes over groups, factors and outputs.
+    pub fn agreement(&self) -> Agreement {
+        let pairs = self.effects.iter().flat_map(|effect| effect.predicted.iter().copied().zip(effect.measured.iter().copied()));
+        Agreement::of(pairs.collect())
     }
 
     /// The same of the groups' predictions with what random features in their place did: near 0 when it
     /// matters which features were changed.
-    pub fn control_agreement(&self) -> Option<f64> {
-        correlation(self.effects.iter().flat_map(|effect| {
+    pub fn control_agreement(&self) -> Agreement {
+        let pairs = self.effects.iter().flat_map(|effect| {
             effect.controls.iter().flat_map(|control| effect.predicted.iter().copied().zip(control.measured.iter().copied()))
-        }))
+        });
+        Agreement::of(pairs.collect())
     }
 
     /// The same of what the linear model predicts for the random features with what they did.
-    pub fn control_own_agreement(&self) -> Option<f64> {
+    pub fn control_own_agreement(&self) -> Agreement {
         let controls = self.effects.iter().flat_map(|effect| &effect.controls);
-        correlation(controls.flat_map(|control| control.predicted.iter().copied().zip(control.measured.iter().copied())))
+        Agreement::of(controls.flat_map(|control| control.predicted.iter().copied().zip(control.measured.iter().copied())).collect())
+    }
+
+    /// Only the groups whose features all lie in `layers`.
+    pub fn of_layers(&self, layers: impl std::ops::RangeBounds<usize>) -> SupernodeCheck {
+        let inside = |effect: &&SupernodeEffect| effect.group.features.iter().all(|feature| layers.contains(&feature.layer));
+        SupernodeCheck { effects: self.effects.iter().filter(inside).cloned().collect(), ..self.clone() }
     }
 
     /// Size (root mean square over groups, factors and outputs) of measured changes: groups', controls'.
@@ -136,11 +182,10 @@ impl SupernodeCheck {
 
     /// The correlations in a sentence.
     pub fn summary(&self) -> String {
-        let rounded = |r: Option<f64>| r.map_or_else(|| "–".to_string(), |r| format!("{r:.3}"));
         let (own, random) = self.sizes();
         format!(
-            "{} changes, {} outputs: predicted against measured r = {}; against random features r = {} (their own prediction r = {}); size {own:.3}, random {random:.3}",
-            self.effects.len(), self.outputs.len(), rounded(self.agreement()), rounded(self.control_agreement()), rounded(self.control_own_agreement())
+            "{} changes, {} outputs: predicted against measured {}; against random features {} (their own prediction {}); size {own:.3}, random {random:.3}",
+            self.effects.len(), self.outputs.len(), self.agreement(), self.control_agreement(), self.control_own_agreement()
         )
     }
 

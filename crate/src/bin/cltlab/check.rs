@@ -13,7 +13,7 @@ pub struct CheckArgs {
     #[arg(long)]
     groups: Option<PathBuf>,
     /// Without --groups: this many, of influential features with like edges
-    #[arg(long, default_value_t = 8, conflicts_with = "groups")]
+    #[arg(long, default_value_t = 24, conflicts_with = "groups")]
     supernodes: usize,
     /// Set groups to these multiples of their activations
     #[arg(long, value_delimiter = ',', default_values_t = [0.0, 2.0], allow_hyphen_values = true)]
@@ -60,7 +60,13 @@ pub fn check(args: &CheckArgs) -> Result<()> {
     let groups = given.unwrap_or_else(|| graph.supernodes(args.supernodes));
     let check = replacement.check_supernodes(&graph, &groups, &config)?;
     laps.end("check");
-    println!("{graph}\n{check}\n{laps}");
+    println!("{graph}\n{check}");
+    // Features of layer 0 read tokens: without them many layers at once see what they never saw.
+    let later = check.of_layers(1..);
+    if !later.effects.is_empty() && later.effects.len() < check.effects.len() {
+        println!("without groups of layer 0: {}", later.summary());
+    }
+    println!("{laps}");
     if let Some(path) = &args.picture {
         check.picture().save(path)?;
     }

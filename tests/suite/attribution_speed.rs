@@ -58,6 +58,7 @@ pub fn random_clt(layers: usize, d: usize, features: usize, l0: usize) -> Clt {
         threshold: None,
         decoder: normal(scale * 0.2, &[features, layers - l, d]),
         decoder_bias: normal(0.1, &[d]),
+        skip: None,
     });
     let config = CltConfig { layers, width: d, features, activation: Activation::TopK { k: l0 }, ..CltConfig::default() };
     Clt::new(config, weights.collect()).unwrap()

@@ -145,8 +145,11 @@ fn frozen(local: &LocalReplacement, tokens: &[u32], writes: Option<&Writes<'_>>)
     let mut inputs = Vec::new();
     let out = replacement.model().run_spliced(tokens, Capture::last_logits(), Freeze::all(run), &mut |layer, site| {
         inputs.push(replacement.read(site)?.flatten_all()?.to_vec1::<f32>()?);
-        let kept = run.layers[layer].mlp_out.as_ref().unwrap_or(site.mlp_out);
-        Ok(Some(writes.map_or_else(|| Ok(kept.clone()), |writes| writes.onto(layer, kept))?))
+        let kept = local.held_output(layer, site)?;
+        Ok(Some(match writes {
+            Some(writes) => writes.onto(layer, &kept)?,
+            None => kept,
+        }))
     })?;
     Ok(Reads { inputs, logits: demeaned(&last_uncapped(&out)?) })
 }

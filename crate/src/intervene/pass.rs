@@ -128,8 +128,11 @@ impl<'a> Plan<'a> {
             };
             writes.add(layer, &self.changes(layer, span, |row, feature| code.value(row, feature)))?;
         }
-        let kept = run.filter(|_| held.contains(&layer)).and_then(|run| run.layers[layer].mlp_out.as_ref()).unwrap_or(site.mlp_out);
-        if self.is_written(layer) { writes.onto(layer, kept) } else { Ok(kept.clone()) }
+        let kept = match run.filter(|_| held.contains(&layer)) {
+            Some(run) => self.replacement.held_output(run, layer, site)?,
+            None => site.mlp_out.clone(),
+        };
+        if self.is_written(layer) { writes.onto(layer, &kept) } else { Ok(kept) }
     }
 
     /// Predicted changes of `tokens`' demeaned logits by the direct effects alone: the graph's edges.
@@ -161,9 +164,9 @@ impl<'a> Plan<'a> {
         let linear = |change: bool| -> Result<Vec<f64>> {
             let mut writes = Writes::new(replacement, span.len());
             let out = replacement.model().run_spliced(&run.tokens, Capture::last_logits(), Freeze::all(run), &mut |layer, site| {
-                let kept = run.layers[layer].mlp_out.as_ref().unwrap_or(site.mlp_out);
+                let kept = local.held_output(layer, site)?;
                 if !change {
-                    return Ok(Some(kept.clone()));
+                    return Ok(Some(kept));
                 }
                 let mut moved = BTreeMap::new();
                 if !held.contains(&layer) {
@@ -179,7 +182,7 @@ impl<'a> Plan<'a> {
                     }
                 }
                 writes.add(layer, &moved)?;
-                if self.is_written(layer) { writes.onto(layer, kept).map(Some) } else { Ok(Some(kept.clone())) }
+                if self.is_written(layer) { writes.onto(layer, &kept).map(Some) } else { Ok(Some(kept)) }
             })?;
             Ok(demeaned(&last_uncapped(&out)?))
         };

@@ -2,12 +2,13 @@
 //! outputs are constants.
 //!
 //! It is linear, so gradients need no autograd and no copies of the prompt: a batch of directions
-//! `[B, T', d]` is carried down the residual stream by the transposes of attention and norms. A
+//! `[B, T', d]` is carried down the residual stream by the transposes of attention and norms, and of a
+//! CLT's skip connections, the one way through an MLP (as in circuit-tracer). A
 //! direction put in at position p reaches positions up to p only, so T' is the largest p + 1 of the
 //! batch. Source: *Circuit Tracing*, local replacement model; `method.md` §2.3. Cost per layer and
 //! target: `4 T' d²` flops for values and outputs and `2 T'² d` for patterns.
 
-use crate::clt::InputSite;
+use crate::clt::{Clt, InputSite};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::back::add_to;
 use crate::model::{Model, Run};
@@ -28,12 +29,20 @@ pub enum Site {
 pub struct FrozenModel {
     model: Model,
     run: Arc<Run>,
+    /// A CLT with skip connections.
+    skips: Option<Clt>,
 }
 
 impl FrozenModel {
     /// The model frozen at `run`, which must have captured everything but may lack logits.
     pub fn new(model: &Model, run: &Arc<Run>) -> Self {
-        FrozenModel { model: model.clone(), run: run.clone() }
+        FrozenModel { model: model.clone(), run: run.clone(), skips: None }
+    }
+
+    /// The same with the skip connections of `clt`, if it has them: the MLPs' outputs are constant
+    /// but for what goes through these.
+    pub fn with_skips(self, clt: &Clt) -> Self {
+        FrozenModel { skips: Some(clt.clone()).filter(|clt| clt.config().skip), ..self }
     }
 
     /// Directions after the final norm at the last position, carried to the end of the last block.
@@ -70,7 +79,7 @@ impl FrozenModel {
     pub fn from_input(&self, layer: usize, site: InputSite, positions: &[usize], directions: &Tensor) -> Result<Tensor> {
         let g = self.before_attention(layer, site, positions, directions)?;
         // Where attention and MLP stand side by side, the MLP's input is the block's.
-        if self.model.parallel_blocks() { Ok(g) } else { self.through_attention(layer, g) }
+        if self.model.parallel_blocks() { Ok(g) } else { self.through_attention(layer, &g, g.clone()) }
     }
 
     /// As [`FrozenModel::from_input`], carried only to the residual stream before the MLP's norm.
@@ -81,7 +90,11 @@ impl FrozenModel {
         if let Some(beyond) = positions.iter().find(|position| **position >= self.run.tokens.len()) {
             return Err(Error::expected(ErrorKind::BadInput, "FrozenModel: position", beyond, format_args!("less than {}", self.run.tokens.len())));
         }
-        let g = placed(directions, positions)?;
+        self.from_site(layer, site, placed(directions, positions)?)
+    }
+
+    /// `g` at what the encoders of `layer` read, carried to the residual stream before the MLP's norm.
+    fn from_site(&self, layer: usize, site: InputSite, g: Tensor) -> Result<Tensor> {
         match site {
             InputSite::ResidMid => Ok(g),
             InputSite::MlpIn => self.model.back_mlp_norm(layer, &self.run, &g),
@@ -117,20 +130,35 @@ impl FrozenModel {
             if below == 0 {
                 return visit(Site::Embedding, &g);
             }
-            visit(Site::MlpOut(below - 1), &self.model.back_mlp_out(below - 1, &self.run, &g)?)?;
-            joined = Some(self.through_attention(below - 1, g)?);
+            let at_mlp = self.model.back_mlp_out(below - 1, &self.run, &g)?;
+            visit(Site::MlpOut(below - 1), &at_mlp)?;
+            let (at_attention, past) = self.past_mlp(below - 1, g, &at_mlp)?;
+            joined = Some(self.through_attention(below - 1, &at_attention, past)?);
         }
         Ok(())
     }
 
-    /// Both ways around an attention: past it and through it.
-    fn through_attention(&self, layer: usize, g: Tensor) -> Result<Tensor> {
-        let through = self.model.back_attention(layer, &self.run, &g)?;
-        if g.device().is_cpu() {
-            add_to(&through, &g)?;
+    /// Past the MLP of `layer`, where `g` is at the end of the block and `at_mlp` at the MLP's output:
+    /// what reaches the attention's output, and what goes past the attention. They differ by the skip
+    /// connection where attention and MLP stand side by side.
+    pub(crate) fn past_mlp(&self, layer: usize, g: Tensor, at_mlp: &Tensor) -> Result<(Tensor, Tensor)> {
+        let Some((clt, skip)) = self.skips.as_ref().and_then(|clt| Some((clt, clt.skip(layer)?))) else {
+            return Ok((g.clone(), g));
+        };
+        let (count, length, width) = at_mlp.dims3()?;
+        let at_input = at_mlp.contiguous()?.reshape((count * length, width))?.matmul(&skip.t()?)?.reshape((count, length, width))?;
+        let past = (&g + self.from_site(layer, clt.config().input, at_input)?)?;
+        Ok(if self.model.parallel_blocks() { (g, past) } else { (past.clone(), past) })
+    }
+
+    /// Both ways around an attention: `at` through it and `past` it.
+    fn through_attention(&self, layer: usize, at: &Tensor, past: Tensor) -> Result<Tensor> {
+        let through = self.model.back_attention(layer, &self.run, at)?;
+        if past.device().is_cpu() {
+            add_to(&through, &past)?;
             return Ok(through);
         }
-        Ok((g + through)?)
+        Ok((past + through)?)
     }
 }
 

@@ -4,7 +4,8 @@
 //! `b_dec_i` `[d]`, optional `threshold_i` `[F]`) and `W_dec_i.safetensors` (`W_dec_i`
 //! `[F, L - i, d]`). Ours adds `cltlab.json` with the [`CltConfig`], which circuit-tracer ignores:
 //! it keeps what the format has no place for (TopK, the model's fingerprint). Thresholds are real
-//! values, normalisation is folded in.
+//! values, normalisation is folded in. Skip connections, for which the format has no place either, are
+//! `W_skip_i.safetensors` with `W_skip_i` `[d, d]` (input, output): circuit-tracer does not read them.
 
 use super::per_layer;
 use super::tensors::{self, Reader};
@@ -75,6 +76,9 @@ impl Clt {
             write_tensors(&folder.join(format!("W_enc_{l}.safetensors")), &encoder)?;
             let decoder = [(format!("W_dec_{l}"), vec![f, config.slots(l), d], self.decoder(l))];
             write_tensors(&folder.join(format!("W_dec_{l}.safetensors")), &decoder)?;
+            if let Some(skip) = self.skip(l) {
+                write_tensors(&folder.join(skip_file(l)), &[(format!("W_skip_{l}"), vec![d, d], skip)])?;
+            }
         }
         let k = if let (Activation::TopK { k }, true) = (&config.activation, config.per_layer) { Some(*k) } else { None };
         let yaml = Yaml {
@@ -126,6 +130,7 @@ impl Clt {
                 threshold: if jumps { Some(encoder.tensor(&format!("threshold_{l}"), &[f], device)?) } else { None },
                 decoder: Decoder::open(decoder, format!("W_dec_{l}"), [f, config.slots(l), d], device)?,
                 decoder_bias: encoder.tensor(&format!("b_dec_{l}"), &[d], device)?,
+                skip: if config.skip { Some(Reader::open(source.file(&skip_file(l))?)?.tensor(&format!("W_skip_{l}"), &[d, d], device)?) } else { None },
             });
             task.advance(l as u64 + 1);
         }
@@ -219,8 +224,12 @@ fn foreign_config(source: &Source) -> Result<CltConfig> {
     let output = OutputSite::from_hook(&yaml.feature_output_hook).ok_or_else(|| {
         Error::expected(ErrorKind::Unsupported, place("feature_output_hook"), &yaml.feature_output_hook, "hook_mlp_out or mlp.hook_out")
     })?;
-    let (layers, [features, width], activation) = if per_layer { per_layer::shape(source, &yaml)? } else { cross_layer_shape(source)? };
-    Ok(CltConfig { layers, width, features, activation, per_layer, input, output, model_name: yaml.model_name, model_fingerprint: String::new() })
+    let (layers, [features, width], activation, skip) = if per_layer { per_layer::shape(source, &yaml)? } else { cross_layer_shape(source)? };
+    Ok(CltConfig { layers, width, features, activation, per_layer, skip, input, output, model_name: yaml.model_name, model_fingerprint: String::new() })
+}
+
+fn skip_file(layer: usize) -> String {
+    format!("W_skip_{layer}.safetensors")
 }
 
 fn yaml(source: &Source) -> Result<Yaml> {
@@ -228,7 +237,7 @@ fn yaml(source: &Source) -> Result<Yaml> {
     serde_yaml_ng::from_slice(&files::read(&path)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
 }
 
-fn cross_layer_shape(source: &Source) -> Result<(usize, [usize; 2], Activation)> {
+fn cross_layer_shape(source: &Source) -> Result<(usize, [usize; 2], Activation, bool)> {
     let encoder = Reader::open(source.file("W_enc_0.safetensors")?)?;
     let decoder = Reader::open(source.file("W_dec_0.safetensors")?)?;
     let shape = decoder.shape("W_dec_0").unwrap_or_default();
@@ -240,5 +249,5 @@ fn cross_layer_shape(source: &Source) -> Result<(usize, [usize; 2], Activation)>
         Some(_) => Activation::JumpRelu { threshold: 0.03, bandwidth: 1.0 },
         None => Activation::Relu,
     };
-    Ok((layers, [features, width], activation))
+    Ok((layers, [features, width], activation, source.optional(&skip_file(0)).is_some()))
 }

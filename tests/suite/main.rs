@@ -27,6 +27,7 @@ mod per_layer;
 mod perturbation;
 mod pictures;
 mod program;
+mod qk;
 mod resume;
 mod steered_text;
 mod summary;

@@ -7,7 +7,7 @@
 //! Symbols: N features, L layers, T tokens, K logits. Nodes stand in circuit-tracer's order:
 //! N features by (layer, position, feature) | L·T errors by (layer, position) | T tokens | K logits.
 //!
-//! `edges` holds the effects, `heads` splits one, `influence` ranks nodes, `prune` cuts, `score` says how much is
+//! `edges` holds the effects, `heads` splits one, `qk` splits an attention score, `influence` ranks nodes, `prune` cuts, `score` says how much is
 //! explained, `paths` tells it in text, `supernodes` groups, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
 
 mod attribute;
@@ -18,6 +18,7 @@ mod json;
 mod lanes;
 mod paths;
 mod prune;
+mod qk;
 mod raw;
 mod rows;
 mod score;
@@ -31,6 +32,7 @@ pub use heads::{EdgeSplit, HeadShare};
 pub use json::cantor;
 pub use paths::Path;
 pub use prune::{PruneConfig, PruneMask};
+pub use qk::{QkAttribution, QkConfig, QkPair, QkPart};
 pub use score::Scores;
 pub use supernodes::Supernode;
 pub use targets::Target;

@@ -14,7 +14,7 @@
 use crate::clt::Clt;
 use crate::device::format_bytes;
 use crate::eval::Report;
-use crate::graph::Graph;
+use crate::graph::{Graph, QkAttribution};
 use crate::intervene::{Deviation, EdgeCheck, Effect, SupernodeCheck};
 use crate::model::{CltNeed, Generation, Model, Run, Summary};
 use crate::picture::html::{self, Align};
@@ -163,6 +163,13 @@ impl Report {
 
 impl Graph {
     /// Shows picture, scores and strongest edges in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
+    }
+}
+
+impl QkAttribution {
+    /// Shows the strongest pairs of a score's parts in a notebook.
     pub fn evcxr_display(&self) {
         show(&self.html(), &self.to_string());
     }

@@ -7,7 +7,7 @@
 //! JupyterLab strips `<svg>` from notebooks it does not trust, and leaves `<img>`.
 //!
 //! `html` escapes and lays out, `svg` writes shapes; `chart`, `curves`, `report_view`, `graph_view`,
-//! `effect_view` and `supernode_view` draw. Cost: milliseconds.
+//! `effect_view`, `qk_view` and `supernode_view` draw. Cost: milliseconds.
 
 pub mod chart;
 mod curves;
@@ -16,6 +16,7 @@ mod effect_view;
 mod graph_layout;
 mod graph_view;
 pub mod html;
+mod qk_view;
 mod report_view;
 mod supernode_view;
 mod svg;

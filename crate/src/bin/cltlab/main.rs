@@ -2,6 +2,7 @@
 //!
 //! Parse, install a progress line, do one thing, print errors in one place.
 
+mod attention;
 mod bench;
 mod check;
 mod doctor;
@@ -29,6 +30,8 @@ enum Command {
     Attribute(graph::AttributeArgs),
     /// Change features and see what happens to the outputs
     Intervene(graph::InterveneArgs),
+    /// Explain why a head looked where it did: its score, split over pairs of features
+    Attention(attention::AttentionArgs),
     /// Does changing groups of features do what the graph says? Predicted, measured, random features
     Check(check::CheckArgs),
     /// The Jupyter kernel
@@ -46,6 +49,7 @@ fn main() -> std::process::ExitCode {
         Command::Generate(args) => model::generate(&args),
         Command::Attribute(args) => graph::attribute(&args),
         Command::Intervene(args) => graph::intervene(&args),
+        Command::Attention(args) => attention::attention(&args),
         Command::Check(args) => check::check(&args),
         Command::Kernel(args) => kernel::kernel(&args),
         Command::Doctor => doctor::doctor(),

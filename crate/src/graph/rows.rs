@@ -65,10 +65,17 @@ impl RowEngine {
                     edges.append(&self.block(vec![Group { below: place.layer, targets: vec![(node(k), place.position)], g }])?);
                     k += 1;
                 }
-                Start::Stream { layer, position, direction } => {
-                    let g = self.frozen.from_stream(&[*position], &one(direction)?)?;
-                    edges.append(&self.block(vec![Group { below: *layer, targets: vec![(node(k), *position)], g }])?);
-                    k += 1;
+                Start::Stream { layer, position, .. } => {
+                    let row = |start: &'_ Start| match start {
+                        Start::Stream { layer: l, position: p, direction } if (l, p) == (layer, position) => Some(direction.clone()),
+                        _ => None,
+                    };
+                    let rows: Vec<Vec<f32>> = starts[k..].iter().take(step).map_while(row).collect();
+                    let directions = Tensor::from_vec(rows.concat(), (rows.len(), s.width), device)?;
+                    let g = self.frozen.from_stream(&vec![*position; rows.len()], &directions)?;
+                    let targets = (k..k + rows.len()).map(|k| (node(k), *position)).collect();
+                    edges.append(&self.block(vec![Group { below: *layer, targets, g }])?);
+                    k += rows.len();
                 }
                 Start::Output(_) => {
                     let rows = starts[k..].iter().take(step).map_while(|start| if let Start::Output(row) = start { Some(row.as_slice()) } else { None });

@@ -17,6 +17,7 @@ mod generate;
 mod load;
 mod norm;
 mod parts;
+mod qk;
 mod rotary;
 mod run;
 mod sample;
@@ -24,6 +25,8 @@ mod softmax;
 mod summary;
 mod weights;
 
+pub(crate) use attention::Past;
+pub(crate) use qk::Side;
 pub use batch::Padding;
 pub use config::{Biases, LocalAttention, MlpActivation, ModelConfig, NormKind, NormPlaces, Positions, QkNorm, RotaryScaling};
 pub use family::ARCHITECTURES;

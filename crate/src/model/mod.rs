@@ -11,6 +11,7 @@ mod batch;
 mod config;
 pub(crate) mod family;
 mod fast;
+pub(crate) mod flow;
 mod forward;
 mod frozen;
 mod generate;

@@ -11,6 +11,9 @@ pub struct BenchArgs {
     /// Model to time
     #[arg(long, required_unless_present = "train", conflicts_with = "train")]
     model: Option<String>,
+    /// Hold the weights in f32, bf16 or f16 [default: f32 on the CPU, bf16 on a GPU]
+    #[arg(long)]
+    dtype: Option<DType>,
     /// Tokens in one context
     #[arg(long, default_value_t = 512)]
     context: usize,
@@ -30,7 +33,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         return train::train(&args.shape, args.on_request);
     };
     let start = Instant::now();
-    let model = Model::load(source, &auto_device()?)?;
+    let model = Model::load_with(source, &LoadConfig { dtype: args.dtype, device: None })?;
     let load = start.elapsed().as_secs_f64();
     let ids: Vec<u32> = (0..args.context).map(|index| (100 + 7 * index as u32) % model.vocab() as u32).collect();
     if args.on_request {

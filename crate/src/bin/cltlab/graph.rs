@@ -21,9 +21,8 @@ struct Explained {
 
 impl Explained {
     fn replacement(&self) -> Result<Replacement> {
-        let device = auto_device()?;
-        let model = Model::load(&self.from.model, &device)?;
-        Replacement::new(&model, &Clt::load(&self.clt, &device)?)
+        let model = self.from.model()?;
+        Replacement::new(&model, &Clt::load(&self.clt, model.device())?)
     }
 }
 

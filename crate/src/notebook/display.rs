@@ -61,7 +61,7 @@ impl Model {
             ("heads", heads),
             ("vocabulary V", c.vocab.to_string()),
             ("context", format!("{} tokens", c.context)),
-            ("parameters", html::count(c.parameters() as f64)),
+            ("parameters", format!("{} in {}", html::count(c.parameters() as f64), self.dtype().as_str())),
             ("special first token", self.special_token().map_or_else(|| "none".to_string(), |id| format!("{:?}", self.token_text(id)))),
             ("fingerprint", self.fingerprint().to_string()),
         ];

@@ -231,9 +231,9 @@ fn encode_layer(
     }
     let size = token_block(d);
     let product = |block: usize, rows: usize, h: &mut [f32], packed: &mut Vec<f32>| {
-        if fast::few(d).is_some_and(|most| rows <= most) {
+        if fast::panel_rows(d).is_some_and(|most| rows <= most) {
             let x = &x[block * size * d..][..rows * d];
-            return fast::few_rows(x, d, &layer.encoder.w, &layer.encoder_bias.w, h, packed);
+            return fast::panel_times(x, d, &layer.encoder.w, &layer.encoder_bias.w, h, packed);
         }
         h.chunks_exact_mut(f).for_each(|row| row.copy_from_slice(&layer.encoder_bias.w));
         let input = Matrix::rows(block * size * d, d);

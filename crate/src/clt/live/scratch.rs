@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 /// Tokens whose pre-activations are computed together: their block stays in cache.
 pub(crate) fn token_block(d: usize) -> usize {
-    fast::few(d).unwrap_or(128)
+    fast::panel_rows(d).unwrap_or(128)
 }
 
 /// Distance of two tokens' rows in a slab: not a multiple of a page, or all rows of a tile would

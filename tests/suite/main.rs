@@ -40,3 +40,4 @@ mod targets;
 mod text;
 mod tokenizers;
 mod training;
+mod variants;

@@ -33,4 +33,5 @@ mod support;
 mod targets;
 mod text;
 mod tokenizers;
+mod train_command;
 mod training;

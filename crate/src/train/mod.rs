@@ -8,6 +8,8 @@
 mod checkpoint;
 mod config;
 mod history;
+mod metrics;
+mod start;
 
 pub use config::TrainConfig;
 pub use history::History;
@@ -51,6 +53,8 @@ pub struct Trainer {
     /// Smoothed seconds a step.
     pace: f64,
     phases: [f64; 4],
+    /// Open once the first step of this trainer is recorded.
+    metrics: Option<metrics::Metrics>,
 }
 
 impl Trainer {
@@ -63,7 +67,7 @@ impl Trainer {
     pub fn new(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Result<Self> {
         check(activations, clt, config)?;
         let reader = Reader::new(activations, Position::default())?;
-        let scale = reader.scale()?;
+        let scale = start::scale(&reader, activations, config)?;
         let live = LiveClt::new(clt, config.seed)?;
         Ok(Trainer::assemble(live, config.clone(), activations, reader, scale))
     }
@@ -83,6 +87,7 @@ impl Trainer {
             target,
             pace: 0.0,
             phases: [0.0; 4],
+            metrics: None,
         }
     }
 
@@ -104,7 +109,10 @@ impl Trainer {
                 break;
             }
             match self.step() {
-                Ok(sample) => emit(Event::Train(sample)),
+                Ok(sample) => {
+                    emit(Event::Train(sample));
+                    self.record()?;
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {
                     self.history.stopped = true;
                     break;

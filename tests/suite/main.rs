@@ -34,4 +34,5 @@ mod targets;
 mod text;
 mod tokenizers;
 mod train_command;
+mod train_eval;
 mod training;

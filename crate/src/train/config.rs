@@ -59,6 +59,9 @@ pub struct TrainConfig {
     /// Whether inputs and targets are centred and scaled. Off, the loss is in the activations' own
     /// units, for comparison with a trainer that does not normalise. Default on.
     pub normalise: bool,
+    /// Steps between evaluations on the text of [`Trainer::with_eval`](crate::Trainer::with_eval); 0
+    /// for none. Default 0.
+    pub eval_every: usize,
 }
 
 impl Default for TrainConfig {
@@ -83,6 +86,7 @@ impl Default for TrainConfig {
             checkpoint_keep: 2,
             metrics: None,
             normalise: true,
+            eval_every: 0,
         }
     }
 }

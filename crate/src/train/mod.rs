@@ -7,6 +7,7 @@
 
 mod checkpoint;
 mod config;
+mod held_out;
 mod history;
 mod metrics;
 mod start;
@@ -55,6 +56,8 @@ pub struct Trainer {
     phases: [f64; 4],
     /// Open once the first step of this trainer is recorded.
     metrics: Option<metrics::Metrics>,
+    /// Looks at the CLT every [`TrainConfig::eval_every`] steps.
+    examiner: Option<held_out::Examiner>,
 }
 
 impl Trainer {
@@ -88,6 +91,7 @@ impl Trainer {
             pace: 0.0,
             phases: [0.0; 4],
             metrics: None,
+            examiner: None,
         }
     }
 
@@ -103,6 +107,7 @@ impl Trainer {
             self.target = self.steps() + self.config.steps;
         }
         self.history.stopped = false;
+        self.can_examine()?;
         while self.steps() < self.target {
             if stop_requested() {
                 self.history.stopped = true;
@@ -111,6 +116,7 @@ impl Trainer {
             match self.step() {
                 Ok(sample) => {
                     emit(Event::Train(sample));
+                    self.examine()?;
                     self.record()?;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {

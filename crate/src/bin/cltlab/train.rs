@@ -100,6 +100,9 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     stop_on_signals()?;
     let source = Source::open(&recipe)?;
     let mut trainer = if begun { Trainer::resume_with(&checkpoints, &source.activations, &config)? } else { source.begin(&recipe, &config)? };
+    if let (Some(model), Some(text), true) = (&source.model, &source.held_out, config.eval_every > 0) {
+        trainer = trainer.with_eval(model, text, &recipe.eval)?;
+    }
     cltlab::files::create_folder(&folder.0)?;
     cltlab::files::write_atomic(folder.0.join("config.toml"), recipe.text()?.as_bytes())?;
     let trained = if trainer.steps() < config.steps { trainer.run().map(|_| ()) } else { Ok(()) };

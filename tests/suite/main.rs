@@ -39,5 +39,7 @@ mod support;
 mod targets;
 mod text;
 mod tokenizers;
+mod train_command;
+mod train_eval;
 mod training;
 mod variants;

@@ -7,7 +7,10 @@
 
 mod checkpoint;
 mod config;
+mod held_out;
 mod history;
+mod metrics;
+mod start;
 
 pub use config::{Loss, Moments, TrainConfig};
 pub use history::History;
@@ -51,6 +54,10 @@ pub struct Trainer {
     /// Smoothed seconds a step.
     pace: f64,
     phases: [f64; 4],
+    /// Open once the first step of this trainer is recorded.
+    metrics: Option<metrics::Metrics>,
+    /// Looks at the CLT every [`TrainConfig::eval_every`] steps.
+    examiner: Option<held_out::Examiner>,
 }
 
 impl Trainer {
@@ -63,7 +70,7 @@ impl Trainer {
     pub fn new(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Result<Self> {
         check(activations, clt, config)?;
         let reader = Reader::new(activations, Position::default())?;
-        let scale = reader.scale()?;
+        let scale = start::scale(&reader, activations, config)?;
         let live = LiveClt::new(clt, config.moments == Moments::EightBit, config.seed)?;
         Ok(Trainer::assemble(live, config.clone(), activations, reader, scale))
     }
@@ -83,6 +90,8 @@ impl Trainer {
             target,
             pace: 0.0,
             phases: [0.0; 4],
+            metrics: None,
+            examiner: None,
         }
     }
 
@@ -110,6 +119,7 @@ impl Trainer {
             self.target = self.steps() + self.config.steps;
         }
         self.history.stopped = false;
+        self.can_examine()?;
         let end = self.target.min(self.steps().saturating_add(most));
         while self.steps() < end {
             if stop_requested() {
@@ -117,7 +127,11 @@ impl Trainer {
                 break;
             }
             match self.step() {
-                Ok(sample) => emit(Event::Train(sample)),
+                Ok(sample) => {
+                    emit(Event::Train(sample));
+                    self.examine()?;
+                    self.record()?;
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {
                     self.history.stopped = true;
                     break;

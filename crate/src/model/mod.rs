@@ -32,6 +32,7 @@ pub use forward::{Freeze, MlpSite};
 pub use generate::{Generation, Step, Stop};
 pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
 pub use sample::GenerateConfig;
+pub(crate) use weights::release;
 pub use summary::{CltNeed, Optimizer, Part, Summary};
 
 use crate::error::{Error, ErrorKind, Result};

@@ -30,6 +30,9 @@ impl Linear {
 
     /// The transpose: gradient at the output `[..., out]` to gradient at the input `[..., in]`.
     pub(crate) fn back(&self, g: &Tensor) -> Result<Tensor> {
+        if let Some(y) = fast::linear_back(g, &self.weight)? {
+            return Ok(y);
+        }
         flat_matmul(g, &self.weight)
     }
 }

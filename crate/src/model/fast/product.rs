@@ -96,8 +96,20 @@ impl Panels {
     /// # Safety
     /// AVX-512F. Lengths as said.
     pub(super) unsafe fn times(&self, w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
-        let outs = w.len() / self.depth;
-        assert!(w.len() == outs * self.depth && bias.is_none_or(|bias| bias.len() == outs));
+        self.products(Weights { values: w, row: self.depth, step: 1 }, bias)
+    }
+
+    /// `y [tokens, outs] = x w`, with `w [depth, outs]` as it lies: the transpose of a map.
+    ///
+    /// # Safety
+    /// AVX-512F.
+    pub(super) unsafe fn times_turned(&self, w: &[f32]) -> Vec<f32> {
+        self.products(Weights { values: w, row: 1, step: w.len() / self.depth }, None)
+    }
+
+    unsafe fn products(&self, w: Weights<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+        let outs = w.values.len() / self.depth;
+        assert!(w.values.len() == outs * self.depth && bias.is_none_or(|bias| bias.len() == outs));
         filled(self.tokens * outs, |to| self.tasks(outs, |panel, first, end| {
             // SAFETY: tiles do not overlap; all lengths were checked above.
             unsafe {
@@ -133,15 +145,23 @@ impl Panels {
     }
 }
 
+/// Weights as they lie: output n's k-th is `values[n · row + k · step]`.
+#[derive(Clone, Copy)]
+struct Weights<'a> {
+    values: &'a [f32],
+    row: usize,
+    step: usize,
+}
+
 /// Outputs `range` of one panel, written as rows of `y`, which are `stride` apart.
 #[target_feature(enable = "avx512f")]
 #[allow(clippy::too_many_arguments)]
 unsafe fn rows<const M: usize>(
-    x: *const f32, depth: usize, w: &[f32], bias: Option<&[f32]>, y: *mut f32, stride: usize, tokens: usize, range: std::ops::Range<usize>,
+    x: *const f32, depth: usize, w: Weights<'_>, bias: Option<&[f32]>, y: *mut f32, stride: usize, tokens: usize, range: std::ops::Range<usize>,
 ) {
     let mut out = range.start;
     while out + OUTS <= range.end {
-        let mut sums = tile::sums::<M, OUTS>(depth, x, w.as_ptr().add(out * depth), depth, 1);
+        let mut sums = tile::sums::<M, OUTS>(depth, x, w.values.as_ptr().add(out * w.row), w.row, w.step);
         if let Some(bias) = bias {
             for (sums, bias) in sums.iter_mut().zip(&bias[out..]) {
                 sums.iter_mut().for_each(|sum| *sum = _mm512_add_ps(*sum, _mm512_set1_ps(*bias)));
@@ -151,7 +171,7 @@ unsafe fn rows<const M: usize>(
         out += OUTS;
     }
     for out in out..range.end {
-        let sums = tile::sums::<M, 1>(depth, x, w.as_ptr().add(out * depth), depth, 1);
+        let sums = tile::sums::<M, 1>(depth, x, w.values.as_ptr().add(out * w.row), w.row, w.step);
         for (m, sum) in sums[0].into_iter().enumerate() {
             let mut values = [0.0_f32; LANES];
             _mm512_storeu_ps(values.as_mut_ptr(), sum);

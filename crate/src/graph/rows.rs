@@ -67,10 +67,17 @@ impl RowEngine {
                     edges.append(&self.block(vec![Group { below: place.layer, targets: vec![(node(k), place.position)], flow }])?);
                     k += 1;
                 }
-                Start::Stream { layer, position, direction } => {
-                    let flow = Flow::points(&one(direction)?, &[*position])?;
-                    edges.append(&self.block(vec![Group { below: *layer, targets: vec![(node(k), *position)], flow }])?);
-                    k += 1;
+                Start::Stream { layer, position, .. } => {
+                    let row = |start: &'_ Start| match start {
+                        Start::Stream { layer: l, position: p, direction } if (l, p) == (layer, position) => Some(direction.clone()),
+                        _ => None,
+                    };
+                    let rows: Vec<Vec<f32>> = starts[k..].iter().take(step).map_while(row).collect();
+                    let directions = Tensor::from_vec(rows.concat(), (rows.len(), s.width), device)?;
+                    let flow = Flow::points(&directions, &vec![*position; rows.len()])?;
+                    let targets = (k..k + rows.len()).map(|k| (node(k), *position)).collect();
+                    edges.append(&self.block(vec![Group { below: *layer, targets, flow }])?);
+                    k += rows.len();
                 }
                 Start::Output(_) => {
                     let rows = starts[k..].iter().take(step).map_while(|start| if let Start::Output(row) = start { Some(row.as_slice()) } else { None });

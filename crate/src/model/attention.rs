@@ -13,7 +13,7 @@ use super::parts::{Layer, Linear, Norm};
 use super::rotary::{Places, Rotary};
 use super::softmax::{softmax, Mask};
 use crate::error::Result;
-use candle_core::{Tensor, D};
+use candle_core::{DType, Tensor, D};
 
 /// Keys and values of the tokens before, for generation: `[B, K, past, h]`.
 #[derive(Clone, Default)]
@@ -56,32 +56,44 @@ pub(crate) fn forward(config: &ModelConfig, layer: &Layer, view: View<'_>, x: &T
     let share = heads / groups;
     let split = |y: Tensor, count: usize| fast::by_head(&y, count);
     let start = view.places.start;
+    // [B, count, T, h], normed before or after the split into heads, then turned.
+    let placed = |map: &Linear, norm: &Option<Norm>, count: usize| -> Result<Tensor> {
+        let mut y = map.forward(x)?;
+        if let Some(norm) = norm.as_ref().filter(|_| config.qk_norm == Some(QkNorm::Whole)) {
+            y = norm.forward(&y)?;
+        }
+        let mut y = split(y, count)?;
+        if let Some(norm) = norm.as_ref().filter(|_| config.qk_norm == Some(QkNorm::PerHead)) {
+            y = norm.forward(&y)?;
+        }
+        view.rotary.map_or(Ok(y.clone()), |rotary| rotary.apply(&y, view.places))
+    };
     let mut values = split(layer.value.forward(x)?, groups)?; // [B, K, T, h]
+    let held = |pattern: &Tensor| -> Result<Tensor> { Ok(pattern.unsqueeze(0)?.broadcast_as((batch, heads, tokens, tokens))?.contiguous()?) };
+    let mix = |pattern: &Tensor, values: &Tensor| -> Result<Tensor> {
+        let keys = pattern.dim(D::Minus1)?;
+        let mixed = pattern.reshape((batch, groups, share * tokens, keys))?.matmul(values)?; // [B, K, G·T, h]
+        let mixed = mixed.reshape((batch, heads, tokens, width))?.transpose(1, 2)?.reshape((batch, tokens, heads * width))?;
+        layer.output.forward(&mixed)
+    };
+    // A held pattern needs no keys; but what comes after through a cache does.
+    if let (Some(pattern), None) = (view.pattern, &past) {
+        let pattern = held(pattern)?;
+        return Ok(Attended { output: mix(&pattern, &values)?, pattern: view.keep_pattern.then_some(pattern) });
+    }
+    let mut keys = placed(&layer.key, &layer.key_norm, groups)?;
+    if let Some(past) = past {
+        if let (Some(old_keys), Some(old_values)) = (&past.keys, &past.values) {
+            keys = Tensor::cat(&[old_keys, &keys], 2)?;
+            values = Tensor::cat(&[old_values, &values], 2)?;
+        }
+        past.keys = Some(keys.clone());
+        past.values = Some(values.clone());
+    }
     let pattern = match view.pattern {
-        Some(pattern) => pattern.unsqueeze(0)?.broadcast_as((batch, heads, tokens, tokens))?.contiguous()?,
+        Some(pattern) => held(pattern)?,
         None => {
-            // [B, count, T, h], normed before or after the split into heads, then turned.
-            let placed = |map: &Linear, norm: &Option<Norm>, count: usize| -> Result<Tensor> {
-                let mut y = map.forward(x)?;
-                if let Some(norm) = norm.as_ref().filter(|_| config.qk_norm == Some(QkNorm::Whole)) {
-                    y = norm.forward(&y)?;
-                }
-                let mut y = split(y, count)?;
-                if let Some(norm) = norm.as_ref().filter(|_| config.qk_norm == Some(QkNorm::PerHead)) {
-                    y = norm.forward(&y)?;
-                }
-                view.rotary.map_or(Ok(y.clone()), |rotary| rotary.apply(&y, view.places))
-            };
             let queries = placed(&layer.query, &layer.query_norm, heads)?;
-            let mut keys = placed(&layer.key, &layer.key_norm, groups)?;
-            if let Some(past) = past {
-                if let (Some(old_keys), Some(old_values)) = (&past.keys, &past.values) {
-                    keys = Tensor::cat(&[old_keys, &keys], 2)?;
-                    values = Tensor::cat(&[old_values, &values], 2)?;
-                }
-                past.keys = Some(keys.clone());
-                past.values = Some(values.clone());
-            }
             let plain = view.window.is_none() && view.pads.is_empty() && config.attention_cap.is_none();
             if plain && !view.keep_pattern {
                 if let Some(mixed) = fast::attention(&queries, &keys, &values, config.attention_scale)? {
@@ -93,11 +105,7 @@ pub(crate) fn forward(config: &ModelConfig, layer: &Layer, view: View<'_>, x: &T
             softmax(scores, &Mask { start, window: view.window, pads: view.pads, cap: config.attention_cap })?
         }
     };
-    let keys = pattern.dim(D::Minus1)?;
-    let mixed = pattern.reshape((batch, groups, share * tokens, keys))?.matmul(&values)?; // [B, K, G·T, h]
-    let mixed = mixed.reshape((batch, heads, tokens, width))?.transpose(1, 2)?.reshape((batch, tokens, heads * width))?;
-    let output = layer.output.forward(&mixed)?;
-    Ok(Attended { output, pattern: view.keep_pattern.then_some(pattern) })
+    Ok(Attended { output: mix(&pattern, &values)?, pattern: view.keep_pattern.then_some(pattern) })
 }
 
 /// The transpose of frozen attention: `g` at its output to the gradient at its (normed) input, for a
@@ -111,7 +119,7 @@ pub(crate) fn back(config: &ModelConfig, layer: &Layer, pattern: &Tensor, g: &Fl
     if cpu && g.is_points() {
         let mixed = layer.output.back(&g.rows)?; // [B, H·h]
         let through = (0..heads).map(|head| {
-            let value = layer.value.weight.narrow(0, head * groups / heads * width, width)?;
+            let value = layer.value.weight.narrow(0, head * groups / heads * width, width)?.to_dtype(DType::F32)?;
             Ok(mixed.narrow(1, head * width, width)?.matmul(&value)?.unsqueeze(1)?)
         });
         let through = Tensor::cat(&through.collect::<Result<Vec<_>>>()?, 1)?; // [B, H, d]

@@ -18,6 +18,7 @@ mod generate;
 mod load;
 mod norm;
 mod parts;
+mod qk;
 mod rotary;
 mod run;
 mod sample;
@@ -25,11 +26,14 @@ mod softmax;
 mod summary;
 mod weights;
 
+pub(crate) use attention::Past;
+pub(crate) use qk::Side;
 pub use batch::Padding;
 pub use config::{Biases, LocalAttention, MlpActivation, ModelConfig, NormKind, NormPlaces, Positions, QkNorm, RotaryScaling};
 pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
 pub use generate::{Generation, Step, Stop};
+pub use load::LoadConfig;
 pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
 pub use sample::GenerateConfig;
 pub(crate) use weights::release;
@@ -37,7 +41,7 @@ pub use summary::{CltNeed, Optimizer, Part, Summary};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
 /// A language model with its tokenizer. Cheap to clone; the weights are shared.
@@ -58,6 +62,7 @@ struct Inner {
     rotaries: rotary::Rotaries,
     tokenizer: Option<Tokenizer>,
     device: Device,
+    dtype: DType,
     fingerprint: String,
 }
 
@@ -95,6 +100,11 @@ impl Model {
     /// Where the weights live.
     pub fn device(&self) -> &Device {
         &self.0.device
+    }
+
+    /// The type in which maps and embeddings are held. Sites and logits are f32 whatever it is.
+    pub fn dtype(&self) -> DType {
+        self.0.dtype
     }
 
     /// A short id of the shape and of a sample of the weights. A CLT keeps it, so that it is not
@@ -268,7 +278,7 @@ impl Model {
         self.config().parallel
     }
 
-    /// The unembedding W_U, `[V, d]`.
+    /// The unembedding W_U, `[V, d]`, as it is held: in the model's [`dtype`](Model::dtype).
     pub fn unembedding(&self) -> &Tensor {
         &self.parts().unembedding
     }
@@ -300,7 +310,7 @@ impl Model {
 
     /// Embeddings of `ids [n]`, scaled, `[n, d]`.
     fn embedded(&self, ids: &Tensor) -> Result<Tensor> {
-        let rows = self.parts().embedding.index_select(ids, 0)?;
+        let rows = self.parts().embedding.index_select(ids, 0)?.to_dtype(DType::F32)?;
         let scale = self.config().embedding_scale;
         Ok(if scale == 1.0 { rows } else { (rows * scale)? })
     }
@@ -311,8 +321,8 @@ impl std::fmt::Display for Model {
         let c = self.config();
         write!(
             f,
-            "Model {}: {}, {} layers, d {}, {} heads, vocabulary {}, context {}, {:.1} M parameters",
-            self.name(), c.architecture, c.layers, c.width, c.heads, c.vocab, c.context, c.parameters() as f64 / 1e6
+            "Model {}: {}, {} layers, d {}, {} heads, vocabulary {}, context {}, {:.1} M parameters in {}",
+            self.name(), c.architecture, c.layers, c.width, c.heads, c.vocab, c.context, c.parameters() as f64 / 1e6, self.dtype().as_str()
         )
     }
 }

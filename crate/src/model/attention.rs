@@ -13,7 +13,7 @@ use super::parts::{Layer, Linear, Norm};
 use super::rotary::{Places, Rotary};
 use super::softmax::{softmax, Mask};
 use crate::error::Result;
-use candle_core::{Tensor, D};
+use candle_core::{DType, Tensor, D};
 
 /// Keys and values of the tokens before, for generation: `[B, K, past, h]`.
 #[derive(Clone, Default)]
@@ -119,7 +119,7 @@ pub(crate) fn back(config: &ModelConfig, layer: &Layer, pattern: &Tensor, g: &Fl
     if cpu && g.is_points() {
         let mixed = layer.output.back(&g.rows)?; // [B, H·h]
         let through = (0..heads).map(|head| {
-            let value = layer.value.weight.narrow(0, head * groups / heads * width, width)?;
+            let value = layer.value.weight.narrow(0, head * groups / heads * width, width)?.to_dtype(DType::F32)?;
             Ok(mixed.narrow(1, head * width, width)?.matmul(&value)?.unsqueeze(1)?)
         });
         let through = Tensor::cat(&through.collect::<Result<Vec<_>>>()?, 1)?; // [B, H, d]

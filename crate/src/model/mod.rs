@@ -36,6 +36,7 @@ pub use generate::{Generation, Step, Stop};
 pub use load::LoadConfig;
 pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
 pub use sample::GenerateConfig;
+pub(crate) use weights::release;
 pub use summary::{CltNeed, Optimizer, Part, Summary};
 
 use crate::error::{Error, ErrorKind, Result};

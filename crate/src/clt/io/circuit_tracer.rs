@@ -134,10 +134,11 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
         layers = per_layer::layers(source, &yaml(source)?, &config, device, |done| task.advance(done as u64))?;
     }
     for l in layers.len()..config.layers {
-        let encoder = Reader::open(source.file(&format!("W_enc_{l}.safetensors"))?)?;
+        let place = source.file(&format!("W_enc_{l}.safetensors"))?;
+        let encoder = Reader::open(&place)?;
         let decoder = Reader::open(source.file(&format!("W_dec_{l}.safetensors"))?)?;
         layers.push(Layer {
-            encoder: encoder.tensor(&format!("W_enc_{l}"), &[f, d], device)?,
+            encoder: Decoder::open(Reader::open(&place)?, format!("W_enc_{l}"), [f, d], device)?,
             encoder_bias: encoder.tensor(&format!("b_enc_{l}"), &[f], device)?,
             threshold: if jumps { Some(encoder.tensor(&format!("threshold_{l}"), &[f], device)?) } else { None },
             decoder: Decoder::open(decoder, format!("W_dec_{l}"), [f, config.slots(l), d], device)?,

@@ -171,6 +171,28 @@ fn check_compares_groups() {
 }
 
 #[test]
+fn attention_and_comparisons() {
+    let folder = scratch("attention");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_string();
+    let which = ["--layer", "2", "--head", "1", "--query", "9", "--key", "5"];
+    let text = done(&run("gpt2", "attention", &[&which[..], &["--pairs", "4", "-o", &path("qk.json"), "--picture", &path("qk.svg")]].concat()));
+    assert!(text.starts_with("Head 2.1 at 9") && text.lines().count() == 6, "{text}");
+    let saved: serde_json::Value = cltlab::files::read_json(path("qk.json")).unwrap();
+    let sum: f64 = saved["queries"].as_array().unwrap().iter().map(|part| part["weight"].as_f64().unwrap()).sum();
+    assert!((sum - saved["score"].as_f64().unwrap()).abs() < 1e-5);
+    refused(&run("gpt2", "attention", &["--layer", "2", "--head", "1", "--query", "5", "--key", "9"]), &["key"]);
+
+    let compare = |more: &[&str]| run("llama", "compare", &[&["-o", &path("compare.json"), "--raw", &path("raw.json"), "--picture", &path("compare.svg")], more].concat());
+    let text = done(&compare(&["--other", "0,17,5,99,42,80,63,8,120,5,77,31"]));
+    assert!(text.starts_with("Difference of") && text.contains("only in the second"), "{text}");
+    let text = done(&compare(&["--other", "0,17,5,99,42,80,63,8,120,5,77,31", "--other", "0,5,77,31", "--merge", "--align", "end"]));
+    assert!(text.starts_with("Mean of 3 graphs"), "{text}");
+    refused(&compare(&["--other", "0,1", "--other", "0,2"]), &["--merge"]);
+    refused(&compare(&["--other", "a b"]), &["--other", "ids"]);
+    refused(&compare(&["--other", "0,5,77", "--edge-threshold", "3"]), &["edge_threshold"]);
+}
+
+#[test]
 fn what_cannot_be_explained_is_refused() {
     let out = scratch("refused-graph").join("graph.json");
     let out = out.to_str().unwrap();

@@ -34,6 +34,16 @@ impl Explained {
         }
     }
 
+    /// The graph of another prompt, given as the first is: as text, or as ids.
+    pub fn attribute_other(&self, replacement: &Replacement, other: &str, config: &AttributeConfig) -> Result<Graph> {
+        if self.from.prompt.is_some() {
+            return replacement.attribute(other, config);
+        }
+        let ids: std::result::Result<Vec<u32>, _> = other.split(',').map(|id| id.trim().parse()).collect();
+        let ids = ids.map_err(|_| Error::expected(ErrorKind::BadInput, "--other", format_args!("'{other}'"), "token ids, as --tokens: 1,2,3"))?;
+        replacement.attribute_tokens(&ids, config)
+    }
+
     /// Ids of the prompt, as it is explained.
     pub fn tokens(&self, model: &Model) -> Result<Vec<u32>> {
         self.from.prompt.as_ref().map_or_else(|| Ok(self.from.tokens.clone()), |text| model.prompt_tokens(text))

@@ -30,6 +30,7 @@ pub(crate) use decoder::Decoder;
 pub use activation::Activation;
 pub use crate::activations::InputSite;
 pub use config::CltConfig;
+pub use io::{Format, ImportConfig};
 pub use sparse::{LayerCode, SparseCode};
 
 use crate::error::{Error, ErrorKind, Result};

@@ -5,8 +5,10 @@
 //! at query q back to every key with weight `P_i[q, key]` (*Circuit Tracing*, local replacement
 //! model: gradients flow through values and outputs only).
 
+use super::back::Heads;
 use super::config::{ModelConfig, QkNorm};
 use super::fast;
+use super::flow::Flow;
 use super::parts::{Layer, Linear, Norm};
 use super::rotary::{Places, Rotary};
 use super::softmax::{softmax, Mask};
@@ -106,36 +108,41 @@ pub(crate) fn forward(config: &ModelConfig, layer: &Layer, view: View<'_>, x: &T
     Ok(Attended { output: mix(&pattern, &values)?, pattern: view.keep_pattern.then_some(pattern) })
 }
 
-/// Prompts up to this length are mixed by a plain loop: a matrix product would spend more on moving
-/// heads about than on arithmetic.
-const SHORT: usize = 96;
-
-/// The transpose of frozen attention: `g [B, T', d]` at its output to the gradient at its (normed)
-/// input, for the first T' tokens of a pattern `[H, T, T]`.
+/// The transpose of frozen attention: `g` at its output to the gradient at its (normed) input, for a
+/// pattern `[H, T, T]`. Rows come out from position 0 on.
 ///
-/// Cost: two GEMMs of `B·T'` rows with the output and value maps, and `H` of `[T', T'] × [T', B·h]`.
-pub(crate) fn back(config: &ModelConfig, layer: &Layer, pattern: &Tensor, g: &Tensor) -> Result<Tensor> {
-    let (batch, tokens, _) = g.dims3()?;
+/// Cost: two GEMMs of a row a position with the output and value maps, and `H·h` products a pair of
+/// query and key. A target that stands at one position takes the maps once, and `H·d` products a key.
+pub(crate) fn back(config: &ModelConfig, layer: &Layer, pattern: &Tensor, g: &Flow) -> Result<Flow> {
     let (heads, groups, width) = (config.heads, config.kv_heads, config.head_dim);
-    let mixed = layer.output.back(g)?;
-    if g.device().is_cpu() && tokens <= SHORT {
-        return layer.value.back(&super::back::values(&mixed, pattern, heads, groups)?);
+    let cpu = g.rows.device().is_cpu();
+    if cpu && g.is_points() {
+        let mixed = layer.output.back(&g.rows)?; // [B, H·h]
+        let through = (0..heads).map(|head| {
+            let value = Linear { weight: layer.value.weight.narrow(0, head * groups / heads * width, width)?, bias: None };
+            Ok(value.back(&mixed.narrow(1, head * width, width)?)?.unsqueeze(1)?)
+        });
+        let through = Tensor::cat(&through.collect::<Result<Vec<_>>>()?, 1)?; // [B, H, d]
+        return super::back::spread(g, &through, pattern);
     }
-    let mixed = mixed.reshape((batch, tokens, heads, width))?;
-    let by_head = mixed.permute((2, 1, 0, 3))?.reshape((heads, tokens, batch * width))?; // [H, T', B·h]
-    // A key is seen by itself and later queries only: blocks of keys leave the other half out.
-    let step = tokens.div_ceil(8).max(SHORT);
-    let blocks = (0..tokens).step_by(step).map(|key| -> Result<Tensor> {
-        let (keys, queries) = (step.min(tokens - key), tokens - key);
-        let held = pattern.narrow(1, key, queries)?.narrow(2, key, keys)?.transpose(1, 2)?; // [H, key, query]
-        Ok(held.matmul(&by_head.narrow(1, key, queries)?)?)
+    let g = g.full()?;
+    let mixed = g.with(layer.output.back(&g.rows)?);
+    let at_values = if cpu { super::back::values(&mixed, pattern, Heads { heads, groups })? } else { unmixed(config, &mixed, pattern)? };
+    Ok(at_values.with(layer.value.back(&at_values.rows)?))
+}
+
+/// As [`super::back::values`], by matrix products over neighbours of one length.
+fn unmixed(config: &ModelConfig, mixed: &Flow, pattern: &Tensor) -> Result<Flow> {
+    let (heads, groups, width) = (config.heads, config.kv_heads, config.head_dim);
+    let mut first = 0;
+    let parts = mixed.spans.chunk_by(|a, b| a == b).map(|same| -> Result<Tensor> {
+        let (batch, tokens) = (same.len(), same[0].end);
+        let rows = mixed.rows.narrow(0, first, batch * tokens)?.reshape((batch, tokens, heads, width))?;
+        first += batch * tokens;
+        let by_head = rows.permute((2, 1, 0, 3))?.reshape((heads, tokens, batch * width))?; // [H, T', B·h]
+        let held = pattern.narrow(1, 0, tokens)?.narrow(2, 0, tokens)?.transpose(1, 2)?.contiguous()?; // [H, key, query]
+        let at_values = held.matmul(&by_head)?.reshape((groups, heads / groups, tokens, batch * width))?.sum(1)?;
+        Ok(at_values.reshape((groups, tokens, batch, width))?.permute((2, 1, 0, 3))?.reshape((batch * tokens, groups * width))?)
     });
-    let at_values = Tensor::cat(&blocks.collect::<Result<Vec<_>>>()?, 1)?; // [H, key, B·h]
-    let at_values = if heads == groups {
-        at_values
-    } else {
-        at_values.reshape((groups, heads / groups, tokens, batch * width))?.sum(1)?
-    };
-    let at_values = at_values.reshape((groups, tokens, batch, width))?.permute((2, 1, 0, 3))?;
-    layer.value.back(&at_values.reshape((batch, tokens, groups * width))?)
+    Ok(mixed.with(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?))
 }

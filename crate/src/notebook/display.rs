@@ -11,7 +11,7 @@
 //! Each value here prints itself as HTML (a card, a table, a picture within `<img>`) and as plain
 //! text, its `Display`. Works the same on the stock kernel.
 
-use crate::clt::Clt;
+use crate::clt::{Clt, Format};
 use crate::device::format_bytes;
 use crate::eval::Report;
 use crate::graph::{Graph, GraphDifference, MergedGraph, QkAttribution};
@@ -61,7 +61,7 @@ impl Model {
             ("heads", heads),
             ("vocabulary V", c.vocab.to_string()),
             ("context", format!("{} tokens", c.context)),
-            ("parameters", html::count(c.parameters() as f64)),
+            ("parameters", format!("{} in {}", html::count(c.parameters() as f64), self.dtype().as_str())),
             ("special first token", self.special_token().map_or_else(|| "none".to_string(), |id| format!("{:?}", self.token_text(id)))),
             ("fingerprint", self.fingerprint().to_string()),
         ];
@@ -125,6 +125,13 @@ impl Generation {
         let rate = self.tokens.len() as f64 / self.seconds;
         let line = format!("{} tokens after {}, {rate:.1} tokens/s; {}", self.tokens.len(), self.prompt.len(), self.stop);
         show(&format!("{}<div><small>{}</small></div>", html::passage(&self.text), html::escape(&line)), &self.to_string());
+    }
+}
+
+impl Format {
+    /// Shows the name in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&html::facts("Format", &[("name", self.to_string())]), &self.to_string());
     }
 }
 

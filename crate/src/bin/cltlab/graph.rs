@@ -21,9 +21,8 @@ pub struct Explained {
 
 impl Explained {
     pub fn replacement(&self) -> Result<Replacement> {
-        let device = auto_device()?;
-        let model = Model::load(&self.from.model, &device)?;
-        Replacement::new(&model, &Clt::load(&self.clt, &device)?)
+        let model = self.from.model()?;
+        Replacement::new(&model, &Clt::load(&self.clt, model.device())?)
     }
 
     /// The prompt's graph.

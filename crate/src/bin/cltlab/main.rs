@@ -4,6 +4,7 @@
 
 mod attention;
 mod bench;
+mod clt;
 mod check;
 mod compare;
 mod doctor;
@@ -31,6 +32,8 @@ enum Command {
     Attribute(graph::AttributeArgs),
     /// Change features and see what happens to the outputs
     Intervene(graph::InterveneArgs),
+    /// Look at a CLT, convert it between formats, run it on a prompt
+    Clt(clt::CltArgs),
     /// Explain why a head looked where it did: its score, split over pairs of features
     Attention(attention::AttentionArgs),
     /// Lay the graphs of several prompts over each other: their difference, or their mean
@@ -52,6 +55,7 @@ fn main() -> std::process::ExitCode {
         Command::Generate(args) => model::generate(&args),
         Command::Attribute(args) => graph::attribute(&args),
         Command::Intervene(args) => graph::intervene(&args),
+        Command::Clt(args) => clt::clt(&args),
         Command::Attention(args) => attention::attention(&args),
         Command::Check(args) => check::check(&args),
         Command::Compare(args) => compare::compare(&args),

@@ -5,7 +5,9 @@
 //! `[F, d]`, `b_dec` `[d]`, optional `activation_function.threshold` `[F]`, optional `W_skip` `[d, d]`
 //! (output, input: the transpose of ours). `activation: topk` with `k` makes it a TopK.
 
-use super::circuit_tracer::{write_tensors, Source, Yaml};
+use super::circuit_tracer::Yaml;
+use super::source::Source;
+use super::staged::write_tensors;
 use super::tensors::Reader;
 use crate::clt::{Activation, Clt, CltConfig, Decoder, Layer};
 use crate::error::{Error, ErrorKind, Result};
@@ -18,7 +20,7 @@ const THRESHOLD: &str = "activation_function.threshold";
 const SKIP: &str = "W_skip";
 
 /// The files, by layer.
-fn files(source: &Source, yaml: &Yaml) -> Result<Vec<PathBuf>> {
+pub(super) fn files(source: &Source, yaml: &Yaml) -> Result<Vec<PathBuf>> {
     if let Some(listed) = &yaml.transcoders {
         return listed.iter().map(|place| file(source, place)).collect();
     }

@@ -161,6 +161,11 @@ fn check_compares_groups() {
     let saved: serde_json::Value = cltlab::files::read_json(file).unwrap();
     let effects = saved["check"]["effects"].as_array().unwrap();
     assert_eq!(effects.len(), 6);
+    // Groups of a graph's own file are checked too.
+    let graph = folder.join("graph.json");
+    let graph = graph.to_str().unwrap();
+    done(&run("gpt2", "attribute", &["-o", graph, "--supernodes", "2"]));
+    assert!(done(&run("gpt2", "check", &["--groups", graph, "--factors", "0", "--controls", "1"])).contains("2 changes"));
     let feature = &effects[0]["group"]["features"][0];
     std::fs::write(groups, format!("[[\"mine\", \"{}_{}_{}\"]]", feature["layer"], feature["feature"], feature["position"])).unwrap();
     let text = done(&run("gpt2", "check", &["--groups", groups, "--controls", "0"]));

@@ -84,6 +84,9 @@ pub struct AttributeArgs {
     /// The pruned graph as JSON for viewers
     #[arg(short, long)]
     output: PathBuf,
+    /// Group influential features with like edges into this many supernodes, which viewers open with
+    #[arg(long, default_value_t = 0)]
+    supernodes: usize,
     /// Print this many of the strongest paths
     #[arg(long, default_value_t = 0)]
     paths: usize,
@@ -129,7 +132,7 @@ pub fn attribute(args: &AttributeArgs) -> Result<()> {
     laps.end("attribute");
     let pruned = graph.prune(&prune)?;
     laps.end("prune");
-    pruned.save_json(&args.output)?;
+    pruned.save_json_with(&args.output, &pruned.supernodes(args.supernodes))?;
     laps.end("export");
     println!("{graph}\n{pruned}");
     for logit in graph.logits() {

@@ -6,6 +6,7 @@ mod attribution_speed;
 mod bad_input;
 mod clt;
 mod command_line;
+mod compare;
 mod dtypes;
 mod eval;
 mod families;

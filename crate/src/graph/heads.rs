@@ -86,7 +86,7 @@ impl Replacement {
             if layer < top.below {
                 let at_mlp = self.model().back_mlp_out(layer, local.run(), &g)?;
                 split.residual += product(&writes, Site::MlpOut(layer), &at_mlp)?[0];
-                (at_attention, g) = frozen.past_mlp(layer, g, &at_mlp)?;
+                (at_attention, g) = frozen.past(layer, &g, &at_mlp)?;
             }
             let through = by_head(&local, layer, &at_attention)?;
             let mut parts = vec![0.0; through.dim(0)?];

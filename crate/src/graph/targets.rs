@@ -11,7 +11,7 @@ use super::LogitTarget;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Model;
 use crate::replacement::{FeatureNode, LocalReplacement};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// Probabilities of logits.
 pub(crate) fn softmax(logits: &[f32]) -> Vec<f64> {
@@ -175,5 +175,23 @@ fn starts(local: &LocalReplacement, targets: &[Target]) -> Result<Vec<Start>> {
 pub(crate) fn directions(model: &Model, tokens: &[u32]) -> Result<Tensor> {
     let unembedding = model.unembedding();
     let index = Tensor::from_slice(tokens, tokens.len(), model.device())?;
-    Ok(unembedding.index_select(&index, 0)?.broadcast_sub(&unembedding.mean_keepdim(0)?)?)
+    let rows = unembedding.index_select(&index, 0)?.to_dtype(DType::F32)?;
+    let mean = match unembedding.dtype() {
+        DType::F32 => unembedding.mean_keepdim(0)?,
+        _ => widened_mean(unembedding)?,
+    };
+    Ok(rows.broadcast_sub(&mean)?)
+}
+
+/// The mean over the rows of a half-precision matrix, `[1, d]` in f32; widened part by part, so that
+/// it is never whole in f32.
+fn widened_mean(matrix: &Tensor) -> Result<Tensor> {
+    const ROWS: usize = 4096;
+    let (rows, width) = matrix.dims2()?;
+    let mut sum = Tensor::zeros((1, width), DType::F32, matrix.device())?;
+    for first in (0..rows).step_by(ROWS) {
+        let part = matrix.narrow(0, first, ROWS.min(rows - first))?.to_dtype(DType::F32)?;
+        sum = (sum + part.sum_keepdim(0)?)?;
+    }
+    Ok((sum / rows as f64)?)
 }

@@ -3,16 +3,55 @@
 use super::rotary::Rotaries;
 use super::weights::Weights;
 use super::{family, Inner, Model, ModelConfig, OutputSite};
+use crate::device::auto_device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
 use crate::text::Tokenizer;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Where a model is put and how its weights are held.
+///
+/// ```
+/// use cltlab::candle::DType;
+/// use cltlab::model::LoadConfig;
+/// let half = LoadConfig { dtype: Some(DType::BF16), ..LoadConfig::default() };
+/// half.validate()?;
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct LoadConfig {
+    /// The type in which maps and embeddings are held: f32, or bf16 or f16, which halve their memory.
+    /// `None`: f32 on the CPU, bf16 on a GPU. Norms, softmax, rotary positions and the residual
+    /// stream are computed in f32 whatever it is, and sites and logits are given in f32.
+    pub dtype: Option<DType>,
+    /// `None`: what [`auto_device`] finds.
+    pub device: Option<Device>,
+}
+
+impl LoadConfig {
+    /// Checks the fields.
+    ///
+    /// # Errors
+    /// `BadConfig` naming the field.
+    pub fn validate(&self) -> Result<()> {
+        match self.dtype {
+            None | Some(DType::F32 | DType::BF16 | DType::F16) => Ok(()),
+            Some(other) => Err(Error::expected(ErrorKind::BadConfig, "LoadConfig::dtype", other.as_str(), "f32, bf16 or f16")),
+        }
+    }
+}
+
+/// Where the tensors go, and as what.
+struct Target<'a> {
+    device: &'a Device,
+    dtype: DType,
+}
+
 impl Model {
-    /// Loads a model in f32.
+    /// Loads a model: in f32 on the CPU, in bf16 on a GPU.
     ///
     /// `source` is a local folder (`config.json`, `model.safetensors` or shards, `tokenizer.json`),
     /// a `.gguf` file, a llama2.c `.bin` checkpoint (with `tokenizer.bin` beside it), or else a
@@ -28,23 +67,42 @@ impl Model {
     /// `MissingFile`, `BadFile` (truncated, not the format), `UnknownArchitecture`, `BadTensor`
     /// (missing or of another shape), `Network`, `AccessDenied` (private or gated), `OutOfMemory`.
     pub fn load(source: &str, device: &Device) -> Result<Model> {
+        Self::load_with(source, &LoadConfig { device: Some(device.clone()), ..LoadConfig::default() })
+    }
+
+    /// Loads a model in the dtype and on the device that `config` asks for.
+    ///
+    /// ```no_run
+    /// # use cltlab::{candle::DType, model::LoadConfig, Model};
+    /// let half = LoadConfig { dtype: Some(DType::BF16), ..LoadConfig::default() };
+    /// let model = Model::load_with("EleutherAI/pythia-1.4b", &half)?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Model::load`]; `BadConfig` for another dtype, and for weights that f16 cannot hold.
+    pub fn load_with(source: &str, config: &LoadConfig) -> Result<Model> {
+        config.validate()?;
+        let device = config.device.clone().map_or_else(auto_device, Ok)?;
+        let usual = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+        let target = Target { device: &device, dtype: config.dtype.unwrap_or(usual) };
         match find(source)? {
-            Source::Folder(folder) => Self::load_folder(folder, source, device),
-            Source::Gguf(path) => Self::load_gguf(path, device),
-            Source::Llama2c(path) => Self::load_llama2c(path, device),
-            Source::Hub => Self::load_folder(&fetch(source)?, source, device),
+            Source::Folder(folder) => Self::load_folder(folder, source, target),
+            Source::Gguf(path) => Self::load_gguf(path, target),
+            Source::Llama2c(path) => Self::load_llama2c(path, target),
+            Source::Hub => Self::load_folder(&fetch(source)?, source, target),
         }
     }
 
-    fn load_folder(folder: &Path, name: &str, device: &Device) -> Result<Model> {
+    fn load_folder(folder: &Path, name: &str, target: Target<'_>) -> Result<Model> {
         let place = folder.join("config.json");
         let config = family::config_from_json(&files::read_json(&place)?, &place.display().to_string())?;
         let file = folder.join("tokenizer.json");
         let tokenizer = if file.exists() { Some(Tokenizer::from_file(&file)?) } else { None };
-        Self::assemble(short_name(name), config, Weights::open_folder(folder)?, tokenizer, device)
+        Self::assemble(short_name(name), config, Weights::open_folder(folder)?, tokenizer, target)
     }
 
-    fn load_gguf(path: &Path, device: &Device) -> Result<Model> {
+    fn load_gguf(path: &Path, target: Target<'_>) -> Result<Model> {
         let weights = Weights::open_gguf(path)?;
         let Weights::Gguf { content, .. } = &weights else {
             return Err(not_gguf(path));
@@ -59,22 +117,23 @@ impl Model {
         } else {
             None
         };
-        Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, device)
+        Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, target)
     }
 
-    fn load_llama2c(path: &Path, device: &Device) -> Result<Model> {
+    fn load_llama2c(path: &Path, target: Target<'_>) -> Result<Model> {
         let (config, weights) = family::llama2c::open(path)?;
         let beside = path.with_file_name("tokenizer.bin");
         let tokenizer = if beside.exists() { Some(Tokenizer::from_llama2c(&beside, config.vocab)?) } else { None };
-        Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, device)
+        Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, target)
     }
 
-    fn assemble(name: String, config: ModelConfig, weights: Weights, tokenizer: Option<Tokenizer>, device: &Device) -> Result<Model> {
+    fn assemble(name: String, config: ModelConfig, weights: Weights, tokenizer: Option<Tokenizer>, target: Target<'_>) -> Result<Model> {
         config.validate().map_err(|error| error.context(weights.path().display()))?;
-        let parts = family::load(&config, &weights, device)?;
-        let fingerprint = fingerprint(&config, &parts)?;
+        let Target { device, dtype } = target;
+        let parts = family::load(&config, &weights, device, dtype)?;
+        let fingerprint = fingerprint(&config, &parts.sample);
         let rotaries = Rotaries::new(&config, parts.rope_divisors.as_ref(), device)?;
-        Ok(Model(Arc::new(Inner { name, config, parts, rotaries, tokenizer, device: device.clone(), fingerprint }), OutputSite::BeforeNorm))
+        Ok(Model(Arc::new(Inner { name, config, parts, rotaries, tokenizer, device: device.clone(), dtype, fingerprint }), OutputSite::BeforeNorm))
     }
 }
 
@@ -137,7 +196,7 @@ pub(super) fn short_name(source: &str) -> String {
 }
 
 /// FNV-1a over the configuration and every layer's first output weights.
-fn fingerprint(config: &ModelConfig, parts: &family::Parts) -> Result<String> {
+fn fingerprint(config: &ModelConfig, sample: &[Vec<f32>]) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut add = |bytes: &[u8]| {
         for byte in bytes {
@@ -145,15 +204,8 @@ fn fingerprint(config: &ModelConfig, parts: &family::Parts) -> Result<String> {
         }
     };
     add(format!("{} {} {} {} {}", config.architecture, config.layers, config.width, config.heads, config.vocab).as_bytes());
-    let mut sample = |tensor: &Tensor| -> Result<()> {
-        for value in tensor.get(0)?.to_vec1::<f32>()? {
-            add(&value.to_le_bytes());
-        }
-        Ok(())
-    };
-    sample(&parts.embedding)?;
-    for layer in &parts.layers {
-        sample(&layer.mlp.down.weight)?;
+    for value in sample.iter().flatten() {
+        add(&value.to_le_bytes());
     }
-    Ok(format!("{hash:016x}"))
+    format!("{hash:016x}")
 }

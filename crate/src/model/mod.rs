@@ -11,12 +11,14 @@ mod batch;
 mod config;
 pub(crate) mod family;
 mod fast;
+pub(crate) mod flow;
 mod forward;
 mod frozen;
 mod generate;
 mod load;
 mod norm;
 mod parts;
+mod qk;
 mod rotary;
 mod run;
 mod sample;
@@ -24,18 +26,21 @@ mod softmax;
 mod summary;
 mod weights;
 
+pub(crate) use attention::Past;
+pub(crate) use qk::Side;
 pub use batch::Padding;
 pub use config::{Biases, LocalAttention, MlpActivation, ModelConfig, NormKind, NormPlaces, Positions, QkNorm, RotaryScaling};
 pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
 pub use generate::{Generation, Step, Stop};
+pub use load::LoadConfig;
 pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
 pub use sample::GenerateConfig;
 pub use summary::{CltNeed, Optimizer, Part, Summary};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
 /// A language model with its tokenizer. Cheap to clone; the weights are shared.
@@ -56,6 +61,7 @@ struct Inner {
     rotaries: rotary::Rotaries,
     tokenizer: Option<Tokenizer>,
     device: Device,
+    dtype: DType,
     fingerprint: String,
 }
 
@@ -93,6 +99,11 @@ impl Model {
     /// Where the weights live.
     pub fn device(&self) -> &Device {
         &self.0.device
+    }
+
+    /// The type in which maps and embeddings are held. Sites and logits are f32 whatever it is.
+    pub fn dtype(&self) -> DType {
+        self.0.dtype
     }
 
     /// A short id of the shape and of a sample of the weights. A CLT keeps it, so that it is not
@@ -266,7 +277,7 @@ impl Model {
         self.config().parallel
     }
 
-    /// The unembedding W_U, `[V, d]`.
+    /// The unembedding W_U, `[V, d]`, as it is held: in the model's [`dtype`](Model::dtype).
     pub fn unembedding(&self) -> &Tensor {
         &self.parts().unembedding
     }
@@ -298,7 +309,7 @@ impl Model {
 
     /// Embeddings of `ids [n]`, scaled, `[n, d]`.
     fn embedded(&self, ids: &Tensor) -> Result<Tensor> {
-        let rows = self.parts().embedding.index_select(ids, 0)?;
+        let rows = self.parts().embedding.index_select(ids, 0)?.to_dtype(DType::F32)?;
         let scale = self.config().embedding_scale;
         Ok(if scale == 1.0 { rows } else { (rows * scale)? })
     }
@@ -309,8 +320,8 @@ impl std::fmt::Display for Model {
         let c = self.config();
         write!(
             f,
-            "Model {}: {}, {} layers, d {}, {} heads, vocabulary {}, context {}, {:.1} M parameters",
-            self.name(), c.architecture, c.layers, c.width, c.heads, c.vocab, c.context, c.parameters() as f64 / 1e6
+            "Model {}: {}, {} layers, d {}, {} heads, vocabulary {}, context {}, {:.1} M parameters in {}",
+            self.name(), c.architecture, c.layers, c.width, c.heads, c.vocab, c.context, c.parameters() as f64 / 1e6, self.dtype().as_str()
         )
     }
 }

@@ -1,17 +1,18 @@
-//! The parts of a block: linear maps and the MLP. Weights are `[out, in]`, f32.
+//! The parts of a block: linear maps and the MLP. Weights are `[out, in]`, in the model's dtype; what
+//! goes in and comes out is f32.
 
 pub(crate) use super::norm::Norm;
 use super::config::MlpActivation;
 use super::fast;
 use crate::error::Result;
-use candle_core::{Tensor, D};
+use candle_core::{DType, Tensor, D};
 
 /// `y = x Wᵀ + b`.
 #[derive(Clone)]
 pub(crate) struct Linear {
-    /// `[out, in]`.
+    /// `[out, in]`, f32, bf16 or f16.
     pub weight: Tensor,
-    /// `[out]`.
+    /// `[out]`, f32.
     pub bias: Option<Tensor>,
 }
 
@@ -21,7 +22,12 @@ impl Linear {
         if let Some(y) = fast::linear(x, self)? {
             return Ok(y);
         }
-        let y = flat_matmul(x, &self.weight.t()?)?;
+        let y = match self.weight.dtype() {
+            DType::F32 => flat_matmul(x, &self.weight.t()?)?,
+            // A GPU multiplies halves, and adds them up in f32.
+            half if !x.device().is_cpu() => flat_matmul(&x.to_dtype(half)?, &self.weight.t()?)?.to_dtype(DType::F32)?,
+            _ => flat_matmul(x, &self.weight.to_dtype(DType::F32)?.t()?)?,
+        };
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,
@@ -30,7 +36,11 @@ impl Linear {
 
     /// The transpose: gradient at the output `[..., out]` to gradient at the input `[..., in]`.
     pub(crate) fn back(&self, g: &Tensor) -> Result<Tensor> {
-        flat_matmul(g, &self.weight)
+        match self.weight.dtype() {
+            DType::F32 => flat_matmul(g, &self.weight),
+            half if !g.device().is_cpu() => Ok(flat_matmul(&g.to_dtype(half)?, &self.weight)?.to_dtype(DType::F32)?),
+            _ => flat_matmul(g, &self.weight.to_dtype(DType::F32)?),
+        }
     }
 }
 

@@ -102,6 +102,9 @@ pub struct Summary {
     pub config: ModelConfig,
     /// Every kind of tensor.
     pub parts: Vec<Part>,
+    /// The type in which a loaded model holds its maps and embeddings; `None` when only the
+    /// configuration was read.
+    pub dtype: Option<DType>,
 }
 
 impl Summary {
@@ -121,11 +124,11 @@ impl Summary {
             Source::Hub => json(&HubRepo::open(source)?.file("config.json")?)?,
         };
         config.validate().map_err(|error| error.context(source))?;
-        Ok(Self::new(load::short_name(source), config))
+        Ok(Self::new(load::short_name(source), config, None))
     }
 
-    fn new(name: String, config: ModelConfig) -> Self {
-        Summary { name, parts: parts(&config), config }
+    fn new(name: String, config: ModelConfig, dtype: Option<DType>) -> Self {
+        Summary { name, parts: parts(&config), config, dtype }
     }
 
     /// Parameters in all, embedding, norms and biases included.
@@ -133,9 +136,13 @@ impl Summary {
         self.parts.iter().map(|part| part.parameters).sum()
     }
 
-    /// Bytes of the weights in `dtype`.
+    /// Bytes of the weights of a model that is held in `dtype`: maps and embeddings in it; norms,
+    /// biases and positions, which are small, in f32.
     pub fn memory(&self, dtype: DType) -> u64 {
-        self.parameters() * dtype.size_in_bytes() as u64
+        let small = |part: &&Part| part.shape.len() == 1 || part.name == POSITIONS;
+        let numbers = |part: &Part| part.count as u64 * part.shape.iter().product::<usize>() as u64;
+        let matrices: u64 = self.parts.iter().filter(|part| !small(part)).map(numbers).sum();
+        matrices * dtype.size_in_bytes() as u64 + (self.parameters() - matrices) * DType::F32.size_in_bytes() as u64
     }
 
     /// Bytes of keys and values in f32 that a generation holds for `tokens` tokens.
@@ -163,9 +170,11 @@ fn json(path: &std::path::Path) -> Result<ModelConfig> {
 impl Model {
     /// Parts and needs of this model, and of CLTs for it.
     pub fn summary(&self) -> Summary {
-        Summary::new(self.name().to_string(), self.config().clone())
+        Summary::new(self.name().to_string(), self.config().clone(), Some(self.dtype()))
     }
 }
+
+const POSITIONS: &str = "positions";
 
 /// Every kind of tensor that such a model has.
 pub(super) fn parts(c: &ModelConfig) -> Vec<Part> {
@@ -179,7 +188,7 @@ pub(super) fn parts(c: &ModelConfig) -> Vec<Part> {
     let norms = if c.norm_places == NormPlaces::Sandwich { 2 * c.layers } else { c.layers };
     let mut all = vec![part("embedding", &[c.vocab, c.width], 0, 1)];
     if c.positions == Positions::Learned {
-        all.push(part("positions", &[c.context, c.width], 0, 1));
+        all.push(part(POSITIONS, &[c.context, c.width], 0, 1));
     }
     all.push(norm("attention norms", norms));
     all.push(map("query", queries, c.width, c.biases.qkv));
@@ -218,7 +227,8 @@ impl std::fmt::Display for Summary {
         }
         writeln!(f, "  {:<18} {:>37}", "parameters", self.parameters())?;
         let (single, half) = (format_bytes(self.memory(DType::F32)), format_bytes(self.memory(DType::BF16)));
-        writeln!(f, "  weights {single} in f32, {half} in bf16 or f16; keys and values of a full context {}", format_bytes(self.cache(c.context)))?;
+        let held = self.dtype.map_or(String::new(), |dtype| format!(" (held in {})", dtype.as_str()));
+        writeln!(f, "  weights {single} in f32, {half} in bf16 or f16{held}; keys and values of a full context {}", format_bytes(self.cache(c.context)))?;
         for clt in self.usual_clts() {
             let figures = clt.figures().map(|(heading, bytes)| format!("{heading} {}", format_bytes(bytes)));
             writeln!(f, "  CLT of {} features per layer: {} weights; {}", clt.features, clt.parameters, figures.join(", "))?;

@@ -14,8 +14,8 @@
 use crate::clt::{Clt, Format};
 use crate::device::format_bytes;
 use crate::eval::Report;
-use crate::graph::Graph;
-use crate::intervene::{Deviation, EdgeCheck, Effect};
+use crate::graph::{Graph, QkAttribution};
+use crate::intervene::{Deviation, EdgeCheck, Effect, SupernodeCheck};
 use crate::model::{CltNeed, Generation, Model, Run, Summary};
 use crate::picture::html::{self, Align};
 use crate::picture::Picture;
@@ -61,7 +61,7 @@ impl Model {
             ("heads", heads),
             ("vocabulary V", c.vocab.to_string()),
             ("context", format!("{} tokens", c.context)),
-            ("parameters", html::count(c.parameters() as f64)),
+            ("parameters", format!("{} in {}", html::count(c.parameters() as f64), self.dtype().as_str())),
             ("special first token", self.special_token().map_or_else(|| "none".to_string(), |id| format!("{:?}", self.token_text(id)))),
             ("fingerprint", self.fingerprint().to_string()),
         ];
@@ -175,8 +175,22 @@ impl Graph {
     }
 }
 
+impl QkAttribution {
+    /// Shows the strongest pairs of a score's parts in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
+    }
+}
+
 impl Effect {
     /// Shows predicted beside measured changes in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
+    }
+}
+
+impl SupernodeCheck {
+    /// Shows predicted and measured effects of groups beside random features' in a notebook.
     pub fn evcxr_display(&self) {
         show(&self.html(), &self.to_string());
     }

@@ -64,6 +64,19 @@ impl Replacement {
     }
 }
 
+impl Replacement {
+    /// As [`LocalReplacement::held_output`], held at `run`.
+    pub(crate) fn held_output(&self, run: &Run, layer: usize, site: &MlpSite<'_>) -> Result<Tensor> {
+        let (clt, held) = (self.clt(), &run.layers[layer]);
+        let kept = held.mlp_out.as_ref().unwrap_or(site.mlp_out);
+        if clt.skip(layer).is_none() {
+            return Ok(kept.clone());
+        }
+        let moved = (self.read(site)? - clt.input(held)?)?;
+        Ok(clt.skip_output(layer, &moved)?.map_or_else(|| Ok(kept.clone()), |skip| kept + skip)?)
+    }
+}
+
 impl LocalReplacement {
     /// Model and CLT.
     pub fn replacement(&self) -> &Replacement {
@@ -115,13 +128,7 @@ impl LocalReplacement {
     /// The MLP output of `layer` with features and error held, in a pass that shows `site` there: the
     /// run's own, moved by what the skip connection makes of the change of its input.
     pub(crate) fn held_output(&self, layer: usize, site: &MlpSite<'_>) -> Result<Tensor> {
-        let (clt, held) = (self.replacement.clt(), &self.run.layers[layer]);
-        let kept = held.mlp_out.as_ref().unwrap_or(site.mlp_out);
-        if clt.skip(layer).is_none() {
-            return Ok(kept.clone());
-        }
-        let moved = (self.replacement.read(site)? - clt.input(held)?)?;
-        Ok(clt.skip_output(layer, &moved)?.map_or_else(|| Ok(kept.clone()), |skip| kept + skip)?)
+        self.replacement.held_output(&self.run, layer, site)
     }
 
     /// Logits of the last position, `[V]`.

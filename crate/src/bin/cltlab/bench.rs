@@ -1,5 +1,7 @@
 //! `cltlab bench`: timings of the hot paths, as one JSON line each; `./x bench` makes the table.
 
+mod train;
+
 use clap::Args;
 use cltlab::prelude::*;
 use std::time::Instant;
@@ -7,23 +9,31 @@ use std::time::Instant;
 #[derive(Args)]
 pub struct BenchArgs {
     /// Model to time
+    #[arg(long, required_unless_present = "train", conflicts_with = "train")]
+    model: Option<String>,
+    /// Hold the weights in f32, bf16 or f16 [default: f32 on the CPU, bf16 on a GPU]
     #[arg(long)]
-    model: String,
+    dtype: Option<DType>,
     /// Tokens in one context
     #[arg(long, default_value_t = 512)]
     context: usize,
     /// Repetitions; the median is printed
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Load, then time one forward with all logits for each line of standard input, one JSON line each
+    /// Load, then time one forward with all logits (one step with --train) for each line of standard input, one JSON line each
     #[arg(long)]
     on_request: bool,
+    #[command(flatten)]
+    shape: train::TrainShape,
 }
 
 /// Prints one JSON line for each timed path.
 pub fn bench(args: &BenchArgs) -> Result<()> {
+    let Some(source) = args.model.as_ref().filter(|_| !args.shape.train) else {
+        return train::train(&args.shape, args.on_request);
+    };
     let start = Instant::now();
-    let model = Model::load(&args.model, &auto_device()?)?;
+    let model = Model::load_with(source, &LoadConfig { dtype: args.dtype, device: None })?;
     let load = start.elapsed().as_secs_f64();
     let ids: Vec<u32> = (0..args.context).map(|index| (100 + 7 * index as u32) % model.vocab() as u32).collect();
     if args.on_request {

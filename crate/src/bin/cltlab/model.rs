@@ -19,6 +19,9 @@ pub struct Prompted {
     /// The prompt as token ids: 1,2,3
     #[arg(long, value_delimiter = ',')]
     pub tokens: Vec<u32>,
+    /// Hold the weights in f32, bf16 or f16 [default: f32 on the CPU, bf16 on a GPU]
+    #[arg(long)]
+    dtype: Option<DType>,
 }
 
 impl Prompted {
@@ -32,8 +35,9 @@ impl Prompted {
         Ok((model, tokens))
     }
 
-    fn model(&self) -> Result<Model> {
-        Model::load(&self.model, &auto_device()?)
+    /// The model alone.
+    pub fn model(&self) -> Result<Model> {
+        Model::load_with(&self.model, &LoadConfig { dtype: self.dtype, device: None })
     }
 }
 

@@ -23,7 +23,7 @@ use super::parts::{Layer, Norm};
 use super::weights::Weights;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::quantized::gguf_file::Content;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use fields::Fields;
 use names::Names;
 
@@ -76,7 +76,7 @@ pub const ARCHITECTURES: &[&str] = &{
     names
 };
 
-/// All tensors of a model.
+/// All tensors of a model. Maps, embedding and unembedding are in the model's dtype, the rest in f32.
 pub(crate) struct Parts {
     pub embedding: Tensor,
     pub positions: Option<Tensor>,
@@ -86,6 +86,9 @@ pub(crate) struct Parts {
     pub unembedding_bias: Option<Tensor>,
     /// Divide the rotary frequencies, `[rotated / 2]`.
     pub rope_divisors: Option<Tensor>,
+    /// First rows of the embedding and of each layer's map down, as the files have them: the
+    /// fingerprint, which does not depend on the dtype.
+    pub sample: Vec<Vec<f32>>,
 }
 
 /// Reads a Hugging Face `config.json`.
@@ -122,14 +125,14 @@ pub(crate) fn config_from_gguf(content: &Content, place: &str) -> Result<ModelCo
 }
 
 /// Reads all tensors, by the family's names.
-pub(crate) fn load(config: &ModelConfig, weights: &Weights, device: &Device) -> Result<Parts> {
+pub(crate) fn load(config: &ModelConfig, weights: &Weights, device: &Device, dtype: DType) -> Result<Parts> {
     let family = FAMILIES.iter().find(|family| family.name == config.architecture);
     let names = family.and_then(|family| match weights {
         Weights::Gguf { .. } => family.gguf.as_ref().map(|gguf| &gguf.names),
         _ => Some(&family.names),
     });
     let names = names.ok_or_else(|| unknown(&config.architecture, ARCHITECTURES, &weights.path().display().to_string()))?;
-    read::parts(config, weights, names, device)
+    read::parts(config, weights, names, device, dtype)
 }
 
 /// Whether one norm serves attention and MLP of a block (Phi-2).

@@ -2,7 +2,8 @@
 //!
 //! What is missing, misshapen or unexpected is collected and refused in one error that lists all of
 //! it. Norm weights stored less 1 are made whole, and the logit scale goes into the unembedding, so
-//! that the blocks know neither.
+//! that the blocks know neither. Maps and embeddings are then held in the model's dtype; norms,
+//! biases and positions, which are small, in f32.
 
 use super::names::{Names, Qkv, Up};
 use super::Parts;
@@ -25,7 +26,11 @@ struct Reader<'a> {
     names: &'a Names,
     prefix: &'static str,
     device: &'a Device,
+    /// In which maps and embeddings are held.
+    dtype: DType,
     found: RefCell<Found>,
+    /// First rows as read, before they are rounded to `dtype`: see [`Parts::sample`].
+    sample: RefCell<Vec<Vec<f32>>>,
 }
 
 #[derive(Default)]
@@ -36,10 +41,10 @@ struct Found {
 }
 
 /// Reads every tensor.
-pub(super) fn parts(config: &ModelConfig, weights: &Weights, names: &Names, device: &Device) -> Result<Parts> {
+pub(super) fn parts(config: &ModelConfig, weights: &Weights, names: &Names, device: &Device, dtype: DType) -> Result<Parts> {
     let is_there = |prefix: &&&str| [names.embedding, names.final_norm].iter().any(|name| weights.contains(&format!("{prefix}{name}.weight")));
     let prefix = names.prefixes.iter().find(is_there).or(names.prefixes.first()).copied().unwrap_or("");
-    let reader = Reader { config, weights, names, prefix, device, found: RefCell::default() };
+    let reader = Reader { config, weights, names, prefix, device, dtype, found: RefCell::default(), sample: RefCell::default() };
     let parts = reader.parts()?;
     reader.finish()?;
     Ok(parts)
@@ -88,7 +93,10 @@ impl Reader<'_> {
         let (c, n) = (self.config, self.names);
         let layers = (0..c.layers).map(|index| self.layer(index)).collect::<Result<Vec<_>>>()?;
         let embedding = self.tensor(format!("{}{}.weight", self.prefix, n.embedding), &[c.vocab, c.width])?;
-        let unembedding = if c.tied { embedding.clone() } else { self.tensor(format!("{}.weight", n.unembedding), &[c.vocab, c.width])? };
+        self.sample(&embedding)?;
+        self.sample.borrow_mut().rotate_right(1);
+        let tied = (c.tied && c.logit_scale != 1.0).then(|| embedding.clone());
+        let embedding = self.held(embedding)?;
         let bias = c.biases.unembedding.then(|| self.tensor(format!("{}.bias", n.unembedding), &[c.vocab])).transpose()?;
         let scaled = |tensor: Tensor| -> Result<Tensor> { Ok(if c.logit_scale == 1.0 { tensor } else { (tensor * c.logit_scale)? }) };
         let positions = match c.positions {
@@ -100,11 +108,16 @@ impl Reader<'_> {
             _ => None,
         };
         Ok(Parts {
-            embedding,
             positions,
             layers,
             final_norm: self.norm(format!("{}{}", self.prefix, n.final_norm), c.width, c.norm)?,
-            unembedding: scaled(unembedding)?,
+            unembedding: match tied {
+                Some(whole) => self.held(scaled(whole)?)?,
+                None if c.tied => embedding.clone(),
+                None => self.held(scaled(self.tensor(format!("{}.weight", n.unembedding), &[c.vocab, c.width])?)?)?,
+            },
+            embedding,
+            sample: self.sample.take(),
             unembedding_bias: bias.map(scaled).transpose()?,
             rope_divisors,
         })
@@ -147,6 +160,8 @@ impl Reader<'_> {
             let width = if c.qk_norm == Some(QkNorm::Whole) { heads * c.head_dim } else { c.head_dim };
             c.qk_norm.map(|_| self.norm(at(name), width, NormKind::Rms)).transpose()
         };
+        let down = self.whole(at(n.down), c.width, c.mlp_width, c.biases.mlp)?;
+        self.sample(&down.weight)?;
         Ok(Layer {
             attn_norm: before(n.attn_norm)?,
             query,
@@ -157,7 +172,7 @@ impl Reader<'_> {
             key_norm: inner(n.key_norm, c.kv_heads)?,
             attn_post_norm: after(n.attn_post_norm)?,
             mlp_norm: before(n.mlp_norm)?,
-            mlp: Mlp { activation: c.activation, gate, up, down: self.linear(at(n.down), c.width, c.mlp_width, c.biases.mlp)? },
+            mlp: Mlp { activation: c.activation, gate, up, down: Linear { weight: self.held(down.weight)?, bias: down.bias } },
             mlp_post_norm: after(n.mlp_post_norm)?,
         })
     }
@@ -170,6 +185,31 @@ impl Reader<'_> {
     }
 
     fn linear(&self, name: String, out: usize, inner: usize, bias: bool) -> Result<Linear> {
+        let whole = self.whole(name, out, inner, bias)?;
+        Ok(Linear { weight: self.held(whole.weight)?, bias: whole.bias })
+    }
+
+    /// Keeps the first row.
+    fn sample(&self, weight: &Tensor) -> Result<()> {
+        self.sample.borrow_mut().push(weight.get(0)?.to_vec1()?);
+        Ok(())
+    }
+
+    /// A matrix in the dtype in which the model holds it.
+    fn held(&self, weight: Tensor) -> Result<Tensor> {
+        const MOST: f32 = 65_504.0;
+        if self.dtype == DType::F16 {
+            let most = weight.abs()?.max_all()?.to_scalar::<f32>()?;
+            if most > MOST {
+                let place = format!("{}: a weight in f16", self.weights.path().display());
+                return Err(Error::expected(ErrorKind::BadConfig, place, most, format_args!("at most {MOST}, the largest number of f16")).help("load it in bf16 or f32"));
+            }
+        }
+        Ok(weight.to_dtype(self.dtype)?)
+    }
+
+    /// A map in f32.
+    fn whole(&self, name: String, out: usize, inner: usize, bias: bool) -> Result<Linear> {
         let bias = bias.then(|| self.tensor(format!("{name}.bias"), &[out])).transpose()?;
         let name = format!("{name}.weight");
         let weight = if self.names.transposed { self.tensor(name, &[inner, out])?.t()?.contiguous()? } else { self.tensor(name, &[out, inner])? };

@@ -3,7 +3,8 @@
 //! Lanes are queries, so the softmax needs no sums across lanes, and keys that no query of a panel
 //! sees are never computed: half the arithmetic of a full pattern.
 
-use super::product::{filled, panels, write_tile, Panel};
+use super::held::filled;
+use super::product::{panels, write_tile, Panel};
 use super::tile::{self, LANES, MOST, OUTS};
 use rayon::prelude::*;
 use std::arch::x86_64::*;

@@ -1,14 +1,15 @@
 //! The forward pass's own CPU kernels: linear maps, gated MLP, causal attention, and what
-//! lies between, with AVX-512.
+//! lies between, with AVX-512; and the transpose of mixing, for the frozen backward.
 //!
 //! In and out: the tensors that candle would take and give. Each function answers `None` where it
-//! has no kernel (another device or machine, a dtype other than f32, few rows, odd widths), and the
-//! caller goes on with candle. Cost: 2 flops a weight and row, at 90 to 95 % of what the cores can
+//! has no kernel (another device or machine, few rows in f32, odd widths), and the caller goes on with
+//! candle. Cost: 2 flops a weight and row, at 90 to 95 % of what the cores can
 //! do; weights are read in place, so memory beyond inputs and outputs is one packed copy of the
 //! activations.
 
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports, unused_variables))]
 
+mod held;
 #[cfg(target_arch = "x86_64")]
 mod mix;
 #[cfg(target_arch = "x86_64")]
@@ -17,13 +18,14 @@ mod product;
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod unmix;
 
 use super::parts::{Linear, Mlp};
 use crate::error::Result;
-use candle_core::{CpuStorage, Storage, Tensor, D};
+use candle_core::{CpuStorage, DType, Storage, Tensor, D};
 
 /// From how many rows on the kernels are used: below, most of a register's lanes would be idle.
-#[cfg(target_arch = "x86_64")]
 const ROWS: usize = 8;
 
 /// Calls `work` with the values of contiguous f32 tensors on the CPU; `None` for others, and for
@@ -65,7 +67,7 @@ fn widened(x: &Tensor, width: usize) -> Vec<usize> {
 /// `x [..., in]` times the map's `[out, in]`, with its bias.
 pub(crate) fn linear(x: &Tensor, map: &Linear) -> Result<Option<Tensor>> {
     if !suits(x)? {
-        return Ok(None);
+        return few(x, map);
     }
     #[cfg(target_arch = "x86_64")]
     {
@@ -77,6 +79,22 @@ pub(crate) fn linear(x: &Tensor, map: &Linear) -> Result<Option<Tensor>> {
     }
     #[allow(unreachable_code)]
     Ok(None)
+}
+
+/// As [`linear`] for few rows, or without the panels' instructions, of a map held in a half type; f32
+/// is candle's.
+fn few(x: &Tensor, map: &Linear) -> Result<Option<Tensor>> {
+    let (outs, depth) = map.weight.dims2()?;
+    if map.weight.dtype() == DType::F32 || depth == 0 || x.dim(D::Minus1)? != depth {
+        return Ok(None);
+    }
+    let x = x.contiguous()?;
+    let times = |bias: Option<&[f32]>| with_values([&x], |[x]| held::with_held(&map.weight, |weight| held::times(x, depth, weight, bias))).flatten();
+    let y = match &map.bias {
+        Some(bias) => with_values([bias], |[bias]| times(Some(bias))).flatten(),
+        None => times(None),
+    };
+    Ok(y.map(|y| Tensor::from_vec(y, widened(&x, outs), x.device())).transpose()?)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -94,9 +112,10 @@ fn applied(packed: &product::Panels, like: &Tensor, map: &Linear) -> Result<Opti
         return Ok(None);
     }
     // SAFETY: `suits` has checked the machine; lengths are checked where they are used.
+    let times = |bias: Option<&[f32]>| held::with_held(&map.weight, |weight| unsafe { packed.times(weight, bias) });
     let y = match &map.bias {
-        Some(bias) => with_values([&map.weight, bias], |[weight, bias]| unsafe { packed.times(weight, Some(bias)) }),
-        None => with_values([&map.weight], |[weight]| unsafe { packed.times(weight, None) }),
+        Some(bias) => with_values([bias], |[bias]| times(Some(bias))).flatten(),
+        None => times(None),
     };
     Ok(y.map(|y| Tensor::from_vec(y, widened(like, outs), like.device())).transpose()?)
 }
@@ -115,7 +134,8 @@ pub(crate) fn gated_mlp(x: &Tensor, mlp: &Mlp) -> Result<Option<Tensor>> {
         }
         let Some(packed) = packed(&x)? else { return Ok(None) };
         // SAFETY: as in `applied`.
-        let hidden = with_values([&gate.weight, &mlp.up.weight], |[gate, up]| unsafe { packed.gated(gate, up, mlp.activation) });
+        let gated = |gate: held::Held<'_>| held::with_held(&mlp.up.weight, |up| unsafe { packed.gated(gate, up, mlp.activation) });
+        let hidden = held::with_held(&gate.weight, gated).flatten();
         drop(packed);
         return match hidden {
             Some(hidden) => applied(&hidden, &x, &mlp.down),
@@ -143,6 +163,30 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Resul
     }
     #[allow(unreachable_code)]
     Ok(None)
+}
+
+/// How heads lie, and how many positions each target has.
+#[derive(Clone, Copy)]
+pub(crate) struct Unmix<'a> {
+    pub heads: usize,
+    pub groups: usize,
+    /// Width of a head.
+    pub width: usize,
+    /// Positions of the pattern, `[heads, keys, keys]`.
+    pub keys: usize,
+    pub lengths: &'a [usize],
+}
+
+/// Adds to `out`, `Σ lengths` rows of `[groups · width]`, what the transpose of mixing makes of `mixed`, as many rows of
+/// `[heads · width]`; false where there is no kernel for it, and nothing is done.
+pub(super) fn unmix(shape: Unmix<'_>, pattern: &[f32], mixed: &[f32], out: &mut [f32]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if shape.width.is_multiple_of(16) && is_x86_feature_detected!("avx512f") {
+        // SAFETY: machine and width are checked above, lengths where they are used.
+        unsafe { unmix::unmix(shape, pattern, mixed, out) };
+        return true;
+    }
+    false
 }
 
 /// A norm over the last dimension, as [`super::parts::Norm::forward`].

@@ -1,5 +1,6 @@
 //! Linear maps and the gated MLP over packed panels, in parallel over tiles of outputs.
 
+use super::held::{filled, Held};
 use super::tile::{self, LANES, MOST, OUTS};
 use crate::model::MlpActivation;
 use rayon::prelude::*;
@@ -31,31 +32,7 @@ pub(super) fn panels(tokens: usize) -> impl IndexedParallelIterator<Item = Panel
     })
 }
 
-/// A pointer that tasks share; each writes its own part.
-#[derive(Clone, Copy)]
-pub(super) struct Shared(*mut f32);
-unsafe impl Send for Shared {}
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// # Safety
-    /// As [`pointer::add`]; no two tasks touch the same place.
-    pub(super) unsafe fn at(self, offset: usize) -> *mut f32 {
-        self.0.add(offset)
-    }
-}
-
-/// `length` values, all of which `work` must write: no time goes into zeros that are written over.
-pub(super) fn filled(length: usize, work: impl FnOnce(Shared)) -> Vec<f32> {
-    let mut values = Vec::<f32>::with_capacity(length);
-    work(Shared(values.as_mut_ptr()));
-    // SAFETY: allocated above and written by `work`.
-    unsafe { values.set_len(length) };
-    values
-}
-
 impl Panels {
-
     /// # Safety
     /// AVX-512F. `x` is `[tokens, depth]`, `depth` a multiple of 4.
     pub(super) unsafe fn pack(x: &[f32], depth: usize) -> Self {
@@ -77,17 +54,15 @@ impl Panels {
         self.values.as_ptr().add(panel.first * self.depth)
     }
 
-    /// Calls `work(panel, first output, end)` for all tiles, weights outermost.
-    fn tasks(&self, outs: usize, work: impl Fn(Panel, usize, usize) + Sync) {
+    /// Calls `work(panels, first output, end, buffers)` for all tiles, weights outermost.
+    fn tasks(&self, outs: usize, work: impl Fn(&[Panel], usize, usize, &mut [Vec<f32>; 2]) + Sync) {
         let chunks = outs.div_ceil(CHUNK);
         let group = if chunks >= 16 { usize::MAX } else { 4 };
         let all: Vec<Panel> = panels(self.tokens).collect();
         let groups: Vec<&[Panel]> = all.chunks(group.min(all.len())).collect();
-        (0..chunks * groups.len()).into_par_iter().with_max_len(1).for_each(|task| {
+        (0..chunks * groups.len()).into_par_iter().with_max_len(1).for_each_init(Default::default, |buffers, task| {
             let first = task / groups.len() * CHUNK;
-            for panel in groups[task % groups.len()] {
-                work(*panel, first, (first + CHUNK).min(outs));
-            }
+            work(groups[task % groups.len()], first, (first + CHUNK).min(outs), buffers);
         });
     }
 
@@ -95,17 +70,20 @@ impl Panels {
     ///
     /// # Safety
     /// AVX-512F. Lengths as said.
-    pub(super) unsafe fn times(&self, w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    pub(super) unsafe fn times(&self, w: Held<'_>, bias: Option<&[f32]>) -> Vec<f32> {
         let outs = w.len() / self.depth;
         assert!(w.len() == outs * self.depth && bias.is_none_or(|bias| bias.len() == outs));
-        filled(self.tokens * outs, |to| self.tasks(outs, |panel, first, end| {
-            // SAFETY: tiles do not overlap; all lengths were checked above.
-            unsafe {
-                let (x, y) = (self.panel(panel), to.at(panel.first * outs));
-                match panel.registers {
-                    1 => rows::<1>(x, self.depth, w, bias, y, outs, panel.tokens, first..end),
-                    2 => rows::<2>(x, self.depth, w, bias, y, outs, panel.tokens, first..end),
-                    _ => rows::<3>(x, self.depth, w, bias, y, outs, panel.tokens, first..end),
+        filled(self.tokens * outs, |to| self.tasks(outs, |panels, first, end, [buffer, _]| {
+            let w = w.part(first * self.depth..end * self.depth, buffer);
+            for panel in panels {
+                // SAFETY: tiles do not overlap; all lengths were checked above.
+                unsafe {
+                    let (x, y) = (self.panel(*panel), to.at(panel.first * outs));
+                    match panel.registers {
+                        1 => rows::<1>(x, self.depth, w, bias, y, outs, panel.tokens, first..end),
+                        2 => rows::<2>(x, self.depth, w, bias, y, outs, panel.tokens, first..end),
+                        _ => rows::<3>(x, self.depth, w, bias, y, outs, panel.tokens, first..end),
+                    }
                 }
             }
         }))
@@ -115,17 +93,21 @@ impl Panels {
     ///
     /// # Safety
     /// AVX-512F. `gate` and `up` are `[outs, depth]`, `outs` a multiple of 8.
-    pub(super) unsafe fn gated(&self, gate: &[f32], up: &[f32], activation: MlpActivation) -> Panels {
+    pub(super) unsafe fn gated(&self, gate: Held<'_>, up: Held<'_>, activation: MlpActivation) -> Panels {
         let outs = up.len() / self.depth;
         assert!(up.len() == outs * self.depth && gate.len() == up.len() && outs.is_multiple_of(OUTS));
-        let values = filled(self.tokens.next_multiple_of(LANES) * outs, |to| self.tasks(outs, |panel, first, end| {
-            // SAFETY: tiles do not overlap; all lengths were checked above.
-            unsafe {
-                let (x, y) = (self.panel(panel), to.at(panel.first * outs));
-                match panel.registers {
-                    1 => gated::<1>(x, self.depth, gate, up, activation, y, first..end),
-                    2 => gated::<2>(x, self.depth, gate, up, activation, y, first..end),
-                    _ => gated::<3>(x, self.depth, gate, up, activation, y, first..end),
+        let values = filled(self.tokens.next_multiple_of(LANES) * outs, |to| self.tasks(outs, |panels, first, end, [gates, ups]| {
+            let range = first * self.depth..end * self.depth;
+            let (gate, up) = (gate.part(range.clone(), gates), up.part(range, ups));
+            for panel in panels {
+                // SAFETY: tiles do not overlap; all lengths were checked above.
+                unsafe {
+                    let (x, y) = (self.panel(*panel), to.at(panel.first * outs));
+                    match panel.registers {
+                        1 => gated::<1>(x, self.depth, gate, up, activation, y, first..end),
+                        2 => gated::<2>(x, self.depth, gate, up, activation, y, first..end),
+                        _ => gated::<3>(x, self.depth, gate, up, activation, y, first..end),
+                    }
                 }
             }
         }));
@@ -133,15 +115,16 @@ impl Panels {
     }
 }
 
-/// Outputs `range` of one panel, written as rows of `y`, which are `stride` apart.
+/// Outputs `range` of one panel, whose weights `w` are, written as rows of `y`, which are `stride` apart.
 #[target_feature(enable = "avx512f")]
 #[allow(clippy::too_many_arguments)]
 unsafe fn rows<const M: usize>(
     x: *const f32, depth: usize, w: &[f32], bias: Option<&[f32]>, y: *mut f32, stride: usize, tokens: usize, range: std::ops::Range<usize>,
 ) {
+    let weights = |out: usize| w.as_ptr().add((out - range.start) * depth);
     let mut out = range.start;
     while out + OUTS <= range.end {
-        let mut sums = tile::sums::<M, OUTS>(depth, x, w.as_ptr().add(out * depth), depth, 1);
+        let mut sums = tile::sums::<M, OUTS>(depth, x, weights(out), depth, 1);
         if let Some(bias) = bias {
             for (sums, bias) in sums.iter_mut().zip(&bias[out..]) {
                 sums.iter_mut().for_each(|sum| *sum = _mm512_add_ps(*sum, _mm512_set1_ps(*bias)));
@@ -151,7 +134,7 @@ unsafe fn rows<const M: usize>(
         out += OUTS;
     }
     for out in out..range.end {
-        let sums = tile::sums::<M, 1>(depth, x, w.as_ptr().add(out * depth), depth, 1);
+        let sums = tile::sums::<M, 1>(depth, x, weights(out), depth, 1);
         for (m, sum) in sums[0].into_iter().enumerate() {
             let mut values = [0.0_f32; LANES];
             _mm512_storeu_ps(values.as_mut_ptr(), sum);
@@ -181,15 +164,17 @@ pub(super) unsafe fn write_tile<const M: usize>(sums: &tile::Sums<M, OUTS>, y: *
 unsafe fn gated<const M: usize>(
     x: *const f32, depth: usize, gate: &[f32], up: &[f32], activation: MlpActivation, y: *mut f32, range: std::ops::Range<usize>,
 ) {
+    let first = range.start;
     for out in range.step_by(OUTS) {
-        let gates = tile::sums::<M, OUTS>(depth, x, gate.as_ptr().add(out * depth), depth, 1);
+        let row = (out - first) * depth;
+        let gates = tile::sums::<M, OUTS>(depth, x, gate.as_ptr().add(row), depth, 1);
         let place = |n: usize, m: usize| y.add(((out + n) * M + m) * LANES);
         for (n, gates) in gates.iter().enumerate() {
             for (m, gate) in gates.iter().enumerate() {
                 _mm512_storeu_ps(place(n, m), activate(*gate, activation));
             }
         }
-        let ups = tile::sums::<M, OUTS>(depth, x, up.as_ptr().add(out * depth), depth, 1);
+        let ups = tile::sums::<M, OUTS>(depth, x, up.as_ptr().add(row), depth, 1);
         for (n, ups) in ups.iter().enumerate() {
             for (m, up) in ups.iter().enumerate() {
                 _mm512_storeu_ps(place(n, m), _mm512_mul_ps(*up, _mm512_loadu_ps(place(n, m))));

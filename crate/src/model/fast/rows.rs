@@ -3,7 +3,7 @@
 //! One pass over memory each, in rayon's threads: candle's own pool spins between operations, on the
 //! cores that the products need. Written as plain loops over 16 lanes, compiled for AVX-512.
 
-use super::product::filled;
+use super::held::filled;
 use super::tile::LANES;
 use rayon::prelude::*;
 

@@ -14,7 +14,7 @@ use std::time::Instant;
 pub struct Explained {
     #[command(flatten)]
     from: Prompted,
-    /// Folder or hub name of a CLT in circuit-tracer's format
+    /// Folder or hub name of a CLT, in any format that `cltlab clt check` knows
     #[arg(long)]
     clt: String,
 }

@@ -129,7 +129,7 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
     let (f, d) = (config.features, config.width);
     let jumps = matches!(config.activation, Activation::JumpRelu { .. });
     let mut task = progress::Task::new(format!("load CLT {}", source.name()), config.layers as u64, "layers");
-    let mut layers = Vec::with_capacity(config.layers);
+    let mut layers = Vec::new();
     if config.per_layer {
         layers = per_layer::layers(source, &yaml(source)?, &config, device, |done| task.advance(done as u64))?;
     }

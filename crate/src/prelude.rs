@@ -1,11 +1,11 @@
 //! What a notebook cell sees: `use cltlab::prelude::*;`, done by the kernel.
 
 pub use crate::activations::{Activations, InputSite, StreamConfig};
-pub use crate::clt::{Activation, Clt, CltConfig, FeatureId};
+pub use crate::clt::{Activation, Clt, CltConfig, FeatureId, Format, ImportConfig};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::eval::{evaluate, evaluate_with, EvalConfig, Report};
-pub use crate::graph::{AttributeConfig, Graph, Node, NodeKind, PruneConfig, Scores, Target};
-pub use crate::intervene::{EdgeCheck, Effect, InterveneConfig, Intervention, Mode, Positions};
+pub use crate::graph::{AttributeConfig, Graph, Node, NodeKind, PruneConfig, QkAttribution, QkConfig, Scores, Supernode, Target};
+pub use crate::intervene::{EdgeCheck, Effect, InterveneConfig, Intervention, Mode, Positions, SupernodeCheck, SupernodeConfig};
 pub use crate::model::{Capture, Freeze, GenerateConfig, Generation, LoadConfig, Model, ModelConfig, Run, Summary};
 pub use crate::notebook::param::param;
 pub use crate::picture::Picture;

@@ -18,9 +18,14 @@ fn normal(std: f64, shape: &[usize]) -> Tensor {
 
 /// A random GPT-2 with `layers` layers of width `d`, heads of 64.
 pub fn random_gpt2(layers: usize, d: usize, vocab: usize, context: usize) -> Model {
-    let folder = scratch(&format!("gpt2-{layers}-{d}"));
+    random_heads(layers, d, d / 64, vocab, context)
+}
+
+/// The same with `heads` heads.
+fn random_heads(layers: usize, d: usize, heads: usize, vocab: usize, context: usize) -> Model {
+    let folder = scratch(&format!("gpt2-{layers}-{d}-{heads}"));
     let config = serde_json::json!({
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "n_embd": d, "n_head": d / 64,
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "n_embd": d, "n_head": heads,
         "n_inner": 4 * d, "n_layer": layers, "n_positions": context, "n_ctx": context, "vocab_size": vocab, "layer_norm_epsilon": 1e-5,
         "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": true
     });
@@ -58,6 +63,7 @@ pub fn random_clt(layers: usize, d: usize, features: usize, l0: usize) -> Clt {
         threshold: None,
         decoder: normal(scale * 0.2, &[features, layers - l, d]),
         decoder_bias: normal(0.1, &[d]),
+        skip: None,
     });
     let config = CltConfig { layers, width: d, features, activation: Activation::TopK { k: l0 }, ..CltConfig::default() };
     Clt::new(config, weights.collect()).unwrap()
@@ -86,6 +92,22 @@ fn measure(layers: usize, d: usize, features: usize, l0: usize, tokens: usize, b
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status.lines().find(|line| line.starts_with("VmHWM")).and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) / 1024
+}
+
+/// Longer than a block of the kernels, heads of all widths that they cut differently, targets of all
+/// lengths, budgeted and whole: edges are effects.
+#[test]
+fn edges_are_effects_on_longer_prompts() {
+    for (d, heads, tokens) in [(128, 2, 230), (96, 2, 210), (240, 3, 200), (224, 2, 40), (72, 3, 60)] {
+        let replacement = Replacement::new(&random_heads(3, d, heads, 500, 256), &random_clt(3, d, 64, 3)).unwrap();
+        let ids: Vec<u32> = (0..tokens as u32).map(|i| (i * 97) % 500).collect();
+        for budget in [Some(60), None].into_iter().take(if tokens > 200 { 1 } else { 2 }) {
+            let graph = replacement.attribute_tokens(&ids, &AttributeConfig { max_features: budget, ..AttributeConfig::default() }).unwrap();
+            let check = replacement.verify_edges(&graph, 20, 9).unwrap();
+            println!("d {d}, {heads} heads, {tokens} tokens: {check}");
+            assert!(check.holds(2e-5), "d {d}, {heads} heads, {tokens} tokens: {check}");
+        }
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub fn random_clt(activation: Activation, layers: usize, width: usize, features:
             threshold: matches!(activation, Activation::JumpRelu { .. }).then(|| tensor(&[features]).abs().unwrap()),
             decoder: tensor(&[features, layers - l, width]),
             decoder_bias: tensor(&[width]),
+            skip: None,
         })
         .collect();
     Clt::new(CltConfig { layers, width, features, activation, ..CltConfig::default() }, weights).unwrap()
@@ -85,6 +86,7 @@ fn top_k_keeps_no_negative_value_and_breaks_ties_low() {
         threshold: None,
         decoder: Tensor::ones((5, 1, 1), candle_core::DType::F32, &Device::Cpu).unwrap(),
         decoder_bias: Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu).unwrap(),
+        skip: None,
     };
     let config = CltConfig { layers: 1, width: 1, features: 5, activation: Activation::TopK { k: 2 }, ..CltConfig::default() };
     let clt = Clt::new(config, vec![weights]).unwrap();

@@ -126,7 +126,48 @@ fn intervene_equals_circuit_tracer() {
         assert_eq!(some, last(&["--set", "1,4,5=1.5", "--set", "1,5,5=1.5", "--set", "1,6,5=1.5"]));
         assert_eq!(last(&["--add", "1,9:,5=-1e-1"]), last(&["--add", "1,9:12,5=-0.1"]));
         assert_eq!(last(&["--scale", "0,:,5=0"]), last(&["--set", "0,0:12,5=0"]));
+        // Every layer constrained is the direct mode.
+        let mode = |more: &[&str]| {
+            done(&run(arch, "intervene", &[&["--set", "0,3:,25=2", "--raw", raw.to_str().unwrap()], more].concat()));
+            values(&tensors(&raw)["logits"])
+        };
+        assert_eq!(mode(&["--layers", "0:3"]), mode(&["--mode", "direct"]));
     }
+}
+
+/// `--generate` prints circuit-tracer's tokens beside the model's own.
+#[test]
+fn intervene_goes_on() {
+    for arch in ["gpt2", "llama"] {
+        let want = tensors(&fixture(&format!("attribution/{arch}/expected_generation.safetensors")));
+        let text = done(&run(arch, "intervene", &["--set", "0,4:,25=3", "--mode", "direct", "--generate", "12"]));
+        let ids: Vec<&str> = text.lines().skip(1).step_by(2).map(str::trim).collect();
+        for (ids, name) in ids.iter().zip(["plain.tokens", "slice_direct.tokens"]) {
+            let all: Vec<String> = numbers(&want[name])[TOKENS.len()..].iter().map(i64::to_string).collect();
+            assert_eq!(*ids, all.join(","), "{arch} {name}");
+        }
+        assert_eq!(ids.len(), 2, "{text}");
+    }
+}
+
+/// With everything held, `check` finds what the graph predicts; its groups may come from a file.
+#[test]
+fn check_compares_groups() {
+    let folder = scratch("check");
+    let (file, groups, picture) = (folder.join("check.json"), folder.join("groups.json"), folder.join("check.svg"));
+    let (file, groups, picture) = (file.to_str().unwrap(), groups.to_str().unwrap(), picture.to_str().unwrap());
+    let text = done(&run("gpt2", "check", &["--mode", "direct", "--supernodes", "3", "--factors=-1,0", "-o", file, "--picture", picture]));
+    assert!(text.contains("predicted against measured r = 1.000") && text.contains("graph"), "{text}");
+    let saved: serde_json::Value = cltlab::files::read_json(file).unwrap();
+    let effects = saved["check"]["effects"].as_array().unwrap();
+    assert_eq!(effects.len(), 6);
+    let feature = &effects[0]["group"]["features"][0];
+    std::fs::write(groups, format!("[[\"mine\", \"{}_{}_{}\"]]", feature["layer"], feature["feature"], feature["position"])).unwrap();
+    let text = done(&run("gpt2", "check", &["--groups", groups, "--controls", "0"]));
+    assert!(text.contains("mine × 0") && text.contains("mine × 2"), "{text}");
+    refused(&run("gpt2", "check", &["--factors", "1"]), &["factors"]);
+    refused(&run("gpt2", "check", &["--groups", "/nonexistent/groups.json"]), &["nonexistent"]);
+    refused(&run("llama", "check", &["--groups", groups, "--max-features", "1"]), &["mine"]);
 }
 
 #[test]
@@ -153,6 +194,10 @@ fn what_cannot_be_explained_is_refused() {
     refused(&intervene(&["--set", "9,1,1=2"]), &["layer"]);
     refused(&intervene(&["--set", "0,12,1=2"]), &["positions"]);
     refused(&intervene(&["--set", "0,1,1=NaN"]), &["value"]);
+    refused(&intervene(&["--set", "0,12,1=2", "--generate", "3"]), &["positions"]);
+    refused(&intervene(&["--set", "0,20:,1=2", "--generate", "3"]), &["positions", "15"]);
+    refused(&intervene(&["--set", "0,1,1=2", "--layers", "2"]), &["--layers", "A:B"]);
+    refused(&intervene(&["--set", "0,1,1=2", "--layers", "2:9"]), &["mode", "2..9"]);
 }
 
 /// A CLT of another model, by shape; NaN in the CLT's and in the model's weights.

@@ -117,6 +117,7 @@ fn edges_are_effects_in_bf16() {
             threshold: None,
             decoder: normal(0.2 / (d as f64).sqrt(), &[features, layers - l, d]),
             decoder_bias: normal(0.1, &[d]),
+            skip: None,
         });
         let config = CltConfig { layers, width: d, features, activation: Activation::Relu, ..CltConfig::default() };
         let replacement = Replacement::new(&model, &Clt::new(config, weights.collect()).unwrap()).unwrap();

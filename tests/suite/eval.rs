@@ -88,7 +88,7 @@ fn an_empty_clt_is_zero_ablation() {
     let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
     let (l, d) = (shape.layers, shape.width);
     let weights = (0..l)
-        .map(|i| LayerWeights { encoder: zeros(&[8, d]), encoder_bias: zeros(&[8]), threshold: None, decoder: zeros(&[8, l - i, d]), decoder_bias: zeros(&[d]) })
+        .map(|i| LayerWeights { encoder: zeros(&[8, d]), encoder_bias: zeros(&[8]), threshold: None, decoder: zeros(&[8, l - i, d]), decoder_bias: zeros(&[d]), skip: None })
         .collect();
     let clt = Clt::new(shape.clone(), weights).unwrap();
     let text = corpus(&model);
@@ -101,6 +101,7 @@ fn an_empty_clt_is_zero_ablation() {
         threshold: None,
         decoder: clt.decoder(i).clone(),
         decoder_bias: clt.decoder_bias(i).clone(),
+        skip: None,
     }).collect()).unwrap();
     assert_eq!(evaluate_with(&model, &other, &text, &EvalConfig::default()).unwrap_err().kind(), ErrorKind::Mismatch);
     let long = evaluate_with(&model, &clt, &text, &EvalConfig { context: 100_000, ..EvalConfig::default() }).unwrap_err();

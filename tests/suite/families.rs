@@ -71,7 +71,7 @@ fn equal_to_transformers() {
 }
 
 /// A random CLT for a tiny model, of features that are often active.
-fn random_clt(model: &Model, input: InputSite, output: OutputSite) -> Clt {
+fn random_clt(model: &Model, input: InputSite, output: OutputSite, skip: bool) -> Clt {
     let (layers, d, features) = (model.layers(), model.width(), 24);
     let normal = |std: f64, shape: &[usize]| (Tensor::randn(0_f32, 1.0, shape, &Device::Cpu).unwrap() * std).unwrap();
     let weights = (0..layers).map(|l| LayerWeights {
@@ -80,8 +80,9 @@ fn random_clt(model: &Model, input: InputSite, output: OutputSite) -> Clt {
         threshold: None,
         decoder: normal(0.2 / (d as f64).sqrt(), &[features, layers - l, d]),
         decoder_bias: normal(0.1, &[d]),
+        skip: skip.then(|| normal(0.5 / (d as f64).sqrt(), &[d, d])),
     });
-    let config = CltConfig { layers, width: d, features, input, output, activation: Activation::Relu, ..CltConfig::default() };
+    let config = CltConfig { layers, width: d, features, input, output, skip, activation: Activation::Relu, ..CltConfig::default() };
     Clt::new(config, weights.collect()).unwrap()
 }
 
@@ -94,15 +95,18 @@ const PROMPT: [u32; 12] = [0, 17, 5, 90, 42, 17, 63, 8, 71, 5, 77, 31];
 fn edges_are_effects_in_every_family() {
     for family in FAMILIES {
         let model = tiny(family);
-        for (input, output) in [
-            (InputSite::ResidMid, OutputSite::AfterNorm),
-            (InputSite::MlpIn, OutputSite::BeforeNorm),
-            (InputSite::Normalized, OutputSite::AfterNorm),
+        for (input, output, skip) in [
+            (InputSite::ResidMid, OutputSite::AfterNorm, false),
+            (InputSite::ResidMid, OutputSite::BeforeNorm, true),
+            (InputSite::MlpIn, OutputSite::BeforeNorm, false),
+            (InputSite::MlpIn, OutputSite::AfterNorm, true),
+            (InputSite::Normalized, OutputSite::AfterNorm, false),
+            (InputSite::Normalized, OutputSite::BeforeNorm, true),
         ] {
-            let replacement = Replacement::new(&model, &random_clt(&model, input, output)).unwrap();
+            let replacement = Replacement::new(&model, &random_clt(&model, input, output, skip)).unwrap();
             let graph = replacement.attribute_tokens(&PROMPT, &AttributeConfig::default()).unwrap();
             let check = replacement.verify_edges(&graph, 60, 7).unwrap();
-            println!("{family} {input:?}: {check}");
+            println!("{family} {input:?} skip {skip}: {check}");
             assert!(check.holds(2e-5) && check.features.effects > 5_000 && check.features.largest > 1e-2, "{family}: {check}");
             let edges: Vec<_> = graph.edges().iter().collect();
             for edge in edges.iter().step_by(edges.len() / 12) {

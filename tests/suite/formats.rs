@@ -137,6 +137,7 @@ fn output_sites_keep_their_hooks() {
             threshold: None,
             decoder: given.decoder(l).clone(),
             decoder_bias: given.decoder_bias(l).clone(),
+            skip: None,
         });
         let config = CltConfig { output, input: InputSite::Normalized, ..given.config().clone() };
         let folder = scratch(&format!("hook-{hook}"));

@@ -70,6 +70,7 @@ fn edges_are_effects_for_other_inputs_and_activations() {
                 threshold: None,
                 decoder: clt.decoder(l).clone(),
                 decoder_bias: clt.decoder_bias(l).clone(),
+                skip: None,
             })
             .collect();
         for (input, activation) in [(InputSite::MlpIn, Activation::Relu), (InputSite::ResidMid, Activation::TopK { k: 4 }), (InputSite::MlpIn, Activation::TopK { k: 3 })] {
@@ -93,6 +94,7 @@ fn strangers_do_not_belong_together() {
             threshold: None,
             decoder: gpt2.clt().decoder(l).narrow(1, 0, 2 - l).unwrap().contiguous().unwrap(),
             decoder_bias: gpt2.clt().decoder_bias(l).clone(),
+            skip: None,
         })
         .collect();
     let two = Clt::new(CltConfig { layers: 2, ..gpt2.clt().config().clone() }, layers).unwrap();

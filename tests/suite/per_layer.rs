@@ -1,5 +1,6 @@
 //! Per-layer transcoders (PLTs) against circuit-tracer 0.5.0 on the tiny models of the attribution
-//! fixtures (`tests/fixtures/make/per_layer.py`): the same nodes, effects, scores and interventions.
+//! fixtures (`tests/fixtures/make/per_layer.py`): the same nodes, effects, scores and interventions;
+//! with and without skip connections.
 
 use crate::attribution::{dense, TOKENS};
 use crate::support::{assert_close, fixture, scratch, tensors, values};
@@ -18,7 +19,10 @@ fn folder(arch: &str) -> String {
     fixture(&format!("per_layer/{arch}")).to_string_lossy().into_owned()
 }
 
+const KINDS: [&str; 4] = ["gpt2", "llama", "gpt2_skip", "llama_skip"];
+
 fn model(arch: &str) -> Model {
+    let arch = arch.trim_end_matches("_skip");
     Model::load(&fixture(&format!("attribution/{arch}/model")).to_string_lossy(), &Device::Cpu).unwrap()
 }
 
@@ -34,11 +38,12 @@ fn ids(tensor: &Tensor) -> Vec<usize> {
 
 #[test]
 fn graphs_of_circuit_tracer() {
-    for arch in ["gpt2", "llama"] {
+    for arch in KINDS {
         let (replacement, want) = replacement(arch);
         let config = replacement.clt().config();
         assert!(config.per_layer && config.slots(0) == 1 && config.decoders() == 3);
-        assert_eq!(matches!(config.activation, Activation::JumpRelu { .. }), arch == "llama");
+        assert_eq!(matches!(config.activation, Activation::JumpRelu { .. }), arch.starts_with("llama"));
+        assert_eq!((config.activation == Activation::TopK { k: 4 }, config.skip), (arch == "gpt2_skip", arch.ends_with("skip")));
         let graph = replacement.attribute_tokens(&TOKENS, &AttributeConfig { max_features: None, ..AttributeConfig::default() }).unwrap();
         println!("{arch}: {graph}");
         let active: Vec<usize> = graph.active_features().iter().flat_map(|f| [f.layer, f.position, f.feature]).collect();
@@ -60,20 +65,25 @@ fn graphs_of_circuit_tracer() {
 
 #[test]
 fn interventions_of_circuit_tracer() {
-    for arch in ["gpt2", "llama"] {
+    for arch in KINDS {
         let (replacement, want) = replacement(arch);
         let [layer, position, feature] = ids(&want["chosen"])[..] else { panic!("one place") };
         let set = Intervention::set(FeatureNode { layer, position, feature }, values(&want["value"])[0]);
-        let config = InterveneConfig { mode: Mode::FrozenAttention, ..InterveneConfig::default() };
-        let effect = replacement.intervene_tokens(&TOKENS, &[set], &config).unwrap();
-        assert_close(arch, effect.logits_after(), &values(&want["logits_after"]), 1e-4);
+        let modes = [("logits_after", Mode::FrozenAttention), ("logits_direct", Mode::Direct), ("logits_layers", Mode::Layers { start: 0, end: 2 })];
+        for (name, mode) in modes.into_iter().take(if arch.ends_with("skip") { 3 } else { 1 }) {
+            let effect = replacement.intervene_tokens(&TOKENS, &[set], &InterveneConfig { mode, ..InterveneConfig::default() }).unwrap();
+            assert_close(&format!("{arch} {name}"), effect.logits_after(), &values(&want[name]), 1e-4);
+            // Held all through, the outputs follow the edges exactly.
+            let exact = effect.outputs.iter().map(|output| (output.predicted - output.measured).abs()).fold(0.0, f64::max);
+            assert!(mode != Mode::Direct || exact < 1e-4, "{arch}: predicted and measured differ by {exact}");
+        }
     }
 }
 
 /// A PLT is the CLT whose other decoders are zero; it is written as it was read.
 #[test]
 fn a_plt_is_a_clt_with_zeros() {
-    for arch in ["gpt2", "llama"] {
+    for arch in KINDS {
         let (given, _) = replacement(arch);
         let plt = given.clt();
         let out = scratch(&format!("per-layer-{arch}"));
@@ -86,6 +96,7 @@ fn a_plt_is_a_clt_with_zeros() {
             threshold: plt.threshold(l).cloned(),
             decoder: plt.decoder(l).pad_with_zeros(1, 0, layers - l - 1).unwrap(),
             decoder_bias: plt.decoder_bias(l).clone(),
+            skip: plt.skip(l).cloned(),
         });
         let clt = Clt::new(CltConfig { per_layer: false, ..plt.config().clone() }, padded.collect()).unwrap();
         let config = AttributeConfig::default();
@@ -137,7 +148,9 @@ fn plts_that_cannot_be_read() {
     let width = given.model().width();
     weights.insert("W_skip".into(), Tensor::zeros((width, width), DType::F32, &Device::Cpu).unwrap());
     save(&weights, out.join("layer_1.safetensors")).unwrap();
-    refused(ErrorKind::Unsupported, "W_skip");
+    refused(ErrorKind::BadTensor, "W_skip");
+    save(&weights, out.join("layer_0.safetensors")).unwrap();
+    refused(ErrorKind::BadTensor, "W_skip");
 }
 
 #[test]
@@ -146,5 +159,62 @@ fn plts_are_not_trained() {
     let shape = CltConfig { per_layer: true, features: 8, activation: Activation::TopK { k: 2 }, ..CltConfig::for_model(&model) };
     let corpus = cltlab::Corpus::from_texts(vec!["w3 w4 w5 w6 w7 w8 w9".to_string(); 8]).unwrap();
     let activations = Activations::stream_with(&model, &corpus, &StreamConfig { context: 8, ..StreamConfig::default() }).unwrap();
-    assert_eq!(Trainer::new(&activations, &shape, &TrainConfig::default()).unwrap_err().kind(), ErrorKind::Unsupported);
+    for shape in [shape.clone(), CltConfig { per_layer: false, skip: true, ..shape }] {
+        assert_eq!(Trainer::new(&activations, &shape, &TrainConfig::default()).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+}
+
+/// A CLT's skip connections have files of their own; without them it is another CLT.
+#[test]
+fn skip_connections_of_a_clt() {
+    let (given, _) = replacement("llama_skip");
+    let plt = given.clt();
+    let layers = plt.layers();
+    let weights = |skip: bool| {
+        let layer = |l: usize| LayerWeights {
+            encoder: plt.encoder(l).clone(),
+            encoder_bias: plt.encoder_bias(l).clone(),
+            threshold: plt.threshold(l).cloned(),
+            decoder: plt.decoder(l).repeat((1, layers - l, 1)).unwrap(),
+            decoder_bias: plt.decoder_bias(l).clone(),
+            skip: plt.skip(l).cloned().filter(|_| skip),
+        };
+        (0..layers).map(layer).collect::<Vec<_>>()
+    };
+    let config = CltConfig { per_layer: false, ..plt.config().clone() };
+    let clt = Clt::new(config.clone(), weights(true)).unwrap();
+    assert_eq!(clt.config().parameters(), CltConfig { skip: false, ..config.clone() }.parameters() + (layers * plt.config().width * plt.config().width) as u64);
+    let folder = scratch("skip-clt");
+    clt.save(&folder).unwrap();
+    for own in [true, false] {
+        if !own {
+            std::fs::remove_file(folder.join("cltlab.json")).unwrap();
+        }
+        let again = Clt::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+        assert!(again.config().skip && !again.config().per_layer);
+        (0..layers).for_each(|l| assert_eq!(values(again.skip(l).unwrap()), values(clt.skip(l).unwrap())));
+    }
+    // What the skip adds, by loops; and what lacks it is refused.
+    let local = Replacement::new(given.model(), &clt).unwrap().local(&TOKENS, &[]).unwrap();
+    let inputs: Vec<Tensor> = local.run().layers.iter().map(|layer| clt.input(layer).unwrap().clone()).collect();
+    let plain = Clt::new(CltConfig { skip: false, ..config.clone() }, weights(false)).unwrap();
+    let (with, without) = (clt.decode_with(local.code(), &inputs).unwrap(), plain.decode(local.code()).unwrap());
+    let width = config.width;
+    for (l, (with, without)) in with.iter().zip(&without).enumerate() {
+        let (skip, x, mut expected) = (values(clt.skip(l).unwrap()), values(&inputs[l]), values(without));
+        for (p, row) in expected.chunks_exact_mut(width).enumerate() {
+            for (o, value) in row.iter_mut().enumerate() {
+                *value += (0..width).map(|i| x[p * width + i] * skip[i * width + o]).sum::<f32>();
+            }
+        }
+        assert_close("skip added", &values(with), &expected, 1e-5);
+        assert_close("one target", &values(&clt.decode_target_with(&local.code().layers[..=l], l, &inputs[l]).unwrap()), &values(with), 1e-6);
+        assert_eq!(clt.decode_target(&local.code().layers[..=l], l).unwrap_err().kind(), ErrorKind::BadInput);
+    }
+    assert_eq!(clt.decode(local.code()).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(clt.decode_with(local.code(), &inputs[1..]).unwrap_err().kind(), ErrorKind::BadInput);
+    let short = inputs[0].narrow(0, 0, 3).unwrap();
+    assert_eq!(clt.decode_target_with(&local.code().layers[..1], 0, &short).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(Clt::new(config.clone(), weights(false)).unwrap_err().kind(), ErrorKind::BadTensor);
+    assert_eq!(Clt::new(CltConfig { skip: false, ..config }, weights(true)).unwrap_err().kind(), ErrorKind::BadTensor);
 }

@@ -4,8 +4,8 @@
 use crate::attribution::{replacement, TOKENS};
 use crate::support::scratch;
 use cltlab::eval::{LayerReport, Report};
-use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, LogitTarget};
-use cltlab::intervene::Intervention;
+use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, LogitTarget, QkConfig};
+use cltlab::intervene::{Intervention, SupernodeConfig};
 use cltlab::notebook::display::blocks;
 use cltlab::notebook::live::{line, Course};
 use cltlab::notebook::param::param;
@@ -170,6 +170,18 @@ fn graphs_and_effects_of_real_models() {
     let effect = replacement.intervene_tokens(&TOKENS, &[Intervention::ablate(top)], &Default::default()).unwrap();
     assert_svg(&effect.picture());
     assert_html(&effect.html());
+    let mut split = replacement.attribute_attention_tokens(&TOKENS, &QkConfig { layer: 2, head: 1, query: 9, key: 5, ..QkConfig::default() }).unwrap();
+    split.token_text = vec![HOSTILE.concat(); TOKENS.len()];
+    split.pairs[1].weight = f64::NAN;
+    assert_svg(&split.picture());
+    assert_html(&split.html());
+    let mut groups = graph.supernodes(3);
+    groups[0].name = HOSTILE.concat();
+    let mut check = replacement.check_supernodes(&graph, &groups, &SupernodeConfig::default()).unwrap();
+    check.outputs[0].1 = HOSTILE.concat();
+    check.effects[1].measured[0] = f64::NAN;
+    assert_svg(&check.picture());
+    assert_html(&check.html());
 }
 
 #[test]

@@ -28,6 +28,10 @@ pub struct CltConfig {
     /// evaluated, attributed and intervened on like any other; not trained.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub per_layer: bool,
+    /// Each layer has a linear skip connection from what its encoder reads to its MLP output
+    /// ([`LayerWeights::skip`](crate::clt::LayerWeights::skip)). Default: no. Not trained either.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip: bool,
     /// What the encoders read. Default: the residual before the MLP's norm.
     pub input: InputSite,
     /// What the decoders write to, which matters in families with a norm after the MLP only. Default:
@@ -48,6 +52,7 @@ impl Default for CltConfig {
             features: 512,
             activation: Activation::BatchTopK { k: 32 },
             per_layer: false,
+            skip: false,
             input: InputSite::default(),
             output: OutputSite::default(),
             model_name: String::new(),
@@ -104,10 +109,11 @@ impl CltConfig {
         if self.per_layer { self.layers } else { self.layers * (self.layers + 1) / 2 }
     }
 
-    /// Weights in all: encoders, decoders, biases, and thresholds if the activation learns them.
+    /// Weights in all: encoders, decoders, biases, thresholds if the activation learns them, and skip connections if it has them.
     pub fn parameters(&self) -> u64 {
         let (l, d, f) = (self.layers as u64, self.width as u64, self.features as u64);
         let thresholds = if matches!(self.activation, Activation::JumpRelu { .. }) { l * f } else { 0 };
-        l * f * d + self.decoders() as u64 * f * d + l * (f + d) + thresholds
+        let skips = if self.skip { l * d * d } else { 0 };
+        l * f * d + self.decoders() as u64 * f * d + l * (f + d) + thresholds + skips
     }
 }

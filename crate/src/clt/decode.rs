@@ -1,9 +1,10 @@
 //! Decoding: sparse codes in, reconstructed MLP outputs out.
 //!
 //! `ŷ[t] = b_dec[t] + Σ_{s ≤ t} a[s] W_dec[s][:, t − s, :]` (in a PLT s = t), only the active features' rows read.
+//! A CLT with skip connections adds `x[t] W_skip[t]` and needs what its encoders read.
 //! Agrees with circuit-tracer's `decode` to f32 rounding.
 
-use crate::clt::{kernels, Clt, LayerCode, SparseCode};
+use crate::clt::{check, kernels, Clt, LayerCode, SparseCode};
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::{CpuStorage, Layout, Storage, StorageRef, Tensor};
 use rayon::prelude::*;
@@ -15,15 +16,34 @@ impl Clt {
     /// L codes of T rows → L tensors `[T, d]`.
     ///
     /// # Errors
-    /// `BadInput` when the code has another number of layers, or rows of different length.
+    /// `BadInput` when the code has another number of layers, or rows of different length, or when
+    /// the CLT has skip connections: those need [`Clt::decode_with`].
     pub fn decode(&self, code: &SparseCode) -> Result<Vec<Tensor>> {
+        self.refuse_skip("decode")?;
+        self.decode_features(code)
+    }
+
+    /// As [`Clt::decode`], skip connections included: `inputs` are what the encoders of each layer
+    /// read, `[T, d]`; without skip connections they are not looked at.
+    ///
+    /// # Errors
+    /// As [`Clt::decode`], and `BadInput` or `BadTensor` for inputs that do not fit.
+    pub fn decode_with(&self, code: &SparseCode, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let decoded = self.decode_features(code)?;
+        if self.config().skip && inputs.len() != self.layers() {
+            return Err(Error::expected(ErrorKind::BadInput, "Clt::decode_with: inputs", inputs.len(), self.layers()));
+        }
+        decoded.into_iter().enumerate().map(|(l, decoded)| self.add_skip(l, decoded, inputs.get(l))).collect()
+    }
+
+    fn decode_features(&self, code: &SparseCode) -> Result<Vec<Tensor>> {
         if code.layers.len() != self.layers() {
             return Err(Error::expected(ErrorKind::BadInput, "Clt::decode: layers of the code", code.layers.len(), self.layers()));
         }
         if (0..self.layers()).any(|layer| self.decoder_store(layer).is_mapped()) {
             return self.decode_mapped(code);
         }
-        (0..self.layers()).map(|target| self.decode_target(&code.layers[..=target], target)).collect()
+        (0..self.layers()).map(|target| self.decode_target_features(&code.layers[..=target], target)).collect()
     }
 
     /// The same where decoders lie in files: each active feature's row is read once for all targets.
@@ -57,9 +77,56 @@ impl Clt {
     /// `target + 1` codes of T rows → `[T, d]`.
     ///
     /// # Errors
-    /// `BadInput` for a missing layer, another number of codes, rows of different length, or a
-    /// feature that does not exist.
+    /// `BadInput` for a missing layer, another number of codes, rows of different length, a
+    /// feature that does not exist, or a CLT with skip connections: see [`Clt::decode_target_with`].
     pub fn decode_target(&self, codes: &[LayerCode], target: usize) -> Result<Tensor> {
+        self.refuse_skip("decode_target")?;
+        self.decode_target_features(codes, target)
+    }
+
+    /// As [`Clt::decode_target`], the skip connection included: `input` is what the encoder of layer
+    /// `target` reads, `[T, d]`; without skip connections it is not looked at.
+    ///
+    /// # Errors
+    /// As [`Clt::decode_target`], and `BadTensor` for an input of another shape.
+    pub fn decode_target_with(&self, codes: &[LayerCode], target: usize, input: &Tensor) -> Result<Tensor> {
+        self.add_skip(target, self.decode_target_features(codes, target)?, Some(input))
+    }
+
+    /// What the skip connection of `layer` makes of a change `x [T, d]` of what its encoder reads,
+    /// `[T, d]`; `None` when there is none.
+    ///
+    /// # Errors
+    /// `BadInput` for a missing layer, `BadTensor` for another width.
+    pub fn skip_output(&self, layer: usize, x: &Tensor) -> Result<Option<Tensor>> {
+        self.check_layer(layer)?;
+        let Some(skip) = self.skip(layer) else { return Ok(None) };
+        check("input of the skip connection", x, &[x.dims().first().copied().unwrap_or(0), self.config().width])?;
+        Ok(Some(x.matmul(skip)?))
+    }
+
+    fn refuse_skip(&self, what: &str) -> Result<()> {
+        if !self.config().skip {
+            return Ok(());
+        }
+        Err(Error::expected(ErrorKind::BadInput, format_args!("Clt::{what}"), "a CLT with skip connections and no inputs", "what its encoders read")
+            .help(format!("use {what}_with")))
+    }
+
+    fn add_skip(&self, layer: usize, decoded: Tensor, input: Option<&Tensor>) -> Result<Tensor> {
+        match input.map(|input| self.skip_output(layer, input)).transpose()?.flatten() {
+            Some(skip) if skip.dims() == decoded.dims() => Ok((decoded + skip)?),
+            Some(skip) => Err(Error::expected(
+                ErrorKind::BadInput,
+                format_args!("input of the skip connection of layer {layer}: rows"),
+                skip.dims().first().copied().unwrap_or(0),
+                decoded.dims().first().copied().unwrap_or(0),
+            )),
+            None => Ok(decoded),
+        }
+    }
+
+    fn decode_target_features(&self, codes: &[LayerCode], target: usize) -> Result<Tensor> {
         self.check_codes(codes, target)?;
         let (tokens, width) = (codes[0].tokens, self.config().width);
         if !self.device().is_cpu() {

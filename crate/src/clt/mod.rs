@@ -11,6 +11,8 @@
 //! ŷ[t] = b_dec[t] + Σ_{s ≤ t} a[s] W_dec[s][:, t − s, :] [T, d]
 //! ```
 //!
+//! With skip connections ([`CltConfig::skip`]) `ŷ[t] += x[t] W_skip[t]`.
+//!
 //! Encoding costs 2·T·F·d multiply-adds a layer (dense); decoding only the active features' rows.
 
 pub mod activation;
@@ -28,6 +30,7 @@ pub(crate) use decoder::Decoder;
 pub use activation::Activation;
 pub use crate::activations::InputSite;
 pub use config::CltConfig;
+pub use io::{Format, ImportConfig};
 pub use sparse::{LayerCode, SparseCode};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -62,6 +65,11 @@ pub struct LayerWeights {
     pub decoder: Tensor,
     /// `[d]`: the bias of the target layer of this number.
     pub decoder_bias: Tensor,
+    /// `[d, d]` (input, output): a linear path from what the encoder reads to this layer's MLP output,
+    /// `ŷ[l] += x[l] · skip`; present in every layer or in none. That is how circuit-tracer holds a
+    /// CLT's `W_skip`; a PLT's `W_skip` there is the transpose, (output, input), and is turned when it
+    /// is read or written.
+    pub skip: Option<Tensor>,
 }
 
 /// A cross-layer transcoder ready for use. Cloning shares the weights.
@@ -88,6 +96,7 @@ pub(crate) struct Layer {
     pub threshold: Option<Tensor>,
     pub decoder: Decoder,
     pub decoder_bias: Tensor,
+    pub skip: Option<Tensor>,
 }
 
 impl Clt {
@@ -107,6 +116,7 @@ impl Clt {
             threshold: w.threshold,
             decoder: Decoder::Held(w.decoder),
             decoder_bias: w.decoder_bias,
+            skip: w.skip,
         };
         Clt::from_layers(config, layers.into_iter().map(held).collect())
     }
@@ -139,6 +149,15 @@ impl Clt {
                     ErrorKind::BadTensor,
                     format!("threshold_{l}: present, but the activation is {}", config.activation.label()),
                 ));
+            }
+            match (&layer.skip, config.skip) {
+                (Some(skip), true) => check(&format!("W_skip_{l}"), skip, &[d, d])?,
+                (None, false) => {}
+                (found, wanted) => {
+                    let presence = |there: bool| if there { "present" } else { "missing" };
+                    return Err(Error::expected(ErrorKind::BadTensor, format_args!("W_skip_{l}"), presence(found.is_some()), presence(wanted))
+                        .help("CltConfig::skip says whether every layer has a skip connection or none"));
+                }
             }
         }
         let device = layers[0].encoder.device().clone();
@@ -194,6 +213,12 @@ impl Clt {
     /// `b_dec[layer]`, `[d]`. Panics when there is no such layer, as indexing does.
     pub fn decoder_bias(&self, layer: usize) -> &Tensor {
         &self.0.layers[layer].decoder_bias
+    }
+
+    /// The skip connection of `layer`, `[d, d]` (input, output), if the CLT has them. Panics when there
+    /// is no such layer, as indexing does.
+    pub fn skip(&self, layer: usize) -> Option<&Tensor> {
+        self.0.layers[layer].skip.as_ref()
     }
 
     /// Encoder rows of `features`, `[n, d]`.
@@ -253,7 +278,8 @@ impl std::fmt::Display for Clt {
         let model = if config.model_name.is_empty() { "an unnamed model" } else { &config.model_name };
         write!(
             f,
-            "CLT of {model}: {} layers x {} features, {}, reads {}, {:.1} M weights",
+            "{}CLT of {model}: {} layers x {} features, {}, reads {}, {:.1} M weights",
+            if config.skip { "skip-" } else { "" },
             config.layers,
             config.features,
             config.activation.label(),

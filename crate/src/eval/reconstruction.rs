@@ -43,9 +43,10 @@ pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, tokens: usize,
         let tokens = Tensor::from_vec(ids, (group.len(), blocks.context()), model.device())?;
         let mut codes: Vec<LayerCode> = Vec::with_capacity(model.layers());
         model.visit_mlp(&tokens, &mut |layer, site| {
-            codes.push(clt.encode_layer(layer, &replacement.read(site)?.index_select(&kept, 0)?)?);
+            let input = replacement.read(site)?.index_select(&kept, 0)?;
+            codes.push(clt.encode_layer(layer, &input)?);
             let output = site.mlp_out.index_select(&kept, 0)?;
-            let error = (&output - clt.decode_target(&codes, layer)?)?;
+            let error = (&output - clt.decode_target_with(&codes, layer, &input)?)?;
             sums[layer].add(&codes[layer], &output, &error)
         })?;
         seen += count;

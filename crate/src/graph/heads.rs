@@ -3,7 +3,8 @@
 //! An edge is a sum over ways through the residual stream and the frozen attentions between source
 //! and target. Sorting the ways by the last head on them, the one nearest to the target, splits the
 //! edge exactly: `A[t, s] = (past every head) + Σ_{layer, head} (last through this head)`. What
-//! reaches a head may have come through earlier heads. Between positions only heads carry anything.
+//! reaches a head may have come through earlier heads. Between positions only heads carry anything;
+//! skip connections carry within a position, so they are on the way past every head.
 //! Source: the exact split proposed for circuit-tracer (its pull request 114); here without
 //! autograd, one carry of H directions a layer.
 
@@ -76,24 +77,27 @@ impl Replacement {
         let top = Top::new(&local, graph, target)?;
         let writes = writes(&local, graph, source, top.below)?;
         let mut split = EdgeSplit { weight: graph.edges().weight(source, target), residual: 0.0, heads: Vec::new() };
-        for write in &writes {
-            let g = match write.site {
-                Site::MlpOut(layer) => self.model().back_mlp_out(layer, local.run(), &top.g)?,
-                Site::Embedding => top.g.clone(),
-            };
-            split.residual += write.times(&g)?[0];
-        }
-        for layer in 0..top.attentions {
-            let through = by_head(&local, layer, &top.g)?;
+        let frozen = local.frozen();
+        let mut g = top.g;
+        let mut layers = Vec::with_capacity(top.attentions);
+        for layer in (0..top.attentions).rev() {
+            let mut at_attention = g.clone();
+            // The target's own layer comes in above its attention.
+            if layer < top.below {
+                let at_mlp = self.model().back_mlp_out(layer, local.run(), &g)?;
+                split.residual += product(&writes, Site::MlpOut(layer), &at_mlp)?[0];
+                (at_attention, g) = frozen.past(layer, &g, &at_mlp)?;
+            }
+            let through = by_head(&local, layer, &at_attention)?;
             let mut parts = vec![0.0; through.dim(0)?];
-            local.frozen().carry(layer, through, &mut |site, g| {
-                for write in writes.iter().filter(|write| write.site == site) {
-                    parts.iter_mut().zip(write.times(g)?).for_each(|(part, product)| *part += product);
-                }
+            frozen.carry(layer, through, &mut |site, g| {
+                parts.iter_mut().zip(product(&writes, site, g)?).for_each(|(part, product)| *part += product);
                 Ok(())
             })?;
-            split.heads.extend(parts.into_iter().enumerate().map(|(head, weight)| HeadShare { layer, head, weight }));
+            layers.push(parts.into_iter().enumerate().map(move |(head, weight)| HeadShare { layer, head, weight }));
         }
+        split.residual += product(&writes, Site::Embedding, &g)?[0];
+        split.heads.extend(layers.into_iter().rev().flatten());
         Ok(split)
     }
 }
@@ -144,6 +148,15 @@ impl Write {
         let rows = g.narrow(1, self.position, 1)?.squeeze(1)?.to_device(&Device::Cpu)?.to_vec2::<f32>()?;
         Ok(rows.iter().map(|row| row.iter().zip(&self.vector).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()).collect())
     }
+}
+
+/// The product of each direction of `g [B, T', d]` with what is written at `site`.
+fn product(writes: &[Write], site: Site, g: &Tensor) -> Result<Vec<f64>> {
+    let mut sums = vec![0.0; g.dim(0)?];
+    for write in writes.iter().filter(|write| write.site == site) {
+        sums.iter_mut().zip(write.times(g)?).for_each(|(sum, product)| *sum += product);
+    }
+    Ok(sums)
 }
 
 /// What a node writes below layer `below`.

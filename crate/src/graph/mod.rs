@@ -7,8 +7,8 @@
 //! Symbols: N features, L layers, T tokens, K logits. Nodes stand in circuit-tracer's order:
 //! N features by (layer, position, feature) | L·T errors by (layer, position) | T tokens | K logits.
 //!
-//! `edges` holds the effects, `heads` splits one, `influence` ranks nodes, `prune` cuts, `score` says how much is
-//! explained, `paths` tells it in text, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
+//! `edges` holds the effects, `heads` splits one, `qk` splits an attention score, `influence` ranks nodes, `prune` cuts, `score` says how much is
+//! explained, `paths` tells it in text, `supernodes` groups, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
 
 mod attribute;
 mod edges;
@@ -18,10 +18,12 @@ mod json;
 mod lanes;
 mod paths;
 mod prune;
+mod qk;
 mod raw;
 mod rows;
 mod score;
 mod sources;
+mod supernodes;
 pub(crate) mod targets;
 
 pub use attribute::AttributeConfig;
@@ -30,7 +32,9 @@ pub use heads::{EdgeSplit, HeadShare};
 pub use json::cantor;
 pub use paths::Path;
 pub use prune::{PruneConfig, PruneMask};
+pub use qk::{QkAttribution, QkConfig, QkPair, QkPart};
 pub use score::Scores;
+pub use supernodes::Supernode;
 pub use targets::Target;
 
 use crate::error::{Error, ErrorKind, Result};

@@ -1,7 +1,7 @@
 //! Rows: the exact direct effects of every source on a block of targets.
 //!
-//! Targets of one layer and neighbouring positions are carried down together (see
-//! [`FrozenModel::carry`](crate::replacement::FrozenModel::carry)); at every MLP output and position
+//! Targets of neighbouring positions are carried down together (see
+//! [`FrozenModel::carry`](crate::replacement::FrozenModel::carry)), each at the positions that it reaches; at every MLP output and position
 //! one GEMM with the decoder rows there adds to the block's effects. Blocks run side by side and are
 //! bounded in memory: a block holds at most [`BLOCK_VALUES`] values of directions, or [`LEAST_TARGETS`] targets. Agrees with
 //! circuit-tracer's backward passes to 1e-4 of the largest effect.
@@ -11,7 +11,9 @@ use super::lanes::Lanes;
 use super::sources::Sources;
 use super::targets::Start;
 use crate::clt::values;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
+use crate::model::back::dot;
+use crate::model::flow::Flow;
 use crate::progress::stop_requested;
 use crate::replacement::{FeatureNode, FrozenModel, LocalReplacement, Site};
 use candle_core::{Device, Tensor};
@@ -19,8 +21,6 @@ use rayon::prelude::*;
 
 /// Values of directions that a block may hold: 16 MiB, some temporaries of the same size beside.
 const BLOCK_VALUES: usize = 4 << 20;
-/// Targets that make a GEMM efficient: a block that has them ends where the position changes.
-const ENOUGH_TARGETS: usize = 32;
 /// Targets that a block may hold however long the prompt is: fewer would make products of vectors.
 const LEAST_TARGETS: usize = 8;
 
@@ -44,16 +44,16 @@ impl RowEngine {
         self.sources.features() + (self.sources.layers + 1) * self.sources.tokens
     }
 
-    /// Most targets of a block whose directions reach `length` positions.
-    fn block_targets(&self, length: usize) -> usize {
-        self.batch.min(LEAST_TARGETS.max(BLOCK_VALUES / (length * self.sources.width)))
+    /// Whether a block of `count` targets that have `rows` rows in all can take another of `more`.
+    fn has_room(&self, count: usize, rows: usize, more: usize) -> bool {
+        count < self.batch && (count < LEAST_TARGETS || (rows + more) * self.sources.width <= BLOCK_VALUES)
     }
 
     /// Rows of the outputs, in order. Those after the final norm go down together.
     pub fn outputs(&self, starts: &[Start]) -> Result<Edges> {
         let (s, device) = (&self.sources, self.local.embeddings().device());
         let mut edges = Edges::default();
-        let step = self.block_targets(s.tokens);
+        let step = (1..starts.len()).find(|&count| !self.has_room(count, count * s.tokens, s.tokens)).unwrap_or(starts.len());
         let mut k = 0;
         while k < starts.len() {
             let node = |k: usize| (self.first_logit() + k) as u32;
@@ -61,21 +61,28 @@ impl RowEngine {
             match &starts[k] {
                 Start::Encoder(place, direction) => {
                     let site = self.local.replacement().clt().config().input;
-                    let g = self.frozen.from_input(place.layer, site, &[place.position], &one(direction)?)?;
-                    edges.append(&self.block(vec![Group { below: place.layer, targets: vec![(node(k), place.position)], g }])?);
+                    let flow = self.frozen.input_flow(place.layer, site, &[place.position], &one(direction)?)?;
+                    edges.append(&self.block(vec![Group { below: place.layer, targets: vec![(node(k), place.position)], flow }])?);
                     k += 1;
                 }
-                Start::Stream { layer, position, direction } => {
-                    let g = self.frozen.from_stream(&[*position], &one(direction)?)?;
-                    edges.append(&self.block(vec![Group { below: *layer, targets: vec![(node(k), *position)], g }])?);
-                    k += 1;
+                Start::Stream { layer, position, .. } => {
+                    let row = |start: &'_ Start| match start {
+                        Start::Stream { layer: l, position: p, direction } if (l, p) == (layer, position) => Some(direction.clone()),
+                        _ => None,
+                    };
+                    let rows: Vec<Vec<f32>> = starts[k..].iter().take(step).map_while(row).collect();
+                    let directions = Tensor::from_vec(rows.concat(), (rows.len(), s.width), device)?;
+                    let flow = Flow::points(&directions, &vec![*position; rows.len()])?;
+                    let targets = (k..k + rows.len()).map(|k| (node(k), *position)).collect();
+                    edges.append(&self.block(vec![Group { below: *layer, targets, flow }])?);
+                    k += rows.len();
                 }
                 Start::Output(_) => {
                     let rows = starts[k..].iter().take(step).map_while(|start| if let Start::Output(row) = start { Some(row.as_slice()) } else { None });
                     let rows: Vec<&[f32]> = rows.collect();
-                    let g = self.frozen.from_output(&Tensor::from_vec(rows.concat(), (rows.len(), s.width), device)?)?;
+                    let flow = self.frozen.output_flow(&Tensor::from_vec(rows.concat(), (rows.len(), s.width), device)?)?;
                     let targets = (k..k + rows.len()).map(|k| (node(k), s.tokens - 1)).collect();
-                    edges.append(&self.block(vec![Group { below: s.layers, targets, g }])?);
+                    edges.append(&self.block(vec![Group { below: s.layers, targets, flow }])?);
                     k += rows.len();
                 }
             }
@@ -110,21 +117,17 @@ impl RowEngine {
         Ok(done)
     }
 
-    /// Cuts features into blocks of few positions, whose neighbours all satisfy `together`.
+    /// Cuts features into blocks, whose neighbours all satisfy `together`.
     fn split<'a>(&self, features: &'a [u32], together: impl Fn(FeatureNode, FeatureNode) -> bool) -> Vec<&'a [u32]> {
         let mut blocks = Vec::new();
-        let mut start = 0;
+        let (mut start, mut rows) = (0, 0);
         let place = |i: usize| self.active[features[i] as usize];
         for end in 1..=features.len() {
-            let size = end - start;
-            let ends = end == features.len() || {
-                let (last, next) = (place(end - 1), place(end));
-                let most = self.block_targets(next.position + 1);
-                !together(last, next) || size >= most || (size >= ENOUGH_TARGETS && next.position != last.position)
-            };
-            if ends {
+            rows += place(end - 1).position + 1;
+            let goes_on = end < features.len() && together(place(end - 1), place(end)) && self.has_room(end - start, rows, place(end).position + 1);
+            if !goes_on {
                 blocks.push(&features[start..end]);
-                start = end;
+                (start, rows) = (end, 0);
             }
         }
         blocks
@@ -134,30 +137,29 @@ impl RowEngine {
         let clt = self.local.replacement().clt();
         let mut targets: Vec<(u32, FeatureNode)> = block.iter().map(|number| (*number, self.active[*number as usize])).collect();
         targets.sort_by_key(|(_, place)| std::cmp::Reverse(place.layer));
-        let length = targets.iter().map(|(_, place)| place.position + 1).max().unwrap_or(0);
         let groups = targets.chunk_by(|a, b| a.1.layer == b.1.layer).map(|group| {
             let layer = group[0].1.layer;
             let features: Vec<u32> = group.iter().map(|(_, place)| place.feature as u32).collect();
             let positions: Vec<usize> = group.iter().map(|(_, place)| place.position).collect();
-            let g = self.frozen.from_input(layer, clt.config().input, &positions, &clt.encoder_rows(layer, &features)?)?;
-            let short = length - g.dim(1)?;
-            let g = if short == 0 { g } else { g.pad_with_zeros(1, 0, short)? };
-            Ok(Group { below: layer, targets: group.iter().map(|(number, _)| *number).zip(positions).collect(), g })
+            let flow = self.frozen.input_flow(layer, clt.config().input, &positions, &clt.encoder_rows(layer, &features)?)?;
+            Ok(Group { below: layer, targets: group.iter().map(|(number, _)| *number).zip(positions).collect(), flow })
         });
         self.block(groups.collect::<Result<_>>()?)
     }
 
     /// Rows of the groups' targets, group by group.
     fn block(&self, groups: Vec<Group>) -> Result<Edges> {
-        let Some(first) = groups.first() else { return Ok(Edges::default()) };
-        let (top, length) = (first.below, first.g.dim(1)?);
+        let top = groups.first().map_or(0, |group| group.below);
         let targets: Vec<(usize, u32, usize)> = groups.iter().flat_map(|group| group.targets.iter().map(|(node, p)| (group.below, *node, *p))).collect();
-        let mut columns: Vec<Column> = (0..length).map(|p| Column::new(targets.len(), top, self.sources.below(top, p))).collect();
-        self.frozen.carry_all(groups.into_iter().map(|group| (group.below, group.g)).collect(), &mut |site, g| {
-            let g = g.to_device(&Device::Cpu)?.contiguous()?;
-            let g = g.storage_and_layout();
-            let g = values(&g)?;
-            columns.par_iter_mut().enumerate().try_for_each(|(p, column)| column.add(&self.sources, site, g, p, length))
+        let length = targets.iter().map(|(_, _, position)| position + 1).max().unwrap_or(0);
+        let mut columns: Vec<Column> = (0..length)
+            .map(|p| Column::new((0..targets.len()).filter(|&b| targets[b].2 >= p).collect(), top, self.sources.below(top, p)))
+            .collect();
+        self.frozen.carry_all(groups.into_iter().map(|group| (group.below, group.flow)).collect(), &mut |site, flow| {
+            let rows = flow.rows.to_device(&Device::Cpu)?.contiguous()?;
+            let rows = rows.storage_and_layout();
+            let directions = Directions::new(values(&rows)?, flow, self.sources.width);
+            columns.par_iter_mut().enumerate().try_for_each(|(p, column)| column.add(&self.sources, site, &directions, p))
         })?;
         let mut edges = Edges::default();
         for (b, (below, node, position)) in targets.into_iter().enumerate() {
@@ -170,105 +172,126 @@ impl RowEngine {
     /// Appends target `b`'s effects in node order, without the zeros.
     fn compress(&self, b: usize, below: usize, columns: &[Column], edges: &mut Edges) {
         let s = &self.sources;
+        let slots: Vec<usize> = columns.iter().map(|column| column.targets.partition_point(|&target| target < b)).collect();
         let mut push = |source: usize, weight: f32| {
             if weight != 0.0 {
                 edges.push(source as u32, weight);
             }
         };
         for layer in 0..below {
-            for (p, column) in columns.iter().enumerate() {
+            for (p, (column, slot)) in columns.iter().zip(&slots).enumerate() {
                 let (numbers, from) = (s.numbers(layer, p), s.below(layer, p));
-                let at = b * column.stride + from;
+                let at = slot * column.stride + from;
                 numbers.zip(&column.features[at..]).for_each(|(number, weight)| push(number, *weight));
             }
         }
         for layer in 0..below {
-            columns.iter().enumerate().for_each(|(p, column)| push(s.features() + layer * s.tokens + p, column.errors[b * column.below + layer]));
+            let errors = columns.iter().zip(&slots).map(|(column, slot)| column.errors[slot * column.below + layer]);
+            errors.enumerate().for_each(|(p, weight)| push(s.features() + layer * s.tokens + p, weight));
         }
-        columns.iter().enumerate().for_each(|(p, column)| push(s.features() + s.layers * s.tokens + p, column.tokens[b]));
+        let tokens = columns.iter().zip(&slots).map(|(column, slot)| column.tokens[*slot]);
+        tokens.enumerate().for_each(|(p, weight)| push(s.features() + s.layers * s.tokens + p, weight));
     }
 }
 
-/// Targets `(node, position)` of one layer, and their directions `[B, T', d]` at the end of block
-/// `below - 1`.
+/// Targets `(node, position)` of one layer, and their directions at the end of block `below - 1`.
 struct Group {
     below: usize,
     targets: Vec<(u32, usize)>,
-    g: Tensor,
+    flow: Flow,
 }
 
-/// The effects of what stands at one position on B targets, of which those that have joined come first.
+/// The directions of targets that have joined.
+struct Directions<'a> {
+    values: &'a [f32],
+    width: usize,
+    flow: &'a Flow,
+    /// First row of each target.
+    firsts: Vec<usize>,
+}
+
+impl<'a> Directions<'a> {
+    fn new(values: &'a [f32], flow: &'a Flow, width: usize) -> Self {
+        let mut next = 0;
+        let firsts = flow.spans.iter().map(|span| {
+            next += span.len();
+            next - span.len()
+        });
+        Directions { values, width, flow, firsts: firsts.collect() }
+    }
+
+    /// The direction of target `b` at position `p`, if it has come there.
+    fn get(&self, b: usize, p: usize) -> Option<&'a [f32]> {
+        let span = self.flow.spans.get(b).filter(|span| span.contains(&p))?;
+        let row = self.firsts[b] + p - span.start;
+        Some(&self.values[row * self.width..(row + 1) * self.width])
+    }
+}
+
+/// The effects of what stands at one position on the targets that it can reach.
 struct Column {
+    /// Numbers of the targets within the block, ascending: those that join first come first.
+    targets: Vec<usize>,
     /// The highest layer below which effects are.
     below: usize,
     /// Features at this position below that.
     stride: usize,
-    /// `[B, stride]`.
+    /// `[targets, stride]`.
     features: Vec<f32>,
-    /// `[B, below]`.
+    /// `[targets, below]`.
     errors: Vec<f32>,
-    /// `[B]`.
+    /// `[targets]`.
     tokens: Vec<f32>,
 }
 
 impl Column {
-    fn new(count: usize, below: usize, stride: usize) -> Self {
-        Column { below, stride, features: vec![0.0; count * stride], errors: vec![0.0; count * below], tokens: vec![0.0; count] }
+    fn new(targets: Vec<usize>, below: usize, stride: usize) -> Self {
+        let count = targets.len();
+        Column { targets, below, stride, features: vec![0.0; count * stride], errors: vec![0.0; count * below], tokens: vec![0.0; count] }
     }
 
-    /// Adds the effects at `site`, where the directions `g [joined, length, d]` are.
-    fn add(&mut self, sources: &Sources, site: Site, g: &[f32], p: usize, length: usize) -> Result<()> {
+    /// Adds the effects at `site` and position `p`.
+    fn add(&mut self, sources: &Sources, site: Site, directions: &Directions<'_>, p: usize) -> Result<()> {
         let width = sources.width;
-        let at = |b: usize| &g[(b * length + p) * width..(b * length + p + 1) * width];
-        match site {
-            Site::Embedding => self.tokens.iter_mut().enumerate().for_each(|(b, token)| *token += dot(at(b), sources.embedding(p))),
-            Site::MlpOut(layer) => {
-                let error = sources.error(layer, p);
-                let joined = g.len() / (length * width);
-                for b in 0..joined {
-                    self.errors[b * self.below + layer] += dot(at(b), error);
-                }
-                let rows = sources.decoder_rows(layer, p)?;
-                let into = Into { values: &mut self.features[..joined * self.stride], stride: self.stride, first: sources.first_column(layer, p) };
-                add_products(into, &g[p * width..], length * width, &rows, width)?;
+        let (slots, here): (Vec<usize>, Vec<&[f32]>) =
+            self.targets.iter().enumerate().filter_map(|(slot, &target)| Some((slot, directions.get(target, p)?))).unzip();
+        let layer = match site {
+            Site::Embedding => {
+                slots.iter().zip(here).for_each(|(&slot, g)| self.tokens[slot] += dot(g, sources.embedding(p)));
+                return Ok(());
             }
+            Site::MlpOut(layer) => layer,
+        };
+        let error = sources.error(layer, p);
+        slots.iter().zip(&here).for_each(|(&slot, g)| self.errors[slot * self.below + layer] += dot(g, error));
+        let (rows, first) = (sources.decoder_rows(layer, p)?, sources.first_column(layer, p));
+        let n = rows.len() / width;
+        if n == 0 || slots.is_empty() {
+            return Ok(());
+        }
+        let products = products(&here.concat(), &rows, width);
+        for (slot, products) in slots.into_iter().zip(products.chunks_exact(n)) {
+            let at = slot * self.stride + first;
+            self.features[at..at + n].iter_mut().zip(products).for_each(|(sum, product)| *sum += product);
         }
         Ok(())
     }
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-/// Columns from `first` on of a matrix `[count, stride]`.
-struct Into<'a> {
-    values: &'a mut [f32],
-    stride: usize,
-    first: usize,
-}
-
-/// `into[b, j] += Σ_k a[b, k] · rows[j, k]`: `a` has rows `a_stride` apart, `rows` is `[n, width]`.
-fn add_products(Into { values, stride, first }: Into<'_>, a: &[f32], a_stride: usize, rows: &[f32], width: usize) -> Result<()> {
-    let n = rows.len() / width;
-    let count = values.len() / stride.max(1);
-    if n == 0 || count == 0 {
-        return Ok(());
-    }
-    if first + n > stride || (count - 1) * a_stride + width > a.len() {
-        return Err(Error::new(ErrorKind::Tensor, format!("add_products: {n} rows into {stride} columns, {} values of directions", a.len())));
-    }
-    // SAFETY: `values` is [count, stride] with first + n <= stride, `a` reaches row count - 1 (both checked
-    // above), `rows` is [n, width], and `values` is borrowed mutably, so nothing aliases.
+/// `a [m, width] · rows [n, width]ᵀ`, `[m, n]`.
+fn products(a: &[f32], rows: &[f32], width: usize) -> Vec<f32> {
+    let (m, n) = (a.len() / width, rows.len() / width);
+    let mut out = vec![0.0_f32; m * n];
+    // SAFETY: `out` is [m, n], `a` [m, width] and `rows` [n, width], as reckoned above; nothing aliases `out`.
     unsafe {
         gemm::gemm(
-            count, n, width,
-            values[first..].as_mut_ptr(), 1, stride as isize, true,
-            a.as_ptr(), 1, a_stride as isize,
+            m, n, width,
+            out.as_mut_ptr(), 1, n as isize, false,
+            a.as_ptr(), 1, width as isize,
             rows.as_ptr(), width as isize, 1,
-            1.0, 1.0, false, false, false,
+            0.0, 1.0, false, false, false,
             gemm::Parallelism::None,
         );
     }
-    Ok(())
+    out
 }

@@ -97,16 +97,23 @@ impl Replacement {
         if graph.pruned().is_some() || n == 0 {
             return Err(Error::expected(ErrorKind::BadInput, "verify_edges", "a pruned graph, or n = 0", "a whole graph and n of at least 1"));
         }
+        let local = self.local_of(graph, "verify_edges")?;
+        let check = Check { local: &local, graph, targets: targets(self, graph)?, base: frozen(&local, graph.tokens(), None)? };
+        check.all(n, &mut StdRng::seed_from_u64(seed))
+    }
+
+    /// The local replacement model that a graph of tokens' logits was made from.
+    pub(super) fn local_of(&self, graph: &Graph, whom: &str) -> Result<LocalReplacement> {
         if let Some(other) = graph.logits().iter().find(|logit| logit.token as usize >= self.model().vocab()) {
-            return Err(Error::expected(ErrorKind::BadInput, "verify_edges: output", &other.text, "tokens' logits only"));
+            return Err(Error::expected(ErrorKind::BadInput, format_args!("{whom}: output"), &other.text, "tokens' logits only"));
         }
         let local = self.local(graph.tokens(), graph.zero_positions())?;
         if local.active() != graph.active_features() {
-            return Err(Error::expected(ErrorKind::Mismatch, "verify_edges: active features", graph.active_features().len(), local.active().len())
+            let (got, expected) = (graph.active_features().len(), local.active().len());
+            return Err(Error::expected(ErrorKind::Mismatch, format_args!("{whom}: active features"), got, expected)
                 .help("give the graph to the model and CLT that made it"));
         }
-        let check = Check { local: &local, graph, targets: targets(self, graph)?, base: frozen(&local, graph.tokens(), None)? };
-        check.all(n, &mut StdRng::seed_from_u64(seed))
+        Ok(local)
     }
 }
 
@@ -138,8 +145,11 @@ fn frozen(local: &LocalReplacement, tokens: &[u32], writes: Option<&Writes<'_>>)
     let mut inputs = Vec::new();
     let out = replacement.model().run_spliced(tokens, Capture::last_logits(), Freeze::all(run), &mut |layer, site| {
         inputs.push(replacement.read(site)?.flatten_all()?.to_vec1::<f32>()?);
-        let kept = run.layers[layer].mlp_out.as_ref().unwrap_or(site.mlp_out);
-        Ok(Some(writes.map_or_else(|| Ok(kept.clone()), |writes| writes.onto(layer, kept))?))
+        let kept = local.held_output(layer, site)?;
+        Ok(Some(match writes {
+            Some(writes) => writes.onto(layer, &kept)?,
+            None => kept,
+        }))
     })?;
     Ok(Reads { inputs, logits: demeaned(&last_uncapped(&out)?) })
 }
@@ -178,7 +188,7 @@ impl Check<'_> {
 
     /// What doubling a feature or an error writes.
     fn doubled(&self, source: usize) -> Result<Writes<'_>> {
-        let mut writes = Writes::new(self.local);
+        let mut writes = Writes::new(self.local.replacement(), self.graph.tokens().len());
         let node = &self.graph.nodes[source];
         match node.kind {
             NodeKind::Feature { layer, feature, activation } => {

@@ -59,16 +59,7 @@ impl Effect {
     /// Correlation (Pearson) of predicted and measured changes over [`Effect::outputs`]; `None` when
     /// either does not vary.
     pub fn agreement(&self) -> Option<f64> {
-        let n = self.outputs.len() as f64;
-        let mean = |of: fn(&OutputEffect) -> f64| self.outputs.iter().map(of).sum::<f64>() / n;
-        let (p, m) = (mean(|o| o.predicted), mean(|o| o.measured));
-        let (mut both, mut pp, mut mm) = (0.0, 0.0, 0.0);
-        for o in &self.outputs {
-            both += (o.predicted - p) * (o.measured - m);
-            pp += (o.predicted - p).powi(2);
-            mm += (o.measured - m).powi(2);
-        }
-        (pp > 0.0 && mm > 0.0).then(|| both / (pp * mm).sqrt())
+        correlation(self.outputs.iter().map(|o| (o.predicted, o.measured)))
     }
 
     /// Kullback-Leibler divergence of the outputs after from those before, in nats.
@@ -76,6 +67,20 @@ impl Effect {
         let (before, after) = (softmax(&self.before), softmax(&self.after));
         before.iter().zip(&after).filter(|(b, _)| **b > 0.0).map(|(b, a)| b * (b / a.max(f64::MIN_POSITIVE)).ln()).sum()
     }
+}
+
+/// Correlation (Pearson) of pairs; `None` when either side does not vary.
+pub(super) fn correlation(pairs: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
+    let pairs: Vec<(f64, f64)> = pairs.collect();
+    let n = pairs.len() as f64;
+    let (x, y) = (pairs.iter().map(|pair| pair.0).sum::<f64>() / n, pairs.iter().map(|pair| pair.1).sum::<f64>() / n);
+    let (mut both, mut xx, mut yy) = (0.0, 0.0, 0.0);
+    for (a, b) in pairs {
+        both += (a - x) * (b - y);
+        xx += (a - x).powi(2);
+        yy += (b - y).powi(2);
+    }
+    (xx > 0.0 && yy > 0.0).then(|| both / (xx * yy).sqrt())
 }
 
 /// The tokens to show: the `top` most probable before, then those after that are new.

@@ -4,18 +4,23 @@
 //! change that the linear model predicts beside the one measured. A feature is changed by adding
 //! `(new − current) · W_dec` to the MLP outputs that it writes to; the model's own MLPs stay, so
 //! errors stay in (*Circuit Tracing*, section on interventions; circuit-tracer's
-//! `feature_intervention`, logits equal to 1e-4). Cost: two forward passes and a linear one.
+//! `feature_intervention`, logits equal to 1e-4). Cost: two forward passes and a linear one. Or, by
+//! [`Replacement::generate`], the text that the changed model goes on with.
 
 mod check;
 mod effect;
+mod generate;
 mod parse;
 mod pass;
+mod supernodes;
 
 pub use check::{Deviation, EdgeCheck};
 pub use effect::{Effect, OutputEffect};
+pub use supernodes::{Agreement, Control, SupernodeCheck, SupernodeConfig, SupernodeEffect};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::replacement::{FeatureNode, Replacement};
+use std::ops::Range;
 
 /// At which positions a feature is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -30,22 +35,37 @@ pub enum Positions {
         /// Position after the last.
         end: usize,
     },
-    /// From this one to the end.
+    /// From this one to the end, and at every token that is generated.
     From(usize),
-    /// At every one.
+    /// At every one, generated ones too.
     All,
 }
 
 impl Positions {
-    /// The range within `tokens` positions; empty or beyond gives `None`.
-    fn within(&self, tokens: usize) -> Option<std::ops::Range<usize>> {
-        let range = match *self {
-            Positions::At(position) => position..position.checked_add(1)?,
-            Positions::Range { start, end } => start..end,
-            Positions::From(start) => start..tokens,
-            Positions::All => 0..tokens,
+    /// Whether they are some of `tokens` positions, and none beyond them.
+    fn within(&self, tokens: usize) -> bool {
+        let end = match *self {
+            Positions::At(position) => position.saturating_add(1),
+            Positions::Range { end, .. } => end,
+            Positions::From(_) | Positions::All => tokens,
         };
-        (range.start < range.end && range.end <= tokens).then_some(range)
+        end <= tokens && !self.between(&(0..tokens)).is_empty()
+    }
+
+    /// Those of them that lie in `span`.
+    fn between(&self, span: &Range<usize>) -> Range<usize> {
+        let (start, end) = match *self {
+            Positions::At(position) => (position, position.saturating_add(1)),
+            Positions::Range { start, end } => (start, end),
+            Positions::From(start) => (start, span.end),
+            Positions::All => (0, span.end),
+        };
+        start.max(span.start)..end.min(span.end)
+    }
+
+    /// True for slices without an end, which go on over tokens that are made.
+    fn is_open(&self) -> bool {
+        matches!(self, Positions::From(_) | Positions::All)
     }
 }
 
@@ -238,15 +258,16 @@ impl Replacement {
     /// model's logits are not finite.
     pub fn intervene_tokens(&self, tokens: &[u32], interventions: &[Intervention], config: &InterveneConfig) -> Result<Effect> {
         config.validate(self.model().layers())?;
-        self.check(interventions, tokens.len())?;
+        if interventions.is_empty() {
+            return Err(Error::expected(ErrorKind::BadInput, "interventions", "none", "at least one"));
+        }
+        self.check(interventions, tokens.len(), tokens.len())?;
         let local = self.local(tokens, &[0])?;
         pass::effect(&local, interventions, config)
     }
 
-    fn check(&self, interventions: &[Intervention], tokens: usize) -> Result<()> {
-        if interventions.is_empty() {
-            return Err(Error::expected(ErrorKind::BadInput, "interventions", "none", "at least one"));
-        }
+    /// Refuses places that are not there; open slices may begin among the positions to be made, up to `end`.
+    fn check(&self, interventions: &[Intervention], tokens: usize, end: usize) -> Result<()> {
         for (i, Intervention { place, change }) in interventions.iter().enumerate() {
             let bad = |field: &str, got: String, expected: String| {
                 Err(Error::expected(ErrorKind::BadInput, format_args!("intervention {i}: {field}"), got, expected))
@@ -258,8 +279,10 @@ impl Replacement {
             if place.feature >= features {
                 return bad("feature", place.feature.to_string(), format!("less than {features}"));
             }
-            if place.positions.within(tokens).is_none() {
-                return bad("positions", format!("{:?}", place.positions), format!("some of the prompt's {tokens}"));
+            let last = if place.positions.is_open() { end } else { tokens };
+            if !place.positions.within(last) {
+                let whose = if last > tokens { "some of the text's" } else { "some of the prompt's" };
+                return bad("positions", format!("{:?}", place.positions), format!("{whose} {last}"));
             }
             if !change.number().is_finite() {
                 return bad("value", change.number().to_string(), "a finite number".into());

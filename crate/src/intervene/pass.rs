@@ -10,22 +10,20 @@ use super::{InterveneConfig, Intervention, Mode};
 use crate::clt::{values, LayerCode};
 use crate::error::Result;
 use crate::graph::targets::{directions, softmax};
-use crate::model::{Capture, Freeze, Run};
-use crate::replacement::{last_logits, last_uncapped, LocalReplacement, Site};
+use crate::model::{Capture, Freeze, MlpSite, Run};
+use crate::replacement::{last_logits, last_uncapped, LocalReplacement, Replacement, Site};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Runs `interventions` on a prompt and compares.
 pub(super) fn effect(local: &LocalReplacement, interventions: &[Intervention], config: &InterveneConfig) -> Result<Effect> {
-    let plan = Plan { local, interventions, mode: config.mode };
-    let changed = plan.measured(if config.every_position { Capture::logits() } else { Capture::last_logits() })?;
+    let plan = Plan { replacement: local.replacement(), interventions, mode: config.mode };
+    let changed = plan.measured(local.run(), if config.every_position { Capture::logits() } else { Capture::last_logits() })?;
     let (before, after) = (local.last_logits()?, last_logits(&changed)?);
     let tokens = shown(&before, &after, config.top);
     let (logits_before, logits_after) = (demeaned(&last_uncapped(local.run())?), demeaned(&last_uncapped(&changed)?));
-    let predicted = match plan.mode {
-        Mode::Direct => plan.direct(&tokens)?,
-        _ => plan.all_paths(&tokens)?,
-    };
+    let predicted = plan.predicted(local, &tokens)?;
     let model = local.replacement().model();
     let (p_before, p_after) = (softmax(&before), softmax(&after));
     let outputs = tokens.iter().zip(predicted).map(|(token, predicted)| {
@@ -44,19 +42,20 @@ pub(super) fn effect(local: &LocalReplacement, interventions: &[Intervention], c
     })
 }
 
-struct Plan<'a> {
-    local: &'a LocalReplacement,
-    interventions: &'a [Intervention],
-    mode: Mode,
+/// Interventions on passes of a model.
+pub(super) struct Plan<'a> {
+    pub replacement: &'a Replacement,
+    pub interventions: &'a [Intervention],
+    pub mode: Mode,
 }
 
-impl Plan<'_> {
+impl<'a> Plan<'a> {
     fn layers(&self) -> usize {
-        self.local.replacement().model().layers()
+        self.replacement.model().layers()
     }
 
     /// Layers whose MLP output is held, and which alone are written to.
-    fn held(&self) -> std::ops::Range<usize> {
+    fn held(&self) -> Range<usize> {
         match self.mode {
             Mode::Direct => 0..self.layers(),
             Mode::Layers { start, end } => start..end,
@@ -68,14 +67,19 @@ impl Plan<'_> {
         self.held().is_empty() || self.held().contains(&layer)
     }
 
-    /// Changes of activations at `layer`, by (position, feature), given the current activations.
-    fn changes(&self, layer: usize, current: impl Fn(usize, u32) -> f32) -> BTreeMap<(usize, u32), f32> {
+    /// What is held of the model's own run.
+    pub fn freeze<'r>(&self, run: &'r Run) -> Freeze<'r> {
+        Freeze { run: Some(run), patterns: self.mode != Mode::Open, scales: self.held().len() == self.layers() }
+    }
+
+    /// Changes of activations at `layer` by (row, feature), rows standing at positions `span` of the
+    /// text, given the current activations by row.
+    fn changes(&self, layer: usize, span: &Range<usize>, current: impl Fn(usize, u32) -> f32) -> BTreeMap<(usize, u32), f32> {
         let mut now: BTreeMap<(usize, u32), f32> = BTreeMap::new();
-        let tokens = self.local.run().tokens.len();
         for Intervention { place, change } in self.interventions.iter().filter(|intervention| intervention.place.layer == layer) {
-            for position in place.positions.within(tokens).into_iter().flatten() {
-                let key = (position, place.feature as u32);
-                let activation = now.get(&key).copied().unwrap_or_else(|| current(position, key.1));
+            for position in place.positions.between(span) {
+                let key = (position - span.start, place.feature as u32);
+                let activation = now.get(&key).copied().unwrap_or_else(|| current(key.0, key.1));
                 now.insert(key, change.apply(activation));
             }
         }
@@ -87,37 +91,60 @@ impl Plan<'_> {
     }
 
     /// The activations on the model's own run, with position 0.
-    fn original(&self, layer: usize) -> Result<LayerCode> {
-        let clt = self.local.replacement().clt();
-        clt.encode_layer(layer, clt.input(&self.local.run().layers[layer])?)
+    fn original(&self, layer: usize, run: &Run) -> Result<LayerCode> {
+        let clt = self.replacement.clt();
+        clt.encode_layer(layer, clt.input(&run.layers[layer])?)
     }
 
     /// The model with the interventions.
-    fn measured(&self, capture: Capture) -> Result<Run> {
-        let (replacement, run) = (self.local.replacement(), self.local.run());
+    fn measured(&self, run: &Run, capture: Capture) -> Result<Run> {
+        let span = 0..run.tokens.len();
+        let mut writes = Writes::new(self.replacement, span.len());
+        let mut splice = |layer: usize, site: &MlpSite<'_>| self.written(layer, site, Some(run), &span, &mut writes).map(Some);
+        self.replacement.model().run_spliced(&run.tokens, capture, self.freeze(run), &mut splice)
+    }
+
+    /// The last position's logits with the interventions, `[V]`, before any cap.
+    pub fn logits(&self, local: &LocalReplacement) -> Result<Vec<f32>> {
+        last_uncapped(&self.measured(local.run(), Capture::last_logits())?)
+    }
+
+    /// Changes of `tokens`' demeaned logits that the linear model predicts.
+    pub fn predicted(&self, local: &LocalReplacement, tokens: &[u32]) -> Result<Vec<f64>> {
+        match self.mode {
+            Mode::Direct => self.direct(local, tokens),
+            _ => self.all_paths(local, tokens),
+        }
+    }
+
+    /// What the MLP of `layer` writes at positions `span` under the interventions; `run` is the model's own,
+    /// whose MLP outputs may be held, and `writes` are those of the layers below in this pass.
+    pub fn written(&self, layer: usize, site: &MlpSite<'_>, run: Option<&Run>, span: &Range<usize>, writes: &mut Writes<'a>) -> Result<Tensor> {
         let held = self.held();
-        let scales = held.len() == self.layers();
-        let freeze = Freeze { run: Some(run), patterns: self.mode != Mode::Open, scales };
-        let mut writes = Writes::new(self.local);
-        replacement.model().run_spliced(&run.tokens, capture, freeze, &mut |layer, site| {
-            if self.touches(layer) {
-                let code = if held.is_empty() { replacement.clt().encode_layer(layer, &replacement.read(site)?)? } else { self.original(layer)? };
-                writes.add(layer, &self.changes(layer, |p, feature| code.value(p, feature)))?;
-            }
-            let kept = run.layers[layer].mlp_out.as_ref().filter(|_| held.contains(&layer)).unwrap_or(site.mlp_out);
-            if self.is_written(layer) { writes.onto(layer, kept).map(Some) } else { Ok(Some(kept.clone())) }
-        })
+        if self.touches(layer) {
+            let code = match run.filter(|_| !held.is_empty()) {
+                Some(run) => self.original(layer, run)?,
+                None => self.replacement.clt().encode_layer(layer, &self.replacement.read(site)?)?,
+            };
+            writes.add(layer, &self.changes(layer, span, |row, feature| code.value(row, feature)))?;
+        }
+        let kept = match run.filter(|_| held.contains(&layer)) {
+            Some(run) => self.replacement.held_output(run, layer, site)?,
+            None => site.mlp_out.clone(),
+        };
+        if self.is_written(layer) { writes.onto(layer, &kept) } else { Ok(kept) }
     }
 
     /// Predicted changes of `tokens`' demeaned logits by the direct effects alone: the graph's edges.
-    fn direct(&self, tokens: &[u32]) -> Result<Vec<f64>> {
-        let mut writes = Writes::new(self.local);
+    fn direct(&self, local: &LocalReplacement, tokens: &[u32]) -> Result<Vec<f64>> {
+        let span = 0..local.run().tokens.len();
+        let mut writes = Writes::new(self.replacement, span.len());
         for layer in (0..self.layers()).filter(|layer| self.touches(*layer)) {
-            let code = self.original(layer)?;
-            writes.add(layer, &self.changes(layer, |p, feature| code.value(p, feature)))?;
+            let code = self.original(layer, local.run())?;
+            writes.add(layer, &self.changes(layer, &span, |p, feature| code.value(p, feature)))?;
         }
-        let frozen = self.local.frozen();
-        let g = frozen.from_output(&directions(self.local.replacement().model(), tokens)?)?;
+        let frozen = local.frozen();
+        let g = frozen.from_output(&directions(self.replacement.model(), tokens)?)?;
         let mut sums = vec![0.0; tokens.len()];
         frozen.carry(self.layers(), g, &mut |site, g| {
             if let Site::MlpOut(layer) = site {
@@ -131,65 +158,65 @@ impl Plan<'_> {
     }
 
     /// Predicted changes along all paths of the local replacement model.
-    fn all_paths(&self, tokens: &[u32]) -> Result<Vec<f64>> {
-        let (replacement, run) = (self.local.replacement(), self.local.run());
-        let held = self.held();
+    fn all_paths(&self, local: &LocalReplacement, tokens: &[u32]) -> Result<Vec<f64>> {
+        let (replacement, run) = (self.replacement, local.run());
+        let (held, span) = (self.held(), 0..run.tokens.len());
         let linear = |change: bool| -> Result<Vec<f64>> {
-            let mut writes = Writes::new(self.local);
+            let mut writes = Writes::new(replacement, span.len());
             let out = replacement.model().run_spliced(&run.tokens, Capture::last_logits(), Freeze::all(run), &mut |layer, site| {
-                let kept = run.layers[layer].mlp_out.as_ref().unwrap_or(site.mlp_out);
+                let kept = local.held_output(layer, site)?;
                 if !change {
-                    return Ok(Some(kept.clone()));
+                    return Ok(Some(kept));
                 }
                 let mut moved = BTreeMap::new();
                 if !held.contains(&layer) {
                     let before = replacement.clt().input(&run.layers[layer])?;
-                    moved = self.responses(layer, &(replacement.read(site)? - before)?)?;
+                    moved = responses(local, layer, &(replacement.read(site)? - before)?)?;
                 }
                 if self.touches(layer) {
-                    let (code, zero) = (self.original(layer)?, moved.clone());
+                    let (code, zero) = (self.original(layer, run)?, moved.clone());
                     let current = |p: usize, feature: u32| code.value(p, feature) + zero.get(&(p, feature)).copied().unwrap_or(0.0);
-                    let set = self.changes(layer, current);
+                    let set = self.changes(layer, &span, current);
                     for (key, change) in set {
                         *moved.entry(key).or_insert(0.0) += change;
                     }
                 }
                 writes.add(layer, &moved)?;
-                if self.is_written(layer) { writes.onto(layer, kept).map(Some) } else { Ok(Some(kept.clone())) }
+                if self.is_written(layer) { writes.onto(layer, &kept).map(Some) } else { Ok(Some(kept)) }
             })?;
             Ok(demeaned(&last_uncapped(&out)?))
         };
         let (before, after) = (linear(false)?, linear(true)?);
         Ok(tokens.iter().map(|token| after[*token as usize] - before[*token as usize]).collect())
     }
+}
 
-    /// How the active features of `layer` respond to a change `[T, d]` of what they read.
-    fn responses(&self, layer: usize, change: &Tensor) -> Result<BTreeMap<(usize, u32), f32>> {
-        let change = change.to_vec2::<f32>()?;
-        let encoder = self.local.replacement().clt().encoder(layer).to_device(&Device::Cpu)?;
-        let encoder = encoder.storage_and_layout();
-        let (encoder, width) = (values(&encoder)?, change.first().map_or(0, Vec::len));
-        let mut moved = BTreeMap::new();
-        for (p, change) in change.iter().enumerate().filter(|(_, change)| change.iter().any(|c| *c != 0.0)) {
-            for feature in self.local.code().layers[layer].token(p).0 {
-                let row = &encoder[*feature as usize * width..(*feature as usize + 1) * width];
-                moved.insert((p, *feature), row.iter().zip(change).map(|(w, c)| w * c).sum());
-            }
+/// How the active features of `layer` respond to a change `[T, d]` of what they read.
+fn responses(local: &LocalReplacement, layer: usize, change: &Tensor) -> Result<BTreeMap<(usize, u32), f32>> {
+    let change = change.to_vec2::<f32>()?;
+    let encoder = local.replacement().clt().encoder(layer).to_device(&Device::Cpu)?;
+    let encoder = encoder.storage_and_layout();
+    let (encoder, width) = (values(&encoder)?, change.first().map_or(0, Vec::len));
+    let mut moved = BTreeMap::new();
+    for (p, change) in change.iter().enumerate().filter(|(_, change)| change.iter().any(|c| *c != 0.0)) {
+        for feature in local.code().layers[layer].token(p).0 {
+            let row = &encoder[*feature as usize * width..(*feature as usize + 1) * width];
+            moved.insert((p, *feature), row.iter().zip(change).map(|(w, c)| w * c).sum());
         }
-        Ok(moved)
     }
+    Ok(moved)
 }
 
 /// What changed features write to each MLP output, `[L][T·d]`.
 pub(super) struct Writes<'a> {
-    local: &'a LocalReplacement,
+    replacement: &'a Replacement,
     pub layers: Vec<Vec<f32>>,
 }
 
 impl<'a> Writes<'a> {
-    pub fn new(local: &'a LocalReplacement) -> Self {
-        let (model, tokens) = (local.replacement().model(), local.run().tokens.len());
-        Writes { local, layers: vec![vec![0.0; tokens * model.width()]; model.layers()] }
+    pub fn new(replacement: &'a Replacement, tokens: usize) -> Self {
+        let model = replacement.model();
+        Writes { replacement, layers: vec![vec![0.0; tokens * model.width()]; model.layers()] }
     }
 
     /// Adds what changes of features of `source` write.
@@ -198,7 +225,7 @@ impl<'a> Writes<'a> {
             return Ok(());
         }
         let features: Vec<u32> = changes.keys().map(|key| key.1).collect();
-        let rows = self.local.replacement().clt().decoder_rows(source, &features)?.to_vec3::<f32>()?;
+        let rows = self.replacement.clt().decoder_rows(source, &features)?.to_vec3::<f32>()?;
         for (((position, _), change), slots) in changes.iter().zip(rows) {
             for (slot, row) in slots.iter().enumerate() {
                 let start = position * row.len();

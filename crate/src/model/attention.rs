@@ -5,8 +5,10 @@
 //! at query q back to every key with weight `P_i[q, key]` (*Circuit Tracing*, local replacement
 //! model: gradients flow through values and outputs only).
 
+use super::back::Heads;
 use super::config::{ModelConfig, QkNorm};
 use super::fast;
+use super::flow::Flow;
 use super::parts::{Layer, Linear, Norm};
 use super::rotary::{Places, Rotary};
 use super::softmax::{softmax, Mask};
@@ -54,32 +56,44 @@ pub(crate) fn forward(config: &ModelConfig, layer: &Layer, view: View<'_>, x: &T
     let share = heads / groups;
     let split = |y: Tensor, count: usize| fast::by_head(&y, count);
     let start = view.places.start;
+    // [B, count, T, h], normed before or after the split into heads, then turned.
+    let placed = |map: &Linear, norm: &Option<Norm>, count: usize| -> Result<Tensor> {
+        let mut y = map.forward(x)?;
+        if let Some(norm) = norm.as_ref().filter(|_| config.qk_norm == Some(QkNorm::Whole)) {
+            y = norm.forward(&y)?;
+        }
+        let mut y = split(y, count)?;
+        if let Some(norm) = norm.as_ref().filter(|_| config.qk_norm == Some(QkNorm::PerHead)) {
+            y = norm.forward(&y)?;
+        }
+        view.rotary.map_or(Ok(y.clone()), |rotary| rotary.apply(&y, view.places))
+    };
     let mut values = split(layer.value.forward(x)?, groups)?; // [B, K, T, h]
+    let held = |pattern: &Tensor| -> Result<Tensor> { Ok(pattern.unsqueeze(0)?.broadcast_as((batch, heads, tokens, tokens))?.contiguous()?) };
+    let mix = |pattern: &Tensor, values: &Tensor| -> Result<Tensor> {
+        let keys = pattern.dim(D::Minus1)?;
+        let mixed = pattern.reshape((batch, groups, share * tokens, keys))?.matmul(values)?; // [B, K, G·T, h]
+        let mixed = mixed.reshape((batch, heads, tokens, width))?.transpose(1, 2)?.reshape((batch, tokens, heads * width))?;
+        layer.output.forward(&mixed)
+    };
+    // A held pattern needs no keys; but what comes after through a cache does.
+    if let (Some(pattern), None) = (view.pattern, &past) {
+        let pattern = held(pattern)?;
+        return Ok(Attended { output: mix(&pattern, &values)?, pattern: view.keep_pattern.then_some(pattern) });
+    }
+    let mut keys = placed(&layer.key, &layer.key_norm, groups)?;
+    if let Some(past) = past {
+        if let (Some(old_keys), Some(old_values)) = (&past.keys, &past.values) {
+            keys = Tensor::cat(&[old_keys, &keys], 2)?;
+            values = Tensor::cat(&[old_values, &values], 2)?;
+        }
+        past.keys = Some(keys.clone());
+        past.values = Some(values.clone());
+    }
     let pattern = match view.pattern {
-        Some(pattern) => pattern.unsqueeze(0)?.broadcast_as((batch, heads, tokens, tokens))?.contiguous()?,
+        Some(pattern) => held(pattern)?,
         None => {
-            // [B, count, T, h], normed before or after the split into heads, then turned.
-            let placed = |map: &Linear, norm: &Option<Norm>, count: usize| -> Result<Tensor> {
-                let mut y = map.forward(x)?;
-                if let Some(norm) = norm.as_ref().filter(|_| config.qk_norm == Some(QkNorm::Whole)) {
-                    y = norm.forward(&y)?;
-                }
-                let mut y = split(y, count)?;
-                if let Some(norm) = norm.as_ref().filter(|_| config.qk_norm == Some(QkNorm::PerHead)) {
-                    y = norm.forward(&y)?;
-                }
-                view.rotary.map_or(Ok(y.clone()), |rotary| rotary.apply(&y, view.places))
-            };
             let queries = placed(&layer.query, &layer.query_norm, heads)?;
-            let mut keys = placed(&layer.key, &layer.key_norm, groups)?;
-            if let Some(past) = past {
-                if let (Some(old_keys), Some(old_values)) = (&past.keys, &past.values) {
-                    keys = Tensor::cat(&[old_keys, &keys], 2)?;
-                    values = Tensor::cat(&[old_values, &values], 2)?;
-                }
-                past.keys = Some(keys.clone());
-                past.values = Some(values.clone());
-            }
             let plain = view.window.is_none() && view.pads.is_empty() && config.attention_cap.is_none();
             if plain && !view.keep_pattern {
                 if let Some(mixed) = fast::attention(&queries, &keys, &values, config.attention_scale)? {
@@ -91,43 +105,44 @@ pub(crate) fn forward(config: &ModelConfig, layer: &Layer, view: View<'_>, x: &T
             softmax(scores, &Mask { start, window: view.window, pads: view.pads, cap: config.attention_cap })?
         }
     };
-    let keys = pattern.dim(D::Minus1)?;
-    let mixed = pattern.reshape((batch, groups, share * tokens, keys))?.matmul(&values)?; // [B, K, G·T, h]
-    let mixed = mixed.reshape((batch, heads, tokens, width))?.transpose(1, 2)?.reshape((batch, tokens, heads * width))?;
-    let output = layer.output.forward(&mixed)?;
-    Ok(Attended { output, pattern: view.keep_pattern.then_some(pattern) })
+    Ok(Attended { output: mix(&pattern, &values)?, pattern: view.keep_pattern.then_some(pattern) })
 }
 
-/// Prompts up to this length are mixed by a plain loop: a matrix product would spend more on moving
-/// heads about than on arithmetic.
-const SHORT: usize = 96;
-
-/// The transpose of frozen attention: `g [B, T', d]` at its output to the gradient at its (normed)
-/// input, for the first T' tokens of a pattern `[H, T, T]`.
+/// The transpose of frozen attention: `g` at its output to the gradient at its (normed) input, for a
+/// pattern `[H, T, T]`. Rows come out from position 0 on.
 ///
-/// Cost: two GEMMs of `B·T'` rows with the output and value maps, and `H` of `[T', T'] × [T', B·h]`.
-pub(crate) fn back(config: &ModelConfig, layer: &Layer, pattern: &Tensor, g: &Tensor) -> Result<Tensor> {
-    let (batch, tokens, _) = g.dims3()?;
+/// Cost: two GEMMs of a row a position with the output and value maps, and `H·h` products a pair of
+/// query and key. A target that stands at one position takes the maps once, and `H·d` products a key.
+pub(crate) fn back(config: &ModelConfig, layer: &Layer, pattern: &Tensor, g: &Flow) -> Result<Flow> {
     let (heads, groups, width) = (config.heads, config.kv_heads, config.head_dim);
-    let mixed = layer.output.back(g)?;
-    if g.device().is_cpu() && tokens <= SHORT {
-        return layer.value.back(&super::back::values(&mixed, pattern, heads, groups)?);
+    let cpu = g.rows.device().is_cpu();
+    if cpu && g.is_points() {
+        let mixed = layer.output.back(&g.rows)?; // [B, H·h]
+        let through = (0..heads).map(|head| {
+            let value = layer.value.weight.narrow(0, head * groups / heads * width, width)?;
+            Ok(mixed.narrow(1, head * width, width)?.matmul(&value)?.unsqueeze(1)?)
+        });
+        let through = Tensor::cat(&through.collect::<Result<Vec<_>>>()?, 1)?; // [B, H, d]
+        return super::back::spread(g, &through, pattern);
     }
-    let mixed = mixed.reshape((batch, tokens, heads, width))?;
-    let by_head = mixed.permute((2, 1, 0, 3))?.reshape((heads, tokens, batch * width))?; // [H, T', B·h]
-    // A key is seen by itself and later queries only: blocks of keys leave the other half out.
-    let step = tokens.div_ceil(8).max(SHORT);
-    let blocks = (0..tokens).step_by(step).map(|key| -> Result<Tensor> {
-        let (keys, queries) = (step.min(tokens - key), tokens - key);
-        let held = pattern.narrow(1, key, queries)?.narrow(2, key, keys)?.transpose(1, 2)?; // [H, key, query]
-        Ok(held.matmul(&by_head.narrow(1, key, queries)?)?)
+    let g = g.full()?;
+    let mixed = g.with(layer.output.back(&g.rows)?);
+    let at_values = if cpu { super::back::values(&mixed, pattern, Heads { heads, groups })? } else { unmixed(config, &mixed, pattern)? };
+    Ok(at_values.with(layer.value.back(&at_values.rows)?))
+}
+
+/// As [`super::back::values`], by matrix products over neighbours of one length.
+fn unmixed(config: &ModelConfig, mixed: &Flow, pattern: &Tensor) -> Result<Flow> {
+    let (heads, groups, width) = (config.heads, config.kv_heads, config.head_dim);
+    let mut first = 0;
+    let parts = mixed.spans.chunk_by(|a, b| a == b).map(|same| -> Result<Tensor> {
+        let (batch, tokens) = (same.len(), same[0].end);
+        let rows = mixed.rows.narrow(0, first, batch * tokens)?.reshape((batch, tokens, heads, width))?;
+        first += batch * tokens;
+        let by_head = rows.permute((2, 1, 0, 3))?.reshape((heads, tokens, batch * width))?; // [H, T', B·h]
+        let held = pattern.narrow(1, 0, tokens)?.narrow(2, 0, tokens)?.transpose(1, 2)?.contiguous()?; // [H, key, query]
+        let at_values = held.matmul(&by_head)?.reshape((groups, heads / groups, tokens, batch * width))?.sum(1)?;
+        Ok(at_values.reshape((groups, tokens, batch, width))?.permute((2, 1, 0, 3))?.reshape((batch * tokens, groups * width))?)
     });
-    let at_values = Tensor::cat(&blocks.collect::<Result<Vec<_>>>()?, 1)?; // [H, key, B·h]
-    let at_values = if heads == groups {
-        at_values
-    } else {
-        at_values.reshape((groups, heads / groups, tokens, batch * width))?.sum(1)?
-    };
-    let at_values = at_values.reshape((groups, tokens, batch, width))?.permute((2, 1, 0, 3))?;
-    layer.value.back(&at_values.reshape((batch, tokens, groups * width))?)
+    Ok(mixed.with(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?))
 }

@@ -4,10 +4,15 @@
 //! run side by side would wait for each other (measured in attribution: a third of the time). These
 //! do not. Other devices use candle's operations, see `Norm::back_frozen` and `attention::back`.
 
+use super::fast;
+use super::flow::Flow;
 use crate::error::Result;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Error, InplaceOp2, Layout, Shape, Tensor};
+use std::ops::Range;
+use std::sync::Arc;
 
 type Kernel<T> = candle_core::Result<T>;
+type Spans = Arc<[Range<usize>]>;
 
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Kernel<&'a [f32]> {
     match (storage, layout.contiguous_offsets()) {
@@ -16,14 +21,15 @@ fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Kernel<&'a [f32]> {
     }
 }
 
-/// Gradient through a norm with its scale held: `centre(g · weight) · scale`, where `g` is
-/// `[B, T, d]`, `weight [d]` and `scale [T, 1]`.
-pub(super) fn norm(g: &Tensor, weight: &Tensor, scale: &Tensor, centre: bool) -> Result<Tensor> {
-    Ok(g.contiguous()?.apply_op3_no_bwd(weight, &scale.contiguous()?, &NormBack { centre })?)
+/// Gradient through a norm with its scale held: `centre(g · weight) · scale`, where `weight` is `[d]`
+/// and `scale [T, 1]`.
+pub(super) fn norm(g: &Flow, weight: &Tensor, scale: &Tensor, centre: bool) -> Result<Flow> {
+    Ok(g.with(g.rows.contiguous()?.apply_op3_no_bwd(weight, &scale.contiguous()?, &NormBack { centre, spans: g.spans.clone() })?))
 }
 
 struct NormBack {
     centre: bool,
+    spans: Spans,
 }
 
 impl CustomOp3 for NormBack {
@@ -33,30 +39,46 @@ impl CustomOp3 for NormBack {
 
     fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout, w: &CpuStorage, wl: &Layout, s: &CpuStorage, sl: &Layout) -> Kernel<(CpuStorage, Shape)> {
         let (g, weight, scale) = (slice(g, gl)?, slice(w, wl)?, slice(s, sl)?);
-        let mut out = vec![0.0_f32; g.len()];
-        for (row, (out, g)) in out.chunks_exact_mut(weight.len()).zip(g.chunks_exact(weight.len())).enumerate() {
-            let mut sum = 0.0;
-            for ((out, g), weight) in out.iter_mut().zip(g).zip(weight) {
-                *out = g * weight;
-                sum += *out;
-            }
-            let (scale, mean) = (scale[row % scale.len()], if self.centre { sum / weight.len() as f32 } else { 0.0 });
-            out.iter_mut().for_each(|out| *out = (*out - mean) * scale);
+        let mut out = Vec::with_capacity(g.len());
+        let positions = self.spans.iter().flat_map(|span| span.clone());
+        for (position, g) in positions.zip(g.chunks_exact(weight.len())) {
+            let (scale, mean) = (scale[position], if self.centre { dot(g, weight) / weight.len() as f32 } else { 0.0 });
+            out.extend(g.iter().zip(weight).map(|(g, weight)| (g * weight - mean) * scale));
         }
         Ok((CpuStorage::F32(out), gl.shape().clone()))
     }
 }
 
-/// Gradient at the values, `[B, T, groups · h]`, given the gradient `mixed [B, T, heads · h]` at what
-/// the patterns mixed: `Σ_{q ≥ key} P[head, q, key] · mixed[q, head]`, heads of a group summed.
-/// `pattern` is `[heads, T', T']` with T' ≥ T.
-pub(super) fn values(mixed: &Tensor, pattern: &Tensor, heads: usize, groups: usize) -> Result<Tensor> {
-    Ok(mixed.contiguous()?.apply_op2_no_bwd(&pattern.contiguous()?, &ValuesBack { heads, groups })?)
+/// Sum of products, in lanes.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0.0_f32; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
+}
+
+/// How heads share values.
+#[derive(Clone, Copy)]
+pub(super) struct Heads {
+    pub heads: usize,
+    pub groups: usize,
+}
+
+/// Gradient at the values, rows of `[groups · h]`, given the gradient `mixed`, rows of `[heads · h]`, at
+/// what the patterns mixed: `Σ_{q ≥ key} P[head, q, key] · mixed[q, head]`, heads of a group summed.
+/// `pattern` is `[heads, T, T]`; spans must start at 0.
+pub(super) fn values(mixed: &Flow, pattern: &Tensor, heads: Heads) -> Result<Flow> {
+    Ok(mixed.with(mixed.rows.contiguous()?.apply_op2_no_bwd(&pattern.contiguous()?, &ValuesBack { heads, spans: mixed.spans.clone() })?))
 }
 
 struct ValuesBack {
-    heads: usize,
-    groups: usize,
+    heads: Heads,
+    spans: Spans,
 }
 
 impl CustomOp2 for ValuesBack {
@@ -66,33 +88,91 @@ impl CustomOp2 for ValuesBack {
 
     fn cpu_fwd(&self, m: &CpuStorage, ml: &Layout, p: &CpuStorage, pl: &Layout) -> Kernel<(CpuStorage, Shape)> {
         let (mixed, pattern) = (slice(m, ml)?, slice(p, pl)?);
-        let (batch, tokens, from) = ml.shape().dims3()?;
+        let Heads { heads, groups } = self.heads;
+        let (rows, from) = ml.shape().dims2()?;
         let (_, _, keys) = pl.shape().dims3()?;
-        let width = from / self.heads;
-        let to = self.groups * width;
-        let mut out = vec![0.0_f32; batch * tokens * to];
-        for (out, mixed) in out.chunks_exact_mut(tokens * to).zip(mixed.chunks_exact(tokens * from)) {
-            for (key, out) in out.chunks_exact_mut(to).enumerate() {
-                for query in key..tokens {
-                    let row = &mixed[query * from..(query + 1) * from];
-                    for (head, mixed) in row.chunks_exact(width).enumerate() {
-                        let weight = pattern[(head * keys + query) * keys + key];
-                        let group = head * self.groups / self.heads;
-                        out[group * width..(group + 1) * width].iter_mut().zip(mixed).for_each(|(out, mixed)| *out += weight * mixed);
+        let width = from / heads;
+        let to = groups * width;
+        let lengths: Vec<usize> = self.spans.iter().map(|span| span.end).collect();
+        let mut out = vec![0.0_f32; rows * to];
+        if !fast::unmix(fast::Unmix { heads, groups, width, keys, lengths: &lengths }, pattern, mixed, &mut out) {
+            let mut first = 0;
+            for length in lengths {
+                let (mixed, out) = (&mixed[first * from..(first + length) * from], &mut out[first * to..(first + length) * to]);
+                first += length;
+                for (key, out) in out.chunks_exact_mut(to).enumerate() {
+                    for (query, row) in mixed.chunks_exact(from).enumerate().skip(key) {
+                        for (head, mixed) in row.chunks_exact(width).enumerate() {
+                            let weight = pattern[(head * keys + query) * keys + key];
+                            let group = head * groups / heads;
+                            out[group * width..(group + 1) * width].iter_mut().zip(mixed).for_each(|(out, mixed)| *out += weight * mixed);
+                        }
                     }
                 }
             }
         }
-        Ok((CpuStorage::F32(out), Shape::from((batch, tokens, to))))
+        Ok((CpuStorage::F32(out), Shape::from((rows, to))))
     }
 }
 
-/// Adds `other` to `to`, in place: `to` must be the caller's alone.
-pub(crate) fn add_to(to: &Tensor, other: &Tensor) -> Result<()> {
-    Ok(to.inplace_op2(&other.contiguous()?, &AddTo)?)
+/// What single rows become: target b stands at query `spans[b].start` only, so the keys up to it see
+/// `Σ_head P[head, query, key] · through[b, head]`, where `through [B, heads, d]` is what each head makes
+/// of the row. Gives spans from 0 on; heads instead of d² products a position.
+pub(super) fn spread(points: &Flow, through: &Tensor, pattern: &Tensor) -> Result<Flow> {
+    let spans: Spans = points.spans.iter().map(|span| 0..span.end).collect();
+    let rows = through.contiguous()?.apply_op2_no_bwd(&pattern.contiguous()?, &Spread { spans: spans.clone() })?;
+    Ok(Flow { rows, spans })
 }
 
-struct AddTo;
+struct Spread {
+    spans: Spans,
+}
+
+impl CustomOp2 for Spread {
+    fn name(&self) -> &'static str {
+        "spread"
+    }
+
+    fn cpu_fwd(&self, t: &CpuStorage, tl: &Layout, p: &CpuStorage, pl: &Layout) -> Kernel<(CpuStorage, Shape)> {
+        let (through, pattern) = (slice(t, tl)?, slice(p, pl)?);
+        let (_, heads, width) = tl.shape().dims3()?;
+        let (_, _, keys) = pl.shape().dims3()?;
+        let rows: usize = self.spans.iter().map(Range::len).sum();
+        let mut out = vec![0.0_f32; rows * width];
+        let mut rest = out.as_mut_slice();
+        for (span, through) in self.spans.iter().zip(through.chunks_exact(heads * width)) {
+            let (now, later) = rest.split_at_mut(span.len() * width);
+            rest = later;
+            let query = (span.end - 1) * keys;
+            if pattern.len() < (heads - 1) * keys * keys + query + span.len() {
+                return Err(Error::Msg(format!("frozen backward: position {} beyond the run's pattern", span.end - 1)));
+            }
+            // SAFETY: `now` is [length, width], `through` [heads, width]; the pattern's entries of this query
+            // reach (heads − 1)·keys² + query + length, checked above; nothing aliases `now`.
+            unsafe {
+                gemm::gemm(
+                    span.len(), width, heads,
+                    now.as_mut_ptr(), 1, width as isize, false,
+                    pattern.as_ptr().add(query), (keys * keys) as isize, 1,
+                    through.as_ptr(), 1, width as isize,
+                    0.0, 1.0, false, false, false,
+                    gemm::Parallelism::None,
+                );
+            }
+        }
+        Ok((CpuStorage::F32(out), Shape::from((rows, width))))
+    }
+}
+
+/// Adds `other` to `to`, in place, where `to` has rows from position 0 on up to where `other`'s end: `to`
+/// must be the caller's alone.
+pub(super) fn add_to(to: &Flow, other: &Flow) -> Result<()> {
+    Ok(to.rows.inplace_op2(&other.rows.contiguous()?, &AddTo { spans: other.spans.clone() })?)
+}
+
+struct AddTo {
+    spans: Spans,
+}
 
 impl InplaceOp2 for AddTo {
     fn name(&self) -> &'static str {
@@ -101,10 +181,17 @@ impl InplaceOp2 for AddTo {
 
     fn cpu_fwd(&self, to: &mut CpuStorage, tl: &Layout, other: &CpuStorage, ol: &Layout) -> Kernel<()> {
         let other = slice(other, ol)?;
+        let (_, width) = ol.shape().dims2()?;
         let (CpuStorage::F32(to), Some((from, end))) = (to, tl.contiguous_offsets()) else {
             return Err(Error::Msg("frozen backward: a contiguous f32 tensor was needed".into()));
         };
-        to[from..end].iter_mut().zip(other).for_each(|(to, other)| *to += other);
+        let (mut to, mut other) = (&mut to[from..end], other);
+        for span in self.spans.iter() {
+            let (now, later) = to.split_at_mut(span.end * width);
+            let (more, others) = other.split_at(span.len() * width);
+            now[span.start * width..].iter_mut().zip(more).for_each(|(to, other)| *to += other);
+            (to, other) = (later, others);
+        }
         Ok(())
     }
 }

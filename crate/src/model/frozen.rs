@@ -5,6 +5,8 @@
 //! Tracing*, local replacement model). [`FrozenModel`](crate::replacement::FrozenModel) strings them
 //! together and knows no family: a norm that a block lacks passes gradients on.
 
+use super::back::add_to;
+use super::flow::Flow;
 use super::parts::Place;
 use super::{attention, forward, Model, NormKind, OutputSite, Run};
 use crate::error::Result;
@@ -21,10 +23,25 @@ impl Model {
     /// # Errors
     /// `BadInput` when the run lacks patterns or scales.
     pub fn back_attention(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
+        self.attention_back(layer, run, &Flow::rectangular(g)?)?.rectangle(g.dim(1)?)
+    }
+
+    /// As [`Model::back_attention`]; rows come out from position 0 on.
+    pub(crate) fn attention_back(&self, layer: usize, run: &Run, g: &Flow) -> Result<Flow> {
         let pattern = forward::needed(&self.layer_run(layer, run)?.attn_pattern, "attn_pattern")?;
-        let g = self.back_norm(Place::AttnPost, layer, run, g)?;
+        let g = self.norm_back(Place::AttnPost, layer, run, g)?;
         let at_normed = attention::back(self.config(), &self.parts().layers[layer], pattern, &g)?;
-        self.back_norm(Place::Attn, layer, run, &at_normed)
+        self.norm_back(Place::Attn, layer, run, &at_normed)
+    }
+
+    /// Both ways around an attention: `at` through it and `past` it.
+    pub(crate) fn around_attention(&self, layer: usize, run: &Run, at: &Flow, past: &Flow) -> Result<Flow> {
+        let through = self.attention_back(layer, run, at)?;
+        if past.rows.device().is_cpu() {
+            add_to(&through, past)?;
+            return Ok(through);
+        }
+        Ok(through.with((&through.rows + past.full()?.rows)?))
     }
 
     /// Gradient at `resid_mid` given the gradient `g [batch, T', d]` at what the MLP reads, through
@@ -33,7 +50,11 @@ impl Model {
     /// # Errors
     /// `BadInput` when the run lacks scales.
     pub fn back_mlp_norm(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
-        self.back_norm(Place::Mlp, layer, run, g)
+        self.mlp_norm_back(layer, run, &Flow::rectangular(g)?)?.rectangle(g.dim(1)?)
+    }
+
+    pub(crate) fn mlp_norm_back(&self, layer: usize, run: &Run, g: &Flow) -> Result<Flow> {
+        self.norm_back(Place::Mlp, layer, run, g)
     }
 
     /// Gradient at `resid_mid` given the gradient `g [batch, T', d]` at
@@ -42,11 +63,15 @@ impl Model {
     /// # Errors
     /// `BadInput` when the run lacks scales.
     pub fn back_mlp_normalized(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
+        self.mlp_normalized_back(layer, run, &Flow::rectangular(g)?)?.rectangle(g.dim(1)?)
+    }
+
+    pub(crate) fn mlp_normalized_back(&self, layer: usize, run: &Run, g: &Flow) -> Result<Flow> {
         match self.config().norm {
             NormKind::Rms if self.parts().layers[layer].norm(Place::Mlp).is_some() => {
-                Ok(g.broadcast_mul(&prefix(self.layer_run(layer, run)?.scale(Place::Mlp)?, g)?)?)
+                Ok(g.with(g.rows.broadcast_mul(&g.each_row(self.layer_run(layer, run)?.scale(Place::Mlp)?)?)?))
             }
-            _ => self.back_mlp_norm(layer, run, g),
+            _ => self.mlp_norm_back(layer, run, g),
         }
     }
 
@@ -56,10 +81,14 @@ impl Model {
     /// # Errors
     /// `BadInput` when the run lacks scales.
     pub fn back_mlp_out(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
+        self.mlp_out_back(layer, run, &Flow::rectangular(g)?)?.rectangle(g.dim(1)?)
+    }
+
+    pub(crate) fn mlp_out_back(&self, layer: usize, run: &Run, g: &Flow) -> Result<Flow> {
         if self.output() == OutputSite::AfterNorm {
             return Ok(g.clone());
         }
-        self.back_norm(Place::MlpPost, layer, run, g)
+        self.norm_back(Place::MlpPost, layer, run, g)
     }
 
     /// Gradient at the last residual stream given the gradient `g [batch, T', d]` after the final
@@ -68,20 +97,19 @@ impl Model {
     /// # Errors
     /// `BadInput` when the run lacks scales.
     pub fn back_final_norm(&self, run: &Run, g: &Tensor) -> Result<Tensor> {
-        self.parts().final_norm.back_frozen(g, &prefix(forward::needed(&run.final_scale, "final_scale")?, g)?)
+        self.final_norm_back(run, &Flow::rectangular(g)?)?.rectangle(g.dim(1)?)
+    }
+
+    pub(crate) fn final_norm_back(&self, run: &Run, g: &Flow) -> Result<Flow> {
+        self.parts().final_norm.back_frozen(g, forward::needed(&run.final_scale, "final_scale")?)
     }
 
     /// Through a norm of a block with its scale held; `g` itself where there is none.
-    fn back_norm(&self, place: Place, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
+    fn norm_back(&self, place: Place, layer: usize, run: &Run, g: &Flow) -> Result<Flow> {
         let site = self.layer_run(layer, run)?;
         match self.parts().layers[layer].norm(place) {
-            Some(norm) => norm.back_frozen(g, &prefix(site.scale(place)?, g)?),
+            Some(norm) => norm.back_frozen(g, site.scale(place)?),
             None => Ok(g.clone()),
         }
     }
-}
-
-/// The scales of the first T' tokens, where `g` is `[batch, T', d]`.
-fn prefix(scale: &Tensor, g: &Tensor) -> Result<Tensor> {
-    Ok(scale.narrow(0, 0, g.dim(1)?)?)
 }

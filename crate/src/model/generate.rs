@@ -4,8 +4,8 @@
 //! callback, and the text so far to whatever shows progress (the notebook's live display). Cost: a
 //! forward pass of one token each, `O(T)` in attention; the prompt is run once.
 
-use super::attention::Past;
-use super::{Capture, Freeze, GenerateConfig, Model};
+use super::forward::Splice;
+use super::{Capture, Freeze, GenerateConfig, Model, Past};
 use crate::error::Result;
 use crate::progress;
 use crate::text::{ChatConfig, Incremental};
@@ -158,6 +158,19 @@ impl Model {
     /// `BadInput` for ids that cannot be run; `BadConfig`; `MissingFile` for stop texts without a
     /// tokenizer; `NotFinite`.
     pub fn stream_tokens(&self, tokens: &[u32], config: &GenerateConfig, on: &mut dyn FnMut(&Step<'_>) -> bool) -> Result<Generation> {
+        let mut next = |input: &[u32], cache: &mut Vec<Past>| self.next_logits(input, cache, Freeze::none(), &mut |_, _| Ok(None));
+        self.stream_by(tokens, config, on, &mut next)
+    }
+
+    /// As [`Model::stream_tokens`], with `next(input, cache)` in place of the plain pass: it runs `input`,
+    /// first the prompt, then token by token, after what the cache holds, and gives the logits `[V]` after it.
+    pub(crate) fn stream_by(
+        &self,
+        tokens: &[u32],
+        config: &GenerateConfig,
+        on: &mut dyn FnMut(&Step<'_>) -> bool,
+        next: &mut dyn FnMut(&[u32], &mut Vec<Past>) -> Result<Vec<f32>>,
+    ) -> Result<Generation> {
         config.validate()?;
         self.check_tokens(tokens)?;
         let begun = std::time::Instant::now();
@@ -176,15 +189,15 @@ impl Model {
             if progress::stop_requested() {
                 break Stop::Asked;
             }
-            let logits = self.last_logits(&input, &mut cache)?;
-            let next = config.choose(&logits, &mut random)?;
-            made.push(next);
-            let ends = self.config().stop_tokens.contains(&next) || config.stop_tokens.contains(&next);
-            let settled = if ends { String::new() } else { writer.push(next)? };
-            let goes_on = on(&Step { id: next, text: &settled, logits: &logits });
+            let logits = next(&input, &mut cache)?;
+            let id = config.choose(&logits, &mut random)?;
+            made.push(id);
+            let ends = self.config().stop_tokens.contains(&id) || config.stop_tokens.contains(&id);
+            let settled = if ends { String::new() } else { writer.push(id)? };
+            let goes_on = on(&Step { id, text: &settled, logits: &logits });
             task.write(made.len() as u64, &writer.text);
             if ends {
-                break Stop::Token(next);
+                break Stop::Token(id);
             }
             if let Some(text) = writer.stopped.take() {
                 break Stop::Text(text);
@@ -192,7 +205,7 @@ impl Model {
             if !goes_on {
                 break Stop::Asked;
             }
-            input = vec![next];
+            input = vec![id];
         };
         let rest = writer.finish(&stop)?;
         if let (false, Some(id)) = (rest.is_empty(), made.last()) {
@@ -204,9 +217,9 @@ impl Model {
     }
 
     /// Runs `input` after what the cache holds; logits `[V]` after its last token.
-    fn last_logits(&self, input: &[u32], cache: &mut Vec<Past>) -> Result<Vec<f32>> {
+    pub(crate) fn next_logits(&self, input: &[u32], cache: &mut Vec<Past>, freeze: Freeze<'_>, splice: &mut Splice<'_>) -> Result<Vec<f32>> {
         let ids = Tensor::from_slice(input, (1, input.len()), self.device())?;
-        let passed = self.pass(&ids, Capture::last_logits(), Freeze::none(), &mut |_, _| Ok(None), Some(cache))?;
+        let passed = self.pass(&ids, Capture::last_logits(), freeze, splice, Some(cache))?;
         match passed.logits {
             Some(logits) => Ok(logits.flatten_all()?.to_vec1()?),
             None => Ok(Vec::new()),

@@ -5,6 +5,7 @@
 //! on the local replacement model) `s` is a constant, so `y` is linear in `x`.
 
 use super::config::NormKind;
+use super::flow::Flow;
 use crate::error::Result;
 use candle_core::{Tensor, D};
 
@@ -50,14 +51,14 @@ impl Norm {
         })
     }
 
-    /// The transpose of [`Norm::forward_frozen`] without its bias: `g [..., d]` at the output to
-    /// the gradient at the input.
-    pub(crate) fn back_frozen(&self, g: &Tensor, scale: &Tensor) -> Result<Tensor> {
-        if g.device().is_cpu() {
+    /// The transpose of [`Norm::forward_frozen`] without its bias: `g` at the output to the gradient
+    /// at the input, given the run's `scale [T, 1]`.
+    pub(crate) fn back_frozen(&self, g: &Flow, scale: &Tensor) -> Result<Flow> {
+        if g.rows.device().is_cpu() {
             return super::back::norm(g, &self.weight, scale, self.kind == NormKind::Layer);
         }
-        let g = g.broadcast_mul(&self.weight)?;
-        Ok(self.centre(&g)?.broadcast_mul(scale)?)
+        let rows = g.rows.broadcast_mul(&self.weight)?;
+        Ok(g.with(self.centre(&rows)?.broadcast_mul(&g.each_row(scale)?)?))
     }
 
     fn centre(&self, x: &Tensor) -> Result<Tensor> {

@@ -11,11 +11,11 @@
 //! Each value here prints itself as HTML (a card, a table, a picture within `<img>`) and as plain
 //! text, its `Display`. Works the same on the stock kernel.
 
-use crate::clt::Clt;
+use crate::clt::{Clt, Format};
 use crate::device::format_bytes;
 use crate::eval::Report;
-use crate::graph::Graph;
-use crate::intervene::{Deviation, EdgeCheck, Effect};
+use crate::graph::{Graph, QkAttribution};
+use crate::intervene::{Deviation, EdgeCheck, Effect, SupernodeCheck};
 use crate::model::{CltNeed, Generation, Model, Run, Summary};
 use crate::picture::html::{self, Align};
 use crate::picture::Picture;
@@ -128,6 +128,13 @@ impl Generation {
     }
 }
 
+impl Format {
+    /// Shows the name in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&html::facts("Format", &[("name", self.to_string())]), &self.to_string());
+    }
+}
+
 impl Clt {
     /// Shows a card in a notebook.
     pub fn evcxr_display(&self) {
@@ -168,8 +175,22 @@ impl Graph {
     }
 }
 
+impl QkAttribution {
+    /// Shows the strongest pairs of a score's parts in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
+    }
+}
+
 impl Effect {
     /// Shows predicted beside measured changes in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
+    }
+}
+
+impl SupernodeCheck {
+    /// Shows predicted and measured effects of groups beside random features' in a notebook.
     pub fn evcxr_display(&self) {
         show(&self.html(), &self.to_string());
     }

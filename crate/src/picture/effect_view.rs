@@ -106,7 +106,7 @@ fn words(intervention: &Intervention) -> String {
 }
 
 /// A step of 1, 2 or 5 times a power of ten with at most four to `most`.
-fn nice(most: f64) -> f64 {
+pub(super) fn nice(most: f64) -> f64 {
     let power = 10.0_f64.powf((most / 4.0).log10().floor());
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|k| k * power).find(|step| step * 4.0 >= most).unwrap_or(10.0 * power)
 }

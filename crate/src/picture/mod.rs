@@ -6,8 +6,8 @@
 //! fetched from a network. Inside HTML a picture is always an `<img>` with its data in the address:
 //! JupyterLab strips `<svg>` from notebooks it does not trust, and leaves `<img>`.
 //!
-//! `html` escapes and lays out, `svg` writes shapes; `chart`, `curves`, `report_view`, `graph_view`
-//! and `effect_view` draw. Cost: milliseconds.
+//! `html` escapes and lays out, `svg` writes shapes; `chart`, `curves`, `report_view`, `graph_view`,
+//! `effect_view`, `qk_view` and `supernode_view` draw. Cost: milliseconds.
 
 pub mod chart;
 mod curves;
@@ -16,7 +16,9 @@ mod effect_view;
 mod graph_layout;
 mod graph_view;
 pub mod html;
+mod qk_view;
 mod report_view;
+mod supernode_view;
 mod svg;
 
 pub use curves::{thin, training};

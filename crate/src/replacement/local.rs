@@ -1,7 +1,8 @@
 //! The local replacement model: one prompt's run, its active features, and the error terms that
 //! make the reconstruction exact.
 //!
-//! `e[l, p] = y[l, p] − ŷ[l, p]` with y the MLP's output and ŷ the reconstruction, each `[T, d]`.
+//! `e[l, p] = y[l, p] − ŷ[l, p]` with y the MLP's output and ŷ the reconstruction, each `[T, d]`. A skip
+//! connection is part of ŷ and stays linear in what the encoder reads, at zero positions too.
 //! Positions in `zero_positions` (the special first token) have neither features nor errors: what
 //! they contribute is a constant (*Circuit Tracing*, local replacement model; circuit-tracer's
 //! `setup_attribution`).
@@ -9,7 +10,7 @@
 use super::{FeatureNode, FrozenModel, Replacement};
 use crate::clt::SparseCode;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Capture, Logits, Run};
+use crate::model::{Capture, Logits, MlpSite, Run};
 use candle_core::Tensor;
 use std::sync::Arc;
 
@@ -52,13 +53,27 @@ impl Replacement {
         zero_positions.iter().for_each(|position| code.zero_position(*position));
         let keep: Vec<f32> = (0..tokens.len()).map(|p| if zero_positions.contains(&p) { 0.0 } else { 1.0 }).collect();
         let keep = Tensor::from_vec(keep, (tokens.len(), 1), self.model().device())?;
-        let errors = self.clt().decode(&code)?.into_iter().zip(&run.layers).map(|(reconstruction, layer)| {
+        let inputs = run.layers.iter().map(|layer| Ok(self.clt().input(layer)?.clone())).collect::<Result<Vec<_>>>()?;
+        let errors = self.clt().decode_with(&code, &inputs)?.into_iter().zip(&run.layers).map(|(reconstruction, layer)| {
             let written = layer.mlp_out.as_ref().ok_or_else(|| Error::new(ErrorKind::BadInput, "run: mlp_out was not captured"))?;
             Ok((written - reconstruction)?.broadcast_mul(&keep)?)
         });
         let errors = errors.collect::<Result<_>>()?;
         let embeddings = self.model().embedding(tokens)?;
         Ok(LocalReplacement { replacement: self.clone(), run: Arc::new(run), code: Arc::new(code), errors, embeddings })
+    }
+}
+
+impl Replacement {
+    /// As [`LocalReplacement::held_output`], held at `run`.
+    pub(crate) fn held_output(&self, run: &Run, layer: usize, site: &MlpSite<'_>) -> Result<Tensor> {
+        let (clt, held) = (self.clt(), &run.layers[layer]);
+        let kept = held.mlp_out.as_ref().unwrap_or(site.mlp_out);
+        if clt.skip(layer).is_none() {
+            return Ok(kept.clone());
+        }
+        let moved = (self.read(site)? - clt.input(held)?)?;
+        Ok(clt.skip_output(layer, &moved)?.map_or_else(|| Ok(kept.clone()), |skip| kept + skip)?)
     }
 }
 
@@ -107,7 +122,13 @@ impl LocalReplacement {
 
     /// The frozen linear model of this prompt.
     pub fn frozen(&self) -> FrozenModel {
-        FrozenModel::new(self.replacement.model(), &self.run)
+        FrozenModel::new(self.replacement.model(), &self.run).with_skips(self.replacement.clt())
+    }
+
+    /// The MLP output of `layer` with features and error held, in a pass that shows `site` there: the
+    /// run's own, moved by what the skip connection makes of the change of its input.
+    pub(crate) fn held_output(&self, layer: usize, site: &MlpSite<'_>) -> Result<Tensor> {
+        self.replacement.held_output(&self.run, layer, site)
     }
 
     /// Logits of the last position, `[V]`.

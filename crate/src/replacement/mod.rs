@@ -103,8 +103,9 @@ impl Replacement {
     pub fn run(&self, tokens: &[u32], capture: Capture) -> Result<Run> {
         let mut codes: Vec<LayerCode> = Vec::with_capacity(self.model.layers());
         self.model.run_spliced(tokens, capture, Freeze::none(), &mut |layer, site| {
-            codes.push(self.clt.encode_layer(layer, &self.read(site)?)?);
-            let written = self.clt.decode_target(&codes, layer)?;
+            let read = self.read(site)?;
+            codes.push(self.clt.encode_layer(layer, &read)?);
+            let written = self.clt.decode_target_with(&codes, layer, &read)?;
             let count = written.dim(0)?;
             let first = site.mlp_out.narrow(0, 0, 1)?;
             Ok(Some(if count == 1 { first } else { Tensor::cat(&[&first, &written.narrow(0, 1, count - 1)?], 0)? }))

@@ -218,6 +218,9 @@ impl Trainer {
 /// What must hold before anything is allocated.
 fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Result<()> {
     clt.validate()?;
+    if clt.skip {
+        return Err(Error::expected(ErrorKind::Unsupported, "training: CltConfig::skip", true, "false").help("skip connections are read, not trained: train without"));
+    }
     if clt.per_layer {
         return Err(Error::expected(ErrorKind::Unsupported, "training: CltConfig::per_layer", true, "false").help("PLTs are read, not trained: train a CLT"));
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 /// A model with its CLT, and a prompt.
 #[derive(Args)]
-struct Explained {
+pub struct Explained {
     #[command(flatten)]
     from: Prompted,
     /// Folder or hub name of a CLT in circuit-tracer's format
@@ -20,9 +20,22 @@ struct Explained {
 }
 
 impl Explained {
-    fn replacement(&self) -> Result<Replacement> {
+    pub fn replacement(&self) -> Result<Replacement> {
         let model = self.from.model()?;
         Replacement::new(&model, &Clt::load(&self.clt, model.device())?)
+    }
+
+    /// The prompt's graph.
+    pub fn attribute(&self, replacement: &Replacement, config: &AttributeConfig) -> Result<Graph> {
+        match &self.from.prompt {
+            Some(text) => replacement.attribute(text, config),
+            None => replacement.attribute_tokens(&self.from.tokens, config),
+        }
+    }
+
+    /// Ids of the prompt, as it is explained.
+    pub fn tokens(&self, model: &Model) -> Result<Vec<u32>> {
+        self.from.prompt.as_ref().map_or_else(|| Ok(self.from.tokens.clone()), |text| model.prompt_tokens(text))
     }
 }
 
@@ -99,13 +112,10 @@ fn difference(text: &str) -> Result<Target> {
 /// Attributes, prunes, writes; prints what the graph is and what each step took.
 pub fn attribute(args: &AttributeArgs) -> Result<()> {
     let (config, prune) = args.configs()?;
-    let mut laps = Laps(Instant::now(), String::new());
+    let mut laps = Laps::new();
     let replacement = args.of.replacement()?;
     laps.end("load");
-    let graph = match &args.of.from.prompt {
-        Some(text) => replacement.attribute(text, &config)?,
-        None => replacement.attribute_tokens(&args.of.from.tokens, &config)?,
-    };
+    let graph = args.of.attribute(&replacement, &config)?;
     laps.end("attribute");
     let pruned = graph.prune(&prune)?;
     laps.end("prune");
@@ -123,23 +133,33 @@ pub fn attribute(args: &AttributeArgs) -> Result<()> {
         laps.end("raw");
     }
     let rows = graph.nodes.iter().filter(|node| node.feature().is_some()).count() + graph.logits().len();
-    println!("rows {rows}{}", laps.1);
+    println!("rows {rows} · {laps}");
     Ok(())
 }
 
-/// Seconds of each step, as text.
-struct Laps(Instant, String);
+/// Seconds of each step.
+pub struct Laps(Instant, Vec<String>);
 
 impl Laps {
-    fn end(&mut self, step: &str) {
-        self.1.push_str(&format!(" · {step} {:.3} s", self.0.elapsed().as_secs_f64()));
+    pub fn new() -> Self {
+        Laps(Instant::now(), Vec::new())
+    }
+
+    pub fn end(&mut self, step: &str) {
+        self.1.push(format!("{step} {:.3} s", self.0.elapsed().as_secs_f64()));
         self.0 = Instant::now();
+    }
+}
+
+impl std::fmt::Display for Laps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.1.join(" · "))
     }
 }
 
 /// What may respond to an intervention.
 #[derive(Clone, Copy, ValueEnum)]
-enum Held {
+pub enum Held {
     /// Patterns, norm scales and MLP outputs are held: direct effects
     Direct,
     /// Patterns are held
@@ -147,6 +167,16 @@ enum Held {
     Frozen,
     /// Nothing is held
     Open,
+}
+
+impl Held {
+    pub fn mode(self) -> Mode {
+        match self {
+            Held::Direct => Mode::Direct,
+            Held::Frozen => Mode::FrozenAttention,
+            Held::Open => Mode::Open,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -165,9 +195,15 @@ pub struct InterveneArgs {
     /// What may respond
     #[arg(long, value_enum, default_value = "frozen")]
     mode: Held,
+    /// Write to the MLPs of layers A to B - 1 only, their outputs and attention patterns held; later layers respond
+    #[arg(long, value_name = "A:B", conflicts_with = "mode")]
+    layers: Option<String>,
     /// Outputs shown: this many of the likeliest before and after
     #[arg(long, default_value_t = 10)]
     top: usize,
+    /// Go on by this many tokens, greedily, with the change and without; slices without an end apply to them too
+    #[arg(long, value_name = "N", conflicts_with = "raw")]
+    generate: Option<usize>,
     /// Write logits [tokens, vocab] after the intervention to this safetensors file
     #[arg(long)]
     raw: Option<PathBuf>,
@@ -189,13 +225,23 @@ pub fn intervene(args: &InterveneArgs) -> Result<()> {
             changes.push(make(place, value));
         }
     }
-    let mode = match args.mode {
-        Held::Direct => Mode::Direct,
-        Held::Frozen => Mode::FrozenAttention,
-        Held::Open => Mode::Open,
+    let mode = match args.layers.as_deref().map(str::parse).transpose()? {
+        None => args.mode.mode(),
+        Some(Positions::Range { start, end }) => Mode::Layers { start, end },
+        Some(_) => return Err(Error::expected(ErrorKind::BadInput, "--layers", args.layers.as_deref().unwrap_or_default(), "two layers: A:B")),
     };
     let config = InterveneConfig { mode, top: args.top, every_position: args.raw.is_some() };
     let replacement = args.of.replacement()?;
+    if let Some(n) = args.generate {
+        let tokens = args.of.tokens(replacement.model())?;
+        let how = GenerateConfig { max_tokens: n, ..GenerateConfig::default() };
+        for (name, changes) in [("without", &[][..]), ("with", &changes)] {
+            let made = replacement.stream_tokens(&tokens, changes, &config, &how, &mut |_| true)?;
+            let ids: Vec<String> = made.tokens.iter().map(u32::to_string).collect();
+            println!("{name:>8}: {:?}\n{:>8}  {}", made.text, "", ids.join(","));
+        }
+        return Ok(());
+    }
     let effect = match &args.of.from.prompt {
         Some(text) => replacement.intervene_with(text, &changes, &config)?,
         None => replacement.intervene_tokens(&args.of.from.tokens, &changes, &config)?,

@@ -2,7 +2,10 @@
 //!
 //! Parse, install a progress line, do one thing, print errors in one place.
 
+mod attention;
 mod bench;
+mod clt;
+mod check;
 mod doctor;
 mod graph;
 mod kernel;
@@ -28,6 +31,12 @@ enum Command {
     Attribute(graph::AttributeArgs),
     /// Change features and see what happens to the outputs
     Intervene(graph::InterveneArgs),
+    /// Look at a CLT, convert it between formats, run it on a prompt
+    Clt(clt::CltArgs),
+    /// Explain why a head looked where it did: its score, split over pairs of features
+    Attention(attention::AttentionArgs),
+    /// Does changing groups of features do what the graph says? Predicted, measured, random features
+    Check(check::CheckArgs),
     /// The Jupyter kernel
     Kernel(kernel::KernelArgs),
     /// Say what is missing and how to get it
@@ -43,6 +52,9 @@ fn main() -> std::process::ExitCode {
         Command::Generate(args) => model::generate(&args),
         Command::Attribute(args) => graph::attribute(&args),
         Command::Intervene(args) => graph::intervene(&args),
+        Command::Clt(args) => clt::clt(&args),
+        Command::Attention(args) => attention::attention(&args),
+        Command::Check(args) => check::check(&args),
         Command::Kernel(args) => kernel::kernel(&args),
         Command::Doctor => doctor::doctor(),
         Command::Bench(args) => bench::bench(&args),

@@ -4,19 +4,21 @@
 //! `b_dec_i` `[d]`, optional `threshold_i` `[F]`) and `W_dec_i.safetensors` (`W_dec_i`
 //! `[F, L - i, d]`). Ours adds `cltlab.json` with the [`CltConfig`], which circuit-tracer ignores:
 //! it keeps what the format has no place for (TopK, the model's fingerprint). Thresholds are real
-//! values, normalisation is folded in.
+//! values, normalisation is folded in. Skip connections, for which the format has no place either, are
+//! `W_skip_i.safetensors` with `W_skip_i` `[d, d]` (input, output): circuit-tracer does not read them.
 
-use super::per_layer;
-use super::tensors::{self, Reader};
-use crate::clt::decode::values;
+use super::{gemma_scope, gemma_scope_2, per_layer};
+use super::import::ImportConfig;
+use super::source::Source;
+use super::staged::{self, write_tensors};
+use super::tensors::Reader;
+use super::weights::{floats, mean, no_place};
 use crate::clt::{Activation, Clt, CltConfig, Decoder, InputSite, Layer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
-use crate::hub::HubRepo;
 use crate::model::OutputSite;
 use crate::progress;
-use candle_core::{Device, Tensor};
-use std::collections::HashMap;
+use candle_core::Device;
 use std::path::{Path, PathBuf};
 
 const KIND: &str = "cross_layer_transcoder";
@@ -48,18 +50,10 @@ impl Clt {
     /// # Errors
     /// `DiskFull`, `MissingFile` or `Io`, with the path.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
-        let folder = folder.as_ref();
-        let name = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "clt".into());
-        let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        files::create_folder(parent)?;
-        let staged = parent.join(format!(".{name}.{}.tmp", std::process::id()));
-        let done = self.write_files(&staged).and_then(|()| move_in(&staged, folder));
-        let _ = std::fs::remove_dir_all(&staged);
-        done
+        staged::write(folder.as_ref(), |folder| self.write_files(folder))
     }
 
     fn write_files(&self, folder: &Path) -> Result<()> {
-        files::create_folder(folder)?;
         let config = self.config();
         let (f, d) = (config.features, config.width);
         if config.per_layer {
@@ -75,6 +69,9 @@ impl Clt {
             write_tensors(&folder.join(format!("W_enc_{l}.safetensors")), &encoder)?;
             let decoder = [(format!("W_dec_{l}"), vec![f, config.slots(l), d], self.decoder(l))];
             write_tensors(&folder.join(format!("W_dec_{l}.safetensors")), &decoder)?;
+            if let Some(skip) = self.skip(l) {
+                write_tensors(&folder.join(skip_file(l)), &[(format!("W_skip_{l}"), vec![d, d], skip)])?;
+            }
         }
         let k = if let (Activation::TopK { k }, true) = (&config.activation, config.per_layer) { Some(*k) } else { None };
         let yaml = Yaml {
@@ -91,124 +88,80 @@ impl Clt {
         files::write_atomic(folder.join("config.yaml"), text.as_bytes())?;
         files::write_json(folder.join("cltlab.json"), config)
     }
-
-    /// Reads a CLT in circuit-tracer's format, ours or theirs, from a folder or from the hub
-    /// (`owner/name`, `owner/name@revision`).
-    ///
-    /// Per-layer transcoders (`model_kind: transcoder_set`) are read too, see [`CltConfig::per_layer`].
-    /// Without `cltlab.json` the shape comes from the tensors, and the activation is JumpReLU if
-    /// `threshold_0` is there, else ReLU.
-    ///
-    /// # Errors
-    /// `MissingFile`, `BadFile` (truncated, not YAML), `BadTensor` (name, shape), `Unsupported`
-    /// (another kind of transcoder or hook), each with the file; `Network` for the hub.
-    pub fn load(source: &str, device: &Device) -> Result<Clt> {
-        let source = Source::open(source)?;
-        let own = source.optional("cltlab.json");
-        let mut config = match &own {
-            Some(path) => files::read_json::<CltConfig>(path)?,
-            None => foreign_config(&source)?,
-        };
-        config.validate().map_err(|error| error.context(source.name()))?;
-        let (f, d) = (config.features, config.width);
-        let jumps = matches!(config.activation, Activation::JumpRelu { .. });
-        let mut task = progress::Task::new(format!("load CLT {}", source.name()), config.layers as u64, "layers");
-        let mut layers = Vec::with_capacity(config.layers);
-        if config.per_layer {
-            layers = per_layer::layers(&source, &yaml(&source)?, &config, device, |done| task.advance(done as u64))?;
-        }
-        for l in layers.len()..config.layers {
-            let encoder = Reader::open(source.file(&format!("W_enc_{l}.safetensors"))?)?;
-            let decoder = Reader::open(source.file(&format!("W_dec_{l}.safetensors"))?)?;
-            layers.push(Layer {
-                encoder: encoder.tensor(&format!("W_enc_{l}"), &[f, d], device)?,
-                encoder_bias: encoder.tensor(&format!("b_enc_{l}"), &[f], device)?,
-                threshold: if jumps { Some(encoder.tensor(&format!("threshold_{l}"), &[f], device)?) } else { None },
-                decoder: Decoder::open(decoder, format!("W_dec_{l}"), [f, config.slots(l), d], device)?,
-                decoder_bias: encoder.tensor(&format!("b_dec_{l}"), &[d], device)?,
-            });
-            task.advance(l as u64 + 1);
-        }
-        if let (Activation::JumpRelu { threshold, .. }, true) = (&mut config.activation, own.is_none()) {
-            let first = layers[0].threshold.as_ref().map(Tensor::to_vec1::<f32>).transpose()?.unwrap_or_default();
-            *threshold = (first.iter().map(|&t| f64::from(t)).sum::<f64>() / first.len().max(1) as f64).max(f64::MIN_POSITIVE);
-        }
-        Clt::from_layers(config, layers)
-    }
 }
 
-/// Where a CLT's files are.
-pub(super) enum Source {
-    Folder(PathBuf),
-    Hub(HubRepo, String),
+/// Whether `source` is in this format, by its files.
+pub(super) fn is_here(source: &Source) -> Result<bool> {
+    Ok(source.has("cltlab.json")? || (source.has("config.yaml")? && !source.has("checkpoint.safetensors")?))
 }
 
-impl Source {
-    fn open(source: &str) -> Result<Self> {
-        let folder = PathBuf::from(source);
-        if folder.is_dir() {
-            return Ok(Source::Folder(folder));
-        }
-        let parts = source.split('/').count();
-        if parts == 2 && !source.starts_with(['.', '/', '~']) {
-            return Ok(Source::Hub(HubRepo::open(source)?, source.to_string()));
-        }
-        Err(Error::new(ErrorKind::MissingFile, format!("{source}: no such folder"))
-            .help("give a folder that Clt::save or circuit-tracer wrote, or a hub name owner/name"))
+/// Writes what circuit-tracer itself reads; [`Clt::save`] keeps more.
+pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
+    let config = clt.config();
+    if matches!(config.activation, Activation::TopK { .. }) && !config.per_layer {
+        return Err(no_place("circuit-tracer", "activation", config.activation.label(), "relu or jump_relu, which are what it has for CLTs").help("Clt::save keeps it for use here"));
     }
-
-    pub fn name(&self) -> String {
-        match self {
-            Source::Folder(folder) => folder.display().to_string(),
-            Source::Hub(_, name) => name.clone(),
-        }
+    if config.skip && !config.per_layer {
+        return Err(no_place("circuit-tracer", "skip", "skip connections", "none, for it does not read a CLT's").help("Clt::save keeps them for use here"));
     }
-
-    pub fn file(&self, name: &str) -> Result<PathBuf> {
-        match self {
-            Source::Folder(folder) => Ok(folder.join(name)),
-            Source::Hub(repo, _) => repo.file(name),
-        }
-    }
-
-    /// A file that may be absent.
-    pub fn optional(&self, name: &str) -> Option<PathBuf> {
-        self.file(name).ok().filter(|path| path.exists())
-    }
+    clt.write_files(folder)
 }
 
-pub(super) fn write_tensors(path: &Path, tensors: &[(String, Vec<usize>, &Tensor)]) -> Result<()> {
-    let tensors: Vec<_> = tensors
-        .iter()
-        .map(|(name, shape, tensor)| Ok((name.clone(), shape.clone(), tensor.to_device(&Device::Cpu)?.contiguous()?)))
-        .collect::<Result<_>>()?;
-    let guards: Vec<_> = tensors.iter().map(|(_, _, tensor)| tensor.storage_and_layout()).collect();
-    let named: Vec<tensors::Named<'_>> = tensors
-        .iter()
-        .zip(&guards)
-        .map(|((name, shape, _), guard)| Ok((name.clone(), shape.clone(), values(guard)?)))
-        .collect::<Result<_>>()?;
-    tensors::write(path, &named, HashMap::new())
-}
-
-/// Moves the complete files of `staged` into `folder`, or `staged` itself when there is none.
-fn move_in(staged: &Path, folder: &Path) -> Result<()> {
-    if !folder.exists() {
-        return std::fs::rename(staged, folder).map_err(|error| Error::io(folder, &error));
+/// Reads a CLT in circuit-tracer's format, ours or theirs.
+///
+/// Per-layer transcoders (`model_kind: transcoder_set`) are read too, see [`CltConfig::per_layer`].
+/// Without `cltlab.json` the shape comes from the tensors, and the activation is JumpReLU if
+/// `threshold_0` is there, else ReLU.
+pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
+    let own = source.optional("cltlab.json");
+    let mut config = match &own {
+        Some(path) => files::read_json::<CltConfig>(path)?,
+        None => {
+            let yaml = yaml(source)?;
+            if let Some(clt) = gemma_scope(source, import, &yaml, device)? {
+                return Ok(clt);
+            }
+            foreign_config(source, &yaml)?
+        }
+    };
+    import.amend(&mut config);
+    config.validate().map_err(|error| error.context(source.name()))?;
+    let (f, d) = (config.features, config.width);
+    let jumps = matches!(config.activation, Activation::JumpRelu { .. });
+    let mut task = progress::Task::new(format!("load CLT {}", source.name()), config.layers as u64, "layers");
+    let mut layers = Vec::with_capacity(config.layers);
+    if config.per_layer {
+        layers = per_layer::layers(source, &yaml(source)?, &config, device, |done| task.advance(done as u64))?;
     }
-    for entry in std::fs::read_dir(staged).map_err(|error| Error::io(staged, &error))? {
-        let entry = entry.map_err(|error| Error::io(staged, &error))?;
-        let to = folder.join(entry.file_name());
-        std::fs::rename(entry.path(), &to).map_err(|error| Error::io(&to, &error))?;
+    for l in layers.len()..config.layers {
+        let encoder = Reader::open(source.file(&format!("W_enc_{l}.safetensors"))?)?;
+        let decoder = Reader::open(source.file(&format!("W_dec_{l}.safetensors"))?)?;
+        layers.push(Layer {
+            encoder: encoder.tensor(&format!("W_enc_{l}"), &[f, d], device)?,
+            encoder_bias: encoder.tensor(&format!("b_enc_{l}"), &[f], device)?,
+            threshold: if jumps { Some(encoder.tensor(&format!("threshold_{l}"), &[f], device)?) } else { None },
+            decoder: Decoder::open(decoder, format!("W_dec_{l}"), [f, config.slots(l), d], device)?,
+            decoder_bias: encoder.tensor(&format!("b_dec_{l}"), &[d], device)?,
+            skip: if config.skip { Some(Reader::open(source.file(&skip_file(l))?)?.tensor(&format!("W_skip_{l}"), &[d, d], device)?) } else { None },
+        });
+        task.advance(l as u64 + 1);
     }
-    Ok(())
+    if let (Activation::JumpRelu { threshold, .. }, true) = (&mut config.activation, own.is_none()) {
+        *threshold = mean(&layers[0].threshold.as_ref().map(floats).transpose()?.unwrap_or_default());
+    }
+    Clt::from_layers(config, layers)
 }
 
 /// The configuration of a CLT that another program wrote.
-fn foreign_config(source: &Source) -> Result<CltConfig> {
-    let path = source.file("config.yaml")?;
-    let place = |field: &str| format!("{}: {field}", path.display());
-    let yaml = yaml(source)?;
+fn foreign_config(source: &Source, yaml: &Yaml) -> Result<CltConfig> {
+    let (per_layer, input, output) = kind_and_sites(source, yaml)?;
+    let (layers, [features, width], activation, skip) = if per_layer { per_layer::shape(source, yaml)? } else { cross_layer_shape(source)? };
+    Ok(CltConfig { layers, width, features, activation, per_layer, skip, input, output, model_name: yaml.model_name.clone(), model_fingerprint: String::new() })
+}
+
+/// Whether it is a PLT, and where it reads and writes.
+fn kind_and_sites(source: &Source, yaml: &Yaml) -> Result<(bool, InputSite, OutputSite)> {
+    let place = |field: &str| format!("{}/config.yaml: {field}", source.name());
     let per_layer = yaml.model_kind == per_layer::KIND;
     if yaml.model_kind != KIND && !per_layer {
         return Err(Error::expected(ErrorKind::Unsupported, place("model_kind"), &yaml.model_kind, format_args!("{KIND} or {}", per_layer::KIND)));
@@ -219,8 +172,30 @@ fn foreign_config(source: &Source) -> Result<CltConfig> {
     let output = OutputSite::from_hook(&yaml.feature_output_hook).ok_or_else(|| {
         Error::expected(ErrorKind::Unsupported, place("feature_output_hook"), &yaml.feature_output_hook, "hook_mlp_out or mlp.hook_out")
     })?;
-    let (layers, [features, width], activation) = if per_layer { per_layer::shape(source, &yaml)? } else { cross_layer_shape(source)? };
-    Ok(CltConfig { layers, width, features, activation, per_layer, input, output, model_name: yaml.model_name, model_fingerprint: String::new() })
+    Ok((per_layer, input, output))
+}
+
+/// Gemma Scope's own files, where `config.yaml` lists them. circuit-tracer goes by the repository's name;
+/// here it is what the files hold.
+fn gemma_scope(source: &Source, import: &ImportConfig, yaml: &Yaml, device: &Device) -> Result<Option<Clt>> {
+    if yaml.transcoders.is_none() {
+        return Ok(None);
+    }
+    let files = per_layer::files(source, yaml)?;
+    match files.first() {
+        Some(first) if gemma_scope::holds(first)? => {}
+        _ => return Ok(None),
+    }
+    let (per_layer, input, output) = kind_and_sites(source, yaml)?;
+    let count = files.len();
+    let layer = |(l, path): (usize, &PathBuf)| if per_layer { gemma_scope::transcoder(path) } else { gemma_scope_2::cross_layer(path, l, count) };
+    let layers = files.iter().enumerate().map(layer).collect::<Result<_>>()?;
+    let config = CltConfig { per_layer, input, output, model_name: yaml.model_name.clone(), ..CltConfig::default() };
+    gemma_scope::of_layers(source, import, layers, config, device).map(Some)
+}
+
+fn skip_file(layer: usize) -> String {
+    format!("W_skip_{layer}.safetensors")
 }
 
 fn yaml(source: &Source) -> Result<Yaml> {
@@ -228,7 +203,7 @@ fn yaml(source: &Source) -> Result<Yaml> {
     serde_yaml_ng::from_slice(&files::read(&path)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
 }
 
-fn cross_layer_shape(source: &Source) -> Result<(usize, [usize; 2], Activation)> {
+fn cross_layer_shape(source: &Source) -> Result<(usize, [usize; 2], Activation, bool)> {
     let encoder = Reader::open(source.file("W_enc_0.safetensors")?)?;
     let decoder = Reader::open(source.file("W_dec_0.safetensors")?)?;
     let shape = decoder.shape("W_dec_0").unwrap_or_default();
@@ -240,5 +215,5 @@ fn cross_layer_shape(source: &Source) -> Result<(usize, [usize; 2], Activation)>
         Some(_) => Activation::JumpRelu { threshold: 0.03, bandwidth: 1.0 },
         None => Activation::Relu,
     };
-    Ok((layers, [features, width], activation))
+    Ok((layers, [features, width], activation, source.optional(&skip_file(0)).is_some()))
 }

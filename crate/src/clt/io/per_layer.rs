@@ -2,10 +2,12 @@
 //!
 //! One file a layer, `layer_i.safetensors` or what `transcoders` in `config.yaml` lists (a path in
 //! the folder, or `hf://owner/name/file?revision=R`): `W_enc` `[F, d]`, `b_enc` `[F]`, `W_dec`
-//! `[F, d]`, `b_dec` `[d]`, optional `activation_function.threshold` `[F]`. `activation: topk` with
-//! `k` makes it a TopK. Skip connections (`W_skip`) are refused, not ignored.
+//! `[F, d]`, `b_dec` `[d]`, optional `activation_function.threshold` `[F]`, optional `W_skip` `[d, d]`
+//! (output, input: the transpose of ours). `activation: topk` with `k` makes it a TopK.
 
-use super::circuit_tracer::{write_tensors, Source, Yaml};
+use super::circuit_tracer::Yaml;
+use super::source::Source;
+use super::staged::write_tensors;
 use super::tensors::Reader;
 use crate::clt::{Activation, Clt, CltConfig, Decoder, Layer};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,9 +17,10 @@ use std::path::{Path, PathBuf};
 
 pub(super) const KIND: &str = "transcoder_set";
 const THRESHOLD: &str = "activation_function.threshold";
+const SKIP: &str = "W_skip";
 
 /// The files, by layer.
-fn files(source: &Source, yaml: &Yaml) -> Result<Vec<PathBuf>> {
+pub(super) fn files(source: &Source, yaml: &Yaml) -> Result<Vec<PathBuf>> {
     if let Some(listed) = &yaml.transcoders {
         return listed.iter().map(|place| file(source, place)).collect();
     }
@@ -38,8 +41,8 @@ fn file(source: &Source, place: &str) -> Result<PathBuf> {
     }
 }
 
-/// Shape and activation, from `config.yaml` and the first file.
-pub(super) fn shape(source: &Source, yaml: &Yaml) -> Result<(usize, [usize; 2], Activation)> {
+/// Shape, activation and whether there are skip connections, from `config.yaml` and the first file.
+pub(super) fn shape(source: &Source, yaml: &Yaml) -> Result<(usize, [usize; 2], Activation, bool)> {
     let files = files(source, yaml)?;
     let Some(first) = files.first() else {
         return Err(Error::expected(ErrorKind::BadFile, format!("{}/config.yaml: transcoders", source.name()), "none", "a file for each layer"));
@@ -58,7 +61,7 @@ pub(super) fn shape(source: &Source, yaml: &Yaml) -> Result<(usize, [usize; 2], 
         (None | Some("relu"), _) => Activation::Relu,
         (Some(other), _) => return Err(Error::expected(ErrorKind::Unsupported, place(), other, "relu, jump_relu or topk")),
     };
-    Ok((files.len(), [features, width], activation))
+    Ok((files.len(), [features, width], activation, reader.shape(SKIP).is_some()))
 }
 
 /// The weights.
@@ -71,15 +74,17 @@ pub(super) fn layers(source: &Source, yaml: &Yaml, config: &CltConfig, device: &
     }
     let layer = |(l, path): (usize, &PathBuf)| {
         let reader = Reader::open(path)?;
-        if reader.shape("W_skip").is_some() {
-            return Err(Error::new(ErrorKind::Unsupported, format!("{}: W_skip: transcoders with a skip connection cannot be read", path.display()))
-                .help("use transcoders without one"));
+        if reader.shape(SKIP).is_some() != config.skip {
+            let (got, expected) = if config.skip { ("missing", "present") } else { ("present", "missing") };
+            return Err(Error::expected(ErrorKind::BadTensor, format_args!("{}: {SKIP}", path.display()), got, expected)
+                .help("every layer must have a skip connection, or none (in a folder of ours, cltlab.json says which)"));
         }
         let layer = Layer {
             encoder: reader.tensor("W_enc", &[f, d], device)?,
             encoder_bias: reader.tensor("b_enc", &[f], device)?,
             threshold: if jumps { Some(reader.tensor(THRESHOLD, &[f], device)?) } else { None },
             decoder_bias: reader.tensor("b_dec", &[d], device)?,
+            skip: if config.skip { Some(reader.tensor(SKIP, &[d, d], device)?.t()?.contiguous()?) } else { None },
             decoder: Decoder::open(reader, "W_dec".to_string(), [f, 1, d], device)?,
         };
         read(l + 1);
@@ -94,6 +99,7 @@ impl Clt {
         let (f, d) = (self.features(), self.config().width);
         for l in 0..self.layers() {
             let decoder = self.decoder(l).squeeze(1)?;
+            let skip = self.skip(l).map(|skip| skip.t()).transpose()?;
             let mut tensors = vec![
                 ("W_enc".to_string(), vec![f, d], self.encoder(l)),
                 ("b_enc".to_string(), vec![f], self.encoder_bias(l)),
@@ -101,6 +107,7 @@ impl Clt {
                 ("b_dec".to_string(), vec![d], self.decoder_bias(l)),
             ];
             tensors.extend(self.threshold(l).map(|threshold| (THRESHOLD.to_string(), vec![f], threshold)));
+            tensors.extend(skip.as_ref().map(|skip| (SKIP.to_string(), vec![d, d], skip)));
             write_tensors(&folder.join(format!("layer_{l}.safetensors")), &tensors)?;
         }
         Ok(())

@@ -90,6 +90,22 @@ impl Reader {
         Ok(Tensor::from_vec(values, shape, device)?)
     }
 
+    /// Row `index` of the first axis of tensor `name`, as f32; `shape` is the whole tensor's.
+    pub fn row(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
+        self.f32s(name, shape)?;
+        if index >= shape.first().copied().unwrap_or(0) {
+            return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("shape {shape:?}"), format_args!("a row {index}")));
+        }
+        let mut values = vec![0f32; shape[1..].iter().product()];
+        self.read_from(name, index * values.len(), &mut values)?;
+        Ok(Tensor::from_vec(values, &shape[1..], &Device::Cpu)?)
+    }
+
+    /// The names of all tensors.
+    pub fn names(&self) -> Vec<String> {
+        self.header.tensors().into_keys().collect()
+    }
+
     /// Tensor `name` as it lies in the file, checked against `shape`; `None` where it is not f32 or
     /// not aligned.
     pub fn f32s(&self, name: &str, shape: &[usize]) -> Result<Option<&[f32]>> {
@@ -122,16 +138,24 @@ impl Reader {
 
     /// Copies tensor `name` into `into` as f32, checked against its length.
     pub fn read_into(&self, name: &str, into: &mut [f32]) -> Result<()> {
-        let (info, bytes) = self.view(name)?;
+        let (info, _) = self.view(name)?;
         let count: usize = info.shape.iter().product();
         if count != into.len() {
             return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("{count} values"), into.len()));
         }
+        self.read_from(name, 0, into)
+    }
+
+    /// The values of tensor `name` from the one at `first` on, which must be there, as many as `into` holds.
+    fn read_from(&self, name: &str, first: usize, into: &mut [f32]) -> Result<()> {
+        let (info, bytes) = self.view(name)?;
+        let bytes = &bytes[first * info.dtype.bitsize() / 8..];
         match info.dtype {
             Dtype::F32 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, four)| *value = f32::from_le_bytes(*four)),
             Dtype::F16 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, two)| *value = half::f16::from_le_bytes(*two).to_f32()),
             Dtype::BF16 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, two)| *value = half::bf16::from_le_bytes(*two).to_f32()),
-            other => return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("{other:?}"), "F32, F16 or BF16")),
+            Dtype::F64 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, eight)| *value = f64::from_le_bytes(*eight) as f32),
+            other => return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("{other:?}"), "F64, F32, F16 or BF16")),
         }
         Ok(())
     }

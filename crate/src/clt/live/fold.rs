@@ -37,6 +37,7 @@ impl LiveClt {
                     threshold: self.thresholds(layer).map(|threshold| Tensor::from_vec(threshold, f, device)).transpose()?,
                     decoder: Tensor::from_vec(decoder, (f, count - l, d), device)?,
                     decoder_bias: Tensor::from_vec(decoder_bias, d, device)?,
+                    skip: None,
                 })
             })
             .collect::<Result<_>>()?;

@@ -1,5 +1,5 @@
 //! The forward pass's own CPU kernels: linear maps, gated MLP, causal attention, and what
-//! lies between, with AVX-512.
+//! lies between, with AVX-512; and the transpose of mixing, for the frozen backward.
 //!
 //! In and out: the tensors that candle would take and give. Each function answers `None` where it
 //! has no kernel (another device or machine, few rows in f32, odd widths), and the caller goes on with
@@ -18,6 +18,8 @@ mod product;
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod unmix;
 
 use super::parts::{Linear, Mlp};
 use crate::error::Result;
@@ -161,6 +163,30 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Resul
     }
     #[allow(unreachable_code)]
     Ok(None)
+}
+
+/// How heads lie, and how many positions each target has.
+#[derive(Clone, Copy)]
+pub(crate) struct Unmix<'a> {
+    pub heads: usize,
+    pub groups: usize,
+    /// Width of a head.
+    pub width: usize,
+    /// Positions of the pattern, `[heads, keys, keys]`.
+    pub keys: usize,
+    pub lengths: &'a [usize],
+}
+
+/// Adds to `out`, `Σ lengths` rows of `[groups · width]`, what the transpose of mixing makes of `mixed`, as many rows of
+/// `[heads · width]`; false where there is no kernel for it, and nothing is done.
+pub(super) fn unmix(shape: Unmix<'_>, pattern: &[f32], mixed: &[f32], out: &mut [f32]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if shape.width.is_multiple_of(16) && is_x86_feature_detected!("avx512f") {
+        // SAFETY: machine and width are checked above, lengths where they are used.
+        unsafe { unmix::unmix(shape, pattern, mixed, out) };
+        return true;
+    }
+    false
 }
 
 /// A norm over the last dimension, as [`super::parts::Norm::forward`].

@@ -1,0 +1,122 @@
+//! Arrays of a numpy `.npz` file, plain or compressed: a zip of `.npy` files.
+//!
+//! Read here rather than by candle, whose reader takes no compressed entries and believes the size in
+//! an array's header. Arrays of objects, which numpy pickles, are refused.
+
+use crate::error::{Error, ErrorKind, Result};
+use candle_core::{Device, Tensor};
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use zip::CompressionMethod;
+
+/// The arrays of one file, as f32.
+pub(super) struct Npz {
+    path: PathBuf,
+    arrays: HashMap<String, (Vec<usize>, Vec<f32>)>,
+}
+
+impl Npz {
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let file = std::fs::File::open(&path).map_err(|error| Error::io(&path, &error))?;
+        let broken = |error: zip::result::ZipError| {
+            Error::new(ErrorKind::BadFile, format!("{}: not a whole npz file: {error}", path.display()))
+                .help("the file is truncated or of another kind; copy or download it again")
+        };
+        let mut zip = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(broken)?;
+        let mut arrays = HashMap::new();
+        for index in 0..zip.len() {
+            let entry = zip.by_index_raw(index).map_err(broken)?;
+            let name = entry.name().map_err(broken)?.into_owned();
+            let Some(name) = name.strip_suffix(".npy").map(str::to_string) else {
+                return Err(Error::expected(ErrorKind::BadFile, path.display(), format_args!("an entry '{name}'"), "arrays named *.npy"));
+            };
+            let bytes = unpack(&path, &name, entry)?;
+            arrays.insert(name.clone(), array(&path, &name, &bytes)?);
+        }
+        Ok(Npz { path, arrays })
+    }
+
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.arrays.get(name).map(|(shape, _)| shape.clone())
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.arrays.keys().cloned().collect()
+    }
+
+    /// Array `name`, checked against `shape`.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let place = || format!("{}: {name}", self.path.display());
+        let (found, values) = self.arrays.get(name).ok_or_else(|| Error::new(ErrorKind::BadTensor, format!("{}: missing", place())))?;
+        if found != shape {
+            return Err(Error::expected(ErrorKind::BadTensor, place(), format_args!("shape {found:?}"), format_args!("{shape:?}")));
+        }
+        Ok(Tensor::from_slice(values, shape, &Device::Cpu)?)
+    }
+}
+
+/// The bytes of one entry. What the archive says of its size bounds what is read, and is not
+/// reserved before it is there.
+fn unpack<R: Read + ?Sized>(path: &Path, name: &str, mut entry: zip::read::ZipFile<'_, R>) -> Result<Vec<u8>> {
+    let (size, method, sum) = (entry.size(), entry.compression(), entry.crc32());
+    let place = format!("{}: {name}", path.display());
+    let mut bytes = Vec::new();
+    let done = match method {
+        CompressionMethod::Stored => entry.take(size + 1).read_to_end(&mut bytes),
+        CompressionMethod::DEFLATE => flate2::read::DeflateDecoder::new(&mut entry).take(size + 1).read_to_end(&mut bytes),
+        other => return Err(Error::expected(ErrorKind::Unsupported, place, format_args!("compressed as {other:?}"), "stored or deflated")),
+    };
+    done.map_err(|error| Error::new(ErrorKind::BadFile, format!("{place}: {error}")))?;
+    if bytes.len() as u64 != size {
+        return Err(Error::expected(ErrorKind::BadFile, place, format_args!("{} bytes", bytes.len()), size));
+    }
+    let mut check = flate2::Crc::new();
+    check.update(&bytes);
+    if check.sum() != sum {
+        return Err(Error::new(ErrorKind::BadFile, format!("{place}: its checksum is another: the file is damaged")).help("copy or download it again"));
+    }
+    Ok(bytes)
+}
+
+/// An `.npy`: magic, version, a Python dictionary as text, values.
+fn array(path: &Path, name: &str, bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>)> {
+    let bad = |text: &str| Error::new(ErrorKind::BadFile, format!("{}: {name}: {text}", path.display()));
+    let start = match bytes {
+        [0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, ..] => 10,
+        [0x93, b'N', b'U', b'M', b'P', b'Y', 2 | 3, _, ..] => 12,
+        _ => return Err(bad("not a numpy array")),
+    };
+    let length = bytes.get(8..start).ok_or_else(|| bad("truncated"))?.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+    let header = bytes.get(start..start + length).and_then(|text| std::str::from_utf8(text).ok()).ok_or_else(|| bad("truncated"))?;
+    let field = |key: &str| header.split_once(&format!("'{key}':")).map(|(_, rest)| rest.trim_start()).ok_or_else(|| bad(&format!("no {key} in the header")));
+    let kind = field("descr")?.trim_start_matches('\'').split('\'').next().unwrap_or("");
+    let size = match kind {
+        "<f2" => 2,
+        "<f4" => 4,
+        "<f8" => 8,
+        "|O" => {
+            return Err(Error::expected(ErrorKind::Unsupported, format_args!("{}: {name}", path.display()), "an array of objects, which is a pickle", "an array of numbers")
+                .help("a pickle can run any program when it is read"))
+        }
+        other => return Err(Error::expected(ErrorKind::BadTensor, format_args!("{}: {name}", path.display()), other, "<f2, <f4 or <f8")),
+    };
+    if !field("fortran_order")?.starts_with("False") {
+        return Err(Error::expected(ErrorKind::Unsupported, format_args!("{}: {name}", path.display()), "Fortran order", "C order").help("save it with numpy.ascontiguousarray"));
+    }
+    let shape = field("shape")?.strip_prefix('(').and_then(|rest| rest.split_once(')')).ok_or_else(|| bad("no shape in the header"))?.0;
+    let shape = shape.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| part.parse().map_err(|_| bad("no shape in the header")));
+    let shape: Vec<usize> = shape.collect::<Result<_>>()?;
+    let values = &bytes[start + length..];
+    let wanted = shape.iter().try_fold(size, |product: usize, axis| product.checked_mul(*axis));
+    if wanted != Some(values.len()) {
+        return Err(Error::expected(ErrorKind::BadFile, format_args!("{}: {name}", path.display()), format_args!("{} bytes", values.len()), format_args!("shape {shape:?} of {kind}")));
+    }
+    let values = match size {
+        2 => values.as_chunks().0.iter().map(|two| half::f16::from_le_bytes(*two).to_f32()).collect(),
+        4 => values.as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
+        _ => values.as_chunks().0.iter().map(|eight| f64::from_le_bytes(*eight) as f32).collect(),
+    };
+    Ok((shape, values))
+}

@@ -1,0 +1,64 @@
+//! A folder of files, written beside its place and moved in when it is complete.
+
+use super::tensors;
+use crate::clt::decode::values;
+use crate::error::{Error, Result};
+use crate::files;
+use candle_core::{Device, Tensor};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// A named tensor to write, with its shape in the file.
+pub(super) type Part<'a> = (String, Vec<usize>, &'a Tensor);
+
+/// Lets `fill` write a temporary folder, then moves its files into `folder`, or the folder itself when
+/// there is none. A full disk leaves what was there before; other files in the folder stay.
+pub(super) fn write(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let name = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "clt".into());
+    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    files::create_folder(parent)?;
+    let staged = parent.join(format!(".{name}.{}.tmp", std::process::id()));
+    let done = files::create_folder(&staged).and_then(|()| fill(&staged)).and_then(|()| move_in(&staged, folder));
+    let _ = std::fs::remove_dir_all(&staged);
+    done
+}
+
+fn move_in(staged: &Path, folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return std::fs::rename(staged, folder).map_err(|error| Error::io(folder, &error));
+    }
+    for entry in std::fs::read_dir(staged).map_err(|error| Error::io(staged, &error))? {
+        let entry = entry.map_err(|error| Error::io(staged, &error))?;
+        let to = folder.join(entry.file_name());
+        if entry.path().is_dir() && to.is_dir() {
+            move_in(&entry.path(), &to)?;
+        } else {
+            std::fs::rename(entry.path(), &to).map_err(|error| Error::io(&to, &error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes tensors as one safetensors file, f32; its folder is made.
+pub(super) fn write_tensors(path: &Path, tensors: &[Part<'_>]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        files::create_folder(folder)?;
+    }
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|(name, shape, tensor)| Ok((name.clone(), shape.clone(), tensor.to_device(&Device::Cpu)?.contiguous()?)))
+        .collect::<Result<_>>()?;
+    let guards: Vec<_> = tensors.iter().map(|(_, _, tensor)| tensor.storage_and_layout()).collect();
+    let named: Vec<tensors::Named<'_>> = tensors
+        .iter()
+        .zip(&guards)
+        .map(|((name, shape, _), guard)| Ok((name.clone(), shape.clone(), values(guard)?)))
+        .collect::<Result<_>>()?;
+    tensors::write(path, &named, HashMap::new())
+}
+
+/// As [`write_tensors`], for tensors of any shape that were made for the file.
+pub(super) fn write_owned(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let parts: Vec<Part<'_>> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec(), tensor)).collect();
+    write_tensors(path, &parts)
+}

@@ -38,6 +38,46 @@ pub struct TrainSample {
     pub seconds_left: f64,
 }
 
+/// What an evaluation on held-out text found, between two steps of a training.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct EvalSample {
+    /// Optimiser steps done.
+    pub step: usize,
+    /// Tokens behind `fvu`, `l0` and `dead`.
+    pub tokens: usize,
+    /// Fraction of variance unexplained, mean over layers.
+    pub fvu: f64,
+    /// Active features per token and layer.
+    pub l0: f64,
+    /// Share of features that did not fire on this text, 0 to 1.
+    pub dead: f64,
+    /// The replacement model's predictions; `None` where they were left out or are not finite.
+    pub fidelity: Option<FidelitySample>,
+}
+
+/// How the model predicts with every MLP replaced by the CLT.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct FidelitySample {
+    /// Cross-entropy of the model, nats per token.
+    pub cross_entropy: f64,
+    /// Cross-entropy of the replacement model.
+    pub replacement_cross_entropy: f64,
+    /// KL divergence of the replacement's next-token distribution from the model's, nats.
+    pub kl: f64,
+    /// Share of positions where both have the same likeliest next token.
+    pub top1: f64,
+}
+
+impl std::fmt::Display for EvalSample {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "held out at step {}: FVU {:.3}, L0 {:.1}, dead {:.1} %", self.step, self.fvu, self.l0, 100.0 * self.dead)?;
+        match &self.fidelity {
+            Some(found) => write!(f, ", KL {:.3} nats, CE {:.3} against {:.3}", found.kl, found.replacement_cross_entropy, found.cross_entropy),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What a long task tells the outside.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -73,6 +113,8 @@ pub enum Event {
     },
     /// A training step was taken.
     Train(TrainSample),
+    /// The CLT in training was evaluated on held-out text.
+    Eval(EvalSample),
     /// Training ended or was stopped; the sample is the last one.
     TrainEnd(TrainSample),
 }

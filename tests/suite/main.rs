@@ -39,4 +39,6 @@ mod support;
 mod targets;
 mod text;
 mod tokenizers;
+mod train_command;
+mod train_eval;
 mod training;

@@ -7,6 +7,7 @@
 //! that say nothing about language. Cost: one forward pass a token, without logits, shared by
 //! [`StreamConfig::passes`] uses of it.
 
+mod file;
 mod reader;
 mod scale;
 mod stream;

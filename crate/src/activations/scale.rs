@@ -54,6 +54,12 @@ pub(crate) struct Scale {
 }
 
 impl Scale {
+    /// Changes nothing.
+    pub fn none(layers: usize, d: usize) -> Self {
+        let same = || Affine { mean: vec![0.0; d], factor: 1.0 };
+        Scale { layers: (0..layers).map(|_| LayerScale { input: same(), target: same() }).collect() }
+    }
+
     /// Measures a buffer.
     ///
     /// # Errors

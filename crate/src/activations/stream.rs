@@ -17,7 +17,7 @@ use rand::{rngs::StdRng, SeedableRng};
 /// let config = StreamConfig { context: 64, passes: 2, ..StreamConfig::default() };
 /// ```
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct StreamConfig {
     /// Which site the encoders read. Default: the residual before the MLP's norm.
     pub input: InputSite,

@@ -8,6 +8,7 @@
 
 mod fidelity;
 mod reconstruction;
+mod training;
 
 use crate::clt::Clt;
 use crate::error::{Error, ErrorKind, Result};

@@ -150,6 +150,8 @@ struct Live(Mutex<Shown>);
 struct Shown {
     course: Course,
     curves: Option<Display>,
+    /// The last evaluation on held-out text, as a line.
+    held_out: Option<String>,
     drawn: Option<Instant>,
     tasks: Vec<Working>,
 }
@@ -157,7 +159,7 @@ struct Shown {
 impl Shown {
     fn draw(&mut self, sample: &TrainSample, title: &str) {
         self.drawn = Some(Instant::now());
-        let text = line(sample);
+        let text = [Some(line(sample)), self.held_out.clone()].into_iter().flatten().collect::<Vec<_>>().join("  ·  ");
         let share = if sample.steps > 0 { Some(sample.step as f64 / sample.steps as f64) } else { None };
         let html = format!("<div>{}{}</div>", training(&self.course.samples(), title).html(), html::bar(share, &text));
         match &self.curves {
@@ -177,13 +179,14 @@ impl Sink for Live {
                     shown.draw(sample, "Training");
                 }
             }
+            Event::Eval(sample) => shown.held_out = Some(sample.to_string()),
             Event::TrainEnd(sample) => {
                 // A run that ended before its first step has nothing new to show.
                 if shown.drawn.is_some() {
                     shown.draw(sample, if sample.step < sample.steps { "Training (stopped)" } else { "Training" });
                 }
                 // The next run is another cell's and has a place of its own.
-                (shown.curves, shown.drawn) = (None, None);
+                (shown.curves, shown.held_out, shown.drawn) = (None, None, None);
             }
             Event::Begin { task, total, unit } => shown.tasks.push(Working::new(task, *total, unit)),
             Event::Advance { task, done } => {
@@ -258,6 +261,7 @@ impl Sink for Terminal {
                     self.write(&mut lines, &line(sample), false);
                 }
             }
+            Event::Eval(sample) => self.write(&mut lines, &sample.to_string(), true),
             Event::TrainEnd(sample) => {
                 lines.trained = None;
                 self.write(&mut lines, &line(sample), true);

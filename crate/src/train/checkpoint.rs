@@ -16,7 +16,6 @@ use crate::progress::Task;
 use std::path::{Path, PathBuf};
 
 const NOTE: &str = "cltlab_training";
-const KEPT: usize = 2;
 
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,7 +36,8 @@ struct State {
 }
 
 impl Trainer {
-    /// Writes a checkpoint into `folder` and removes all but the newest two there.
+    /// Writes a checkpoint into `folder` and removes all but the newest there
+    /// ([`TrainConfig::checkpoint_keep`]).
     ///
     /// # Errors
     /// `DiskFull` or `Io` with the path; earlier checkpoints are untouched then.
@@ -66,7 +66,7 @@ impl Trainer {
         let task = Task::new(format!("save {}", path.display()), 0, "bytes");
         tensors::write(&path, &arrays, [(NOTE.to_string(), note)].into())?;
         task.finish("");
-        for old in checkpoints(folder)?.iter().rev().skip(KEPT) {
+        for old in checkpoints(folder)?.iter().rev().skip(self.config.checkpoint_keep) {
             std::fs::remove_file(old).map_err(|error| Error::io(old, &error))?;
         }
         Ok(())
@@ -105,6 +105,44 @@ impl Trainer {
         let mut trainer = Trainer::assemble(live, state.train, activations, reader, state.scale);
         (trainer.history, trainer.tokens, trainer.target, trainer.pace) = (state.history, state.tokens, state.target, state.pace);
         Ok(trainer)
+    }
+}
+
+impl Trainer {
+    /// As [`Trainer::resume`], when the training is described elsewhere: `config` must be the
+    /// checkpoint's but for `steps`, which may be more now, and for what does not touch the weights
+    /// (where and how often checkpoints, metrics and evaluations are made).
+    ///
+    /// # Errors
+    /// As [`Trainer::resume`]; `Mismatch` naming the first field that differs.
+    pub fn resume_with(folder: impl AsRef<Path>, activations: &Activations, config: &TrainConfig) -> Result<Self> {
+        config.validate()?;
+        let mut trainer = Trainer::resume(folder, activations)?;
+        same_course(&trainer.config, config)?;
+        if config.steps != trainer.config.steps {
+            trainer.target = config.steps;
+        }
+        trainer.config = config.clone();
+        Ok(trainer)
+    }
+}
+
+/// Fields of [`TrainConfig`] that may be others after a resume.
+const FREE: [&str; 6] = ["steps", "checkpoint_every", "checkpoint_dir", "checkpoint_keep", "metrics", "eval_every"];
+
+fn same_course(saved: &TrainConfig, given: &TrainConfig) -> Result<()> {
+    let fields = |config: &TrainConfig| {
+        serde_json::to_value(config).map_err(|error| Error::new(ErrorKind::BadConfig, format!("TrainConfig: {error}")))
+    };
+    let (saved, given) = (fields(saved)?, fields(given)?);
+    let differing = given.as_object().into_iter().flatten().find(|(name, value)| !FREE.contains(&name.as_str()) && saved.get(name) != Some(value));
+    match differing {
+        None => Ok(()),
+        Some((name, value)) => {
+            let before = saved.get(name).map_or_else(String::new, ToString::to_string);
+            Err(Error::expected(ErrorKind::Mismatch, format_args!("TrainConfig::{name}"), value, format_args!("{before}, as in the checkpoint"))
+                .help("go on with the same value, or begin anew in another folder"))
+        }
     }
 }
 

@@ -50,6 +50,18 @@ pub struct TrainConfig {
     pub checkpoint_every: usize,
     /// Folder of the checkpoints; needed when `checkpoint_every` is above 0.
     pub checkpoint_dir: Option<PathBuf>,
+    /// Checkpoints that are kept, the newest ones; at least 1. Default 2, so that there is one to fall
+    /// back on.
+    pub checkpoint_keep: usize,
+    /// A file that gets one line of JSON a step, a [`TrainSample`](crate::progress::TrainSample).
+    /// Resumed, it holds each step once. Default `None`.
+    pub metrics: Option<PathBuf>,
+    /// Whether inputs and targets are centred and scaled. Off, the loss is in the activations' own
+    /// units, for comparison with a trainer that does not normalise. Default on.
+    pub normalise: bool,
+    /// Steps between evaluations on the text of [`Trainer::with_eval`](crate::Trainer::with_eval); 0
+    /// for none. Default 0.
+    pub eval_every: usize,
 }
 
 impl Default for TrainConfig {
@@ -71,6 +83,10 @@ impl Default for TrainConfig {
             seed: 0,
             checkpoint_every: 0,
             checkpoint_dir: None,
+            checkpoint_keep: 2,
+            metrics: None,
+            normalise: true,
+            eval_every: 0,
         }
     }
 }
@@ -82,7 +98,7 @@ impl TrainConfig {
     /// `BadConfig` naming the field.
     pub fn validate(&self) -> Result<()> {
         let bad = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::BadConfig, format_args!("TrainConfig::{field}"), got, expected));
-        for (field, value) in [("steps", self.steps), ("batch_tokens", self.batch_tokens)] {
+        for (field, value) in [("steps", self.steps), ("batch_tokens", self.batch_tokens), ("checkpoint_keep", self.checkpoint_keep)] {
             if value == 0 {
                 return bad(field, "0".into(), "at least 1");
             }

@@ -2,13 +2,16 @@
 
 use crate::error::Result;
 use crate::files;
-use crate::progress::TrainSample;
+use crate::progress::{EvalSample, TrainSample};
 
 /// Samples of every step so far, and why the last run ended.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct History {
     /// One sample a step, first to last, over all runs.
     pub samples: Vec<TrainSample>,
+    /// Evaluations on held-out text, first to last, see [`Trainer::with_eval`](crate::Trainer::with_eval).
+    #[serde(default)]
+    pub evals: Vec<EvalSample>,
     /// True when the last run ended because the user asked it to.
     pub stopped: bool,
 }
@@ -53,7 +56,7 @@ impl History {
 impl std::fmt::Display for History {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.last() {
-            None => write!(f, "History: no steps yet"),
+            None => write!(f, "History: no steps yet")?,
             Some(s) => write!(
                 f,
                 "History: {} steps, {} tokens; FVU {:.3}, L0 {:.1}, dead {:.1} %, {:.0} tokens/s{}",
@@ -64,7 +67,8 @@ impl std::fmt::Display for History {
                 100.0 * s.dead,
                 s.tokens_per_second,
                 if self.stopped { " (stopped)" } else { "" }
-            ),
+            )?,
         }
+        self.evals.last().map_or(Ok(()), |last| write!(f, "; {last}"))
     }
 }

@@ -7,7 +7,10 @@
 
 mod checkpoint;
 mod config;
+mod held_out;
 mod history;
+mod metrics;
+mod start;
 
 pub use config::TrainConfig;
 pub use history::History;
@@ -51,6 +54,10 @@ pub struct Trainer {
     /// Smoothed seconds a step.
     pace: f64,
     phases: [f64; 4],
+    /// Open once the first step of this trainer is recorded.
+    metrics: Option<metrics::Metrics>,
+    /// Looks at the CLT every [`TrainConfig::eval_every`] steps.
+    examiner: Option<held_out::Examiner>,
 }
 
 impl Trainer {
@@ -63,7 +70,7 @@ impl Trainer {
     pub fn new(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Result<Self> {
         check(activations, clt, config)?;
         let reader = Reader::new(activations, Position::default())?;
-        let scale = reader.scale()?;
+        let scale = start::scale(&reader, activations, config)?;
         let live = LiveClt::new(clt, config.seed)?;
         Ok(Trainer::assemble(live, config.clone(), activations, reader, scale))
     }
@@ -83,6 +90,8 @@ impl Trainer {
             target,
             pace: 0.0,
             phases: [0.0; 4],
+            metrics: None,
+            examiner: None,
         }
     }
 
@@ -98,13 +107,18 @@ impl Trainer {
             self.target = self.steps() + self.config.steps;
         }
         self.history.stopped = false;
+        self.can_examine()?;
         while self.steps() < self.target {
             if stop_requested() {
                 self.history.stopped = true;
                 break;
             }
             match self.step() {
-                Ok(sample) => emit(Event::Train(sample)),
+                Ok(sample) => {
+                    emit(Event::Train(sample));
+                    self.examine()?;
+                    self.record()?;
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {
                     self.history.stopped = true;
                     break;

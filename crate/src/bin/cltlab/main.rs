@@ -10,6 +10,8 @@ mod doctor;
 mod graph;
 mod kernel;
 mod model;
+mod recipe;
+mod train;
 
 use clap::{Parser, Subcommand};
 use cltlab::prelude::*;
@@ -27,6 +29,10 @@ enum Command {
     Run(model::RunArgs),
     /// Continue a prompt
     Generate(model::GenerateArgs),
+    /// Train a CLT as a TOML file says
+    Train(train::TrainArgs),
+    /// Evaluate a CLT on held-out text
+    Eval(train::EvalArgs),
     /// Explain a prompt's next token: an attribution graph
     Attribute(graph::AttributeArgs),
     /// Change features and see what happens to the outputs
@@ -50,6 +56,8 @@ fn main() -> std::process::ExitCode {
     let done: Result<()> = match Program::parse().command {
         Command::Run(args) => model::run(&args),
         Command::Generate(args) => model::generate(&args),
+        Command::Train(args) => train::train(&args),
+        Command::Eval(args) => train::eval(&args),
         Command::Attribute(args) => graph::attribute(&args),
         Command::Intervene(args) => graph::intervene(&args),
         Command::Clt(args) => clt::clt(&args),

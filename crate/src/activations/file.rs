@@ -1,0 +1,53 @@
+//! Activations from one safetensors file, made by any program: for each layer `l` the tensors
+//! `input.{l}` and `target.{l}`, `[tokens, d]`, in f32, f16, bf16 or f64.
+
+use super::Activations;
+use crate::error::{Error, ErrorKind, Result};
+use candle_core::{DType, Device, Tensor};
+use std::collections::HashMap;
+use std::path::Path;
+
+impl Activations {
+    /// Reads activations that another program made. All of them are held in memory, as f32; each pass
+    /// serves every token once, in a new order.
+    ///
+    /// # Shapes
+    /// Tensors `input.{l}` (what the encoder of layer l reads) and `target.{l}` (what is to be
+    /// reconstructed), all `[tokens, d]`, for l from 0 on. Other tensors are not read.
+    ///
+    /// # Errors
+    /// `MissingFile`; `BadFile` when it is no safetensors file; `BadTensor` naming the tensor that is
+    /// missing or has another shape than `input.0`.
+    ///
+    /// ```no_run
+    /// let activations = cltlab::Activations::load("gpt2_activations.safetensors")?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        std::fs::metadata(path).map_err(|error| Error::io(path, &error))?;
+        let mut tensors = candle_core::safetensors::load(path, &Device::Cpu)
+            .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: not a whole safetensors file: {error}", path.display())))?;
+        let layers = (0..).take_while(|l| tensors.contains_key(&format!("input.{l}"))).count();
+        let first = tensors.get("input.0").map(|tensor| tensor.dims().to_vec());
+        let shape = first.ok_or_else(|| missing(path, "input.0").help("the file needs input.{l} and target.{l}, [tokens, d], for each layer"))?;
+        let mut take = |side: &str| -> Result<Vec<Vec<f32>>> { (0..layers).map(|l| values(&mut tensors, path, &format!("{side}.{l}"), &shape)).collect() };
+        let (inputs, targets) = (take("input")?, take("target")?);
+        let width = shape.get(1).copied().unwrap_or(0);
+        Activations::from_memory(inputs, targets, width).map_err(|error| error.context(path.display()))
+    }
+}
+
+fn missing(path: &Path, name: &str) -> Error {
+    Error::new(ErrorKind::BadTensor, format!("{}: {name}: missing", path.display()))
+}
+
+/// Takes tensor `name` out as f32, checked against `shape`.
+fn values(tensors: &mut HashMap<String, Tensor>, path: &Path, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    let tensor = tensors.remove(name).ok_or_else(|| missing(path, name))?;
+    if tensor.dims() != shape || shape.len() != 2 {
+        let expected = if shape.len() == 2 { format!("{shape:?}, as input.0") } else { "[tokens, d]".into() };
+        return Err(Error::expected(ErrorKind::BadTensor, format_args!("{}: {name}", path.display()), format_args!("shape {:?}", tensor.dims()), expected));
+    }
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}

@@ -1,0 +1,243 @@
+//! A training as one TOML file: tables whose keys are the fields of the library's configurations.
+//!
+//! Unknown tables and keys are refused with the nearest known one. Relative paths are relative to the
+//! file; in `--set`, to the current folder. The word `"none"` empties an optional field.
+
+use cltlab::prelude::*;
+use cltlab::model::OutputSite;
+use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// `[model]`
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelTable {
+    /// Hub name, folder, .gguf file or llama2.c checkpoint.
+    pub name: Option<String>,
+    /// Which value the decoders write to.
+    pub output: Option<OutputSite>,
+}
+
+/// `[text]`
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TextTable {
+    /// A text, JSONL or parquet file, or a folder of them.
+    pub file: Option<String>,
+    /// Text for evaluation; without it the last part of `file`.
+    pub held_out_file: Option<String>,
+    /// Share of `file` that is held out when there is no `held_out_file`; 0 for none.
+    pub held_out: Option<f64>,
+}
+
+/// `[activations]`
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ActivationsTable {
+    /// A safetensors file with `input.{l}` and `target.{l}`, `[tokens, d]`.
+    pub file: Option<String>,
+}
+
+/// `[output]`
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputTable {
+    /// Where everything is written.
+    pub folder: Option<String>,
+}
+
+/// The parsed file.
+pub struct Recipe {
+    path: PathBuf,
+    tables: toml::Table,
+    pub model: ModelTable,
+    pub text: TextTable,
+    pub activations: ActivationsTable,
+    pub output: OutputTable,
+    pub stream: StreamConfig,
+    pub train: TrainConfig,
+    pub eval: EvalConfig,
+    /// A CLT to begin with, `[clt] init`.
+    pub init: Option<String>,
+}
+
+const TABLES: [&str; 8] = ["model", "text", "activations", "stream", "clt", "train", "eval", "output"];
+
+/// Keys that are paths.
+const PATHS: [(&str, &str); 8] = [
+    ("model", "name"),
+    ("text", "file"),
+    ("text", "held_out_file"),
+    ("activations", "file"),
+    ("clt", "init"),
+    ("output", "folder"),
+    ("train", "checkpoint_dir"),
+    ("train", "metrics"),
+];
+
+impl Recipe {
+    /// Reads `path` and applies `table.key=value` overrides.
+    pub fn read(path: &Path, overrides: &[String]) -> Result<Self> {
+        let text = String::from_utf8_lossy(&cltlab::files::read(path)?).into_owned();
+        let mut tables: toml::Table =
+            toml::from_str(&text).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
+        let here = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        for (table, key) in PATHS {
+            if let Some(value) = tables.get_mut(table).and_then(|table| table.get_mut(key)) {
+                anchor(value, table, here);
+            }
+        }
+        for text in overrides {
+            set(&mut tables, text)?;
+        }
+        for (name, table) in &tables {
+            if !TABLES.contains(&name.as_str()) {
+                return Err(unknown(path, "table", &format!("[{name}]"), name, &TABLES));
+            }
+            if !table.is_table() {
+                return Err(Error::expected(ErrorKind::BadConfig, format_args!("{}: {name}", path.display()), table.type_str(), "a table"));
+            }
+        }
+        let mut recipe = Recipe {
+            path: path.to_path_buf(),
+            init: None,
+            model: Default::default(),
+            text: Default::default(),
+            activations: Default::default(),
+            output: Default::default(),
+            stream: Default::default(),
+            train: Default::default(),
+            eval: Default::default(),
+            tables,
+        };
+        recipe.model = recipe.table("model", &ModelTable::default())?;
+        recipe.text = recipe.table("text", &TextTable::default())?;
+        recipe.activations = recipe.table("activations", &ActivationsTable::default())?;
+        recipe.output = recipe.table("output", &OutputTable::default())?;
+        recipe.stream = recipe.table("stream", &StreamConfig::default())?;
+        recipe.train = recipe.table("train", &TrainConfig::default())?;
+        recipe.eval = recipe.table("eval", &EvalConfig::default())?;
+        let init = recipe.tables.get_mut("clt").and_then(|table| table.as_table_mut()?.remove("init"));
+        recipe.init = init.map(|value| value.as_str().map(str::to_string).ok_or_else(|| recipe.bad("[clt] init", value.type_str(), "the folder of a CLT"))).transpose()?;
+        // A wrong key is refused before a model is loaded.
+        recipe.table("clt", &CltConfig::default())?;
+        Ok(recipe)
+    }
+
+    /// `base` with the keys of `[clt]` in its place.
+    pub fn clt(&self, base: &CltConfig) -> Result<CltConfig> {
+        self.table("clt", base)
+    }
+
+    /// The file with the overrides, as TOML.
+    pub fn text(&self) -> Result<String> {
+        let mut tables = self.tables.clone();
+        if let (Some(init), Some(table)) = (&self.init, tables.get_mut("clt").and_then(toml::Value::as_table_mut)) {
+            table.insert("init".into(), init.clone().into());
+        }
+        toml::to_string(&tables).map_err(|error| Error::new(ErrorKind::BadConfig, format!("{}: {error}", self.path.display())))
+    }
+
+    /// An error about one field of the file.
+    pub fn bad(&self, field: &str, got: impl std::fmt::Display, expected: impl std::fmt::Display) -> Error {
+        Error::expected(ErrorKind::BadConfig, format_args!("{}: {field}", self.path.display()), got, expected)
+    }
+
+    fn is_given(&self, table: &str, key: &str) -> bool {
+        self.tables.get(table).and_then(|table| table.get(key)).is_some()
+    }
+
+    /// True when `[train]` says how often checkpoints are made.
+    pub fn says_checkpoints(&self) -> bool {
+        self.is_given("train", "checkpoint_every")
+    }
+
+    /// `base` with the keys of table `name` in its place.
+    fn table<T: DeserializeOwned + serde::Serialize>(&self, name: &str, base: &T) -> Result<T> {
+        let fault = |error: serde_json::Error| Error::new(ErrorKind::BadConfig, format!("{}: [{name}]: {error}", self.path.display()));
+        let base = serde_json::to_value(base).map_err(fault)?;
+        let mut whole = base.clone();
+        let known = fields::<T>();
+        for (key, value) in self.tables.get(name).and_then(toml::Value::as_table).into_iter().flatten() {
+            if !known.contains(&key.as_str()) {
+                return Err(unknown(&self.path, "key", &format!("[{name}] {key}"), key, known));
+            }
+            let value = if value.as_str() == Some("none") { Value::Null } else { serde_json::to_value(value).map_err(fault)? };
+            // One at a time, so that the error names the key.
+            let one = with(&base, key, &value);
+            serde_json::from_value::<T>(one).map_err(|error| Error::new(ErrorKind::BadConfig, format!("{}: [{name}] {key}: {error}", self.path.display())))?;
+            whole = with(&whole, key, &value);
+        }
+        serde_json::from_value(whole).map_err(fault)
+    }
+}
+
+fn with(base: &Value, key: &str, value: &Value) -> Value {
+    let mut map: Map<String, Value> = base.as_object().cloned().unwrap_or_default();
+    map.insert(key.to_string(), value.clone());
+    Value::Object(map)
+}
+
+/// Applies one `table.key=value`.
+fn set(tables: &mut toml::Table, text: &str) -> Result<()> {
+    let bad = || Error::expected(ErrorKind::BadInput, "--set", format_args!("'{text}'"), "table.key=value, for instance train.steps=100");
+    let (place, value) = text.split_once('=').ok_or_else(bad)?;
+    let (name, key) = place.trim().split_once('.').ok_or_else(bad)?;
+    // What is no TOML value is a string: --set output.folder=runs/a needs no quotes.
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok().and_then(|mut table| table.remove("value"));
+    let mut value = parsed.unwrap_or_else(|| toml::Value::String(value.to_string()));
+    if PATHS.contains(&(name, key)) {
+        anchor(&mut value, name, Path::new("."));
+    }
+    let table = tables.entry(name).or_insert_with(|| toml::Table::new().into());
+    table.as_table_mut().ok_or_else(bad)?.insert(key.to_string(), value);
+    Ok(())
+}
+
+/// Makes a relative path absolute; a model's name stays when nothing lies there, as it may be the hub's.
+fn anchor(value: &mut toml::Value, table: &str, folder: &Path) {
+    let Some(text) = value.as_str().filter(|text| *text != "none") else { return };
+    let path = folder.join(text);
+    if table != "model" || path.exists() {
+        let path = std::path::absolute(&path).unwrap_or(path);
+        *value = toml::Value::String(path.to_string_lossy().into_owned());
+    }
+}
+
+fn unknown(path: &Path, what: &str, place: &str, got: &str, known: &[&str]) -> Error {
+    let nearest = known.iter().min_by_key(|name| strsim::damerau_levenshtein(name, got)).copied().unwrap_or("");
+    let error = Error::new(ErrorKind::BadConfig, format!("{}: {place}: unknown {what}", path.display()));
+    match strsim::damerau_levenshtein(nearest, got) <= 1 + got.len() / 3 {
+        true => error.help(format!("did you mean '{nearest}'?")),
+        false => error.help(format!("known are {}", known.join(", "))),
+    }
+}
+
+/// The names of a configuration's fields, as serde knows them.
+fn fields<T: DeserializeOwned>() -> &'static [&'static str] {
+    let mut found: &'static [&'static str] = &[];
+    // It ends in an error when the fields are found: there is no value to read.
+    let _ = T::deserialize(Fields(&mut found));
+    found
+}
+
+struct Fields<'a>(&'a mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for Fields<'_> {
+    type Error = serde::de::value::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
+        Err(Self::Error::custom("not a struct"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(self, _name: &'static str, fields: &'static [&'static str], _visitor: V) -> Result<V::Value, Self::Error> {
+        *self.0 = fields;
+        Err(Self::Error::custom("fields found"))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}

@@ -1,0 +1,240 @@
+//! `cltlab train` and `cltlab eval`: the notebook's steps from one TOML file.
+
+use super::recipe::Recipe;
+use clap::Args;
+use cltlab::prelude::*;
+use cltlab::progress::TrainSample;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(Args)]
+pub struct TrainArgs {
+    /// TOML file with tables [model] [text] [activations] [stream] [clt] [train] [eval] [output]
+    config: PathBuf,
+    /// Override one key; repeatable
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Go on from the newest checkpoint, or begin where there is none yet
+    #[arg(long)]
+    resume: bool,
+}
+
+#[derive(Args)]
+pub struct EvalArgs {
+    /// The file that the CLT was trained with
+    #[arg(required_unless_present_all = ["model", "clt", "text"])]
+    config: Option<PathBuf>,
+    /// Override one key; repeatable
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE", requires = "config")]
+    overrides: Vec<String>,
+    /// Hub name, folder, .gguf file or llama2.c checkpoint
+    #[arg(long)]
+    model: Option<String>,
+    /// Folder or hub name of a CLT
+    #[arg(long)]
+    clt: Option<String>,
+    /// Text that it was not trained on: a file or folder
+    #[arg(long)]
+    text: Option<PathBuf>,
+    /// Tokens for FVU, L0 and dead features, at most
+    #[arg(long)]
+    tokens: Option<usize>,
+    /// Tokens for cross-entropy, KL and top-1, at most; 0 leaves them out
+    #[arg(long)]
+    fidelity_tokens: Option<usize>,
+    /// Tokens in a context
+    #[arg(long)]
+    context: Option<usize>,
+    /// Write the report as JSON
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+}
+
+/// What `report.json` holds.
+#[derive(serde::Serialize)]
+struct RunReport {
+    /// True when it was asked to end before its last step.
+    stopped: bool,
+    steps: usize,
+    seconds: f64,
+    last: Option<TrainSample>,
+    evaluation: Option<Report>,
+}
+
+/// Where a run's files lie.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn of(recipe: &Recipe) -> Result<Self> {
+        let folder = recipe.output.folder.as_ref().ok_or_else(|| recipe.bad("[output] folder", "nothing", "where to write"))?;
+        Ok(Folder(PathBuf::from(folder)))
+    }
+
+    fn checkpoints(&self) -> PathBuf {
+        self.0.join("checkpoints")
+    }
+
+    fn clt(&self) -> PathBuf {
+        self.0.join("clt")
+    }
+}
+
+/// Trains; writes checkpoints, metrics, the CLT and a report.
+pub fn train(args: &TrainArgs) -> Result<()> {
+    let begin = Instant::now();
+    let recipe = Recipe::read(&args.config, &args.overrides)?;
+    let folder = Folder::of(&recipe)?;
+    let config = TrainConfig {
+        checkpoint_dir: Some(recipe.train.checkpoint_dir.clone().unwrap_or_else(|| folder.checkpoints())),
+        checkpoint_every: if recipe.says_checkpoints() { recipe.train.checkpoint_every } else { recipe.train.steps.div_ceil(10) },
+        metrics: Some(recipe.train.metrics.clone().unwrap_or_else(|| folder.0.join("metrics.jsonl"))),
+        ..recipe.train.clone()
+    };
+    config.validate()?;
+    let checkpoints = config.checkpoint_dir.clone().unwrap_or_default();
+    let begun = has_checkpoint(&checkpoints);
+    if begun && !args.resume {
+        return Err(Error::new(ErrorKind::BadInput, format!("{}: holds checkpoints of an earlier run", checkpoints.display()))
+            .help("give --resume to go on, or another folder: --set output.folder=..."));
+    }
+    stop_on_signals()?;
+    let source = Source::open(&recipe)?;
+    let mut trainer = if begun { Trainer::resume_with(&checkpoints, &source.activations, &config)? } else { source.begin(&recipe, &config)? };
+    if let (Some(model), Some(text), true) = (&source.model, &source.held_out, config.eval_every > 0) {
+        trainer = trainer.with_eval(model, text, &recipe.eval)?;
+    }
+    cltlab::files::create_folder(&folder.0)?;
+    cltlab::files::write_atomic(folder.0.join("config.toml"), recipe.text()?.as_bytes())?;
+    let trained = if trainer.steps() < config.steps { trainer.run().map(|_| ()) } else { Ok(()) };
+    // Not finite: what was reached before that step is kept.
+    if trained.as_ref().is_err_and(|error| error.kind() != ErrorKind::NotFinite) {
+        return trained;
+    }
+    if trainer.steps() == 0 {
+        trained?;
+        return Err(Error::new(ErrorKind::Interrupted, "stopped before the first step"));
+    }
+    trainer.save(&checkpoints)?;
+    let clt = trainer.clt()?;
+    clt.save(folder.clt())?;
+    let evaluation = match (&source.model, &source.held_out) {
+        (Some(model), Some(text)) if !progress::stop_requested() => Some(evaluate_with(model, &clt, text, &recipe.eval)),
+        _ => None,
+    };
+    let evaluation = match evaluation {
+        Some(Err(error)) if error.kind() == ErrorKind::Interrupted => None,
+        other => other.transpose()?,
+    };
+    let stopped = trainer.steps() < config.steps;
+    let report = RunReport { stopped, steps: trainer.steps(), seconds: begin.elapsed().as_secs_f64(), last: trainer.history().last().cloned(), evaluation };
+    cltlab::files::write_json(folder.0.join("report.json"), &report)?;
+    println!("{clt}\n{}", trainer.history());
+    if let Some(evaluation) = &report.evaluation {
+        println!("{evaluation}");
+    }
+    println!("written to {}{}", folder.0.display(), if stopped { "; stopped early, --resume goes on" } else { "" });
+    trained
+}
+
+/// What a recipe names, opened.
+struct Source {
+    model: Option<Model>,
+    activations: Activations,
+    held_out: Option<Corpus>,
+}
+
+impl Source {
+    fn open(recipe: &Recipe) -> Result<Self> {
+        let model = recipe.model.name.as_ref().map(|name| Model::load(name, &auto_device()?)).transpose()?;
+        let model = model.map(|model| recipe.model.output.map_or(model.clone(), |output| model.with_output(output)));
+        let (text, held_out) = texts(recipe)?;
+        let activations = match (&recipe.activations.file, &model, &text) {
+            (Some(file), _, _) => Activations::load(file)?,
+            (None, Some(model), Some(text)) => Activations::stream_with(model, text, &recipe.stream)?,
+            (None, None, _) => return Err(recipe.bad("[model] name", "nothing", "a model, or [activations] file")),
+            (None, _, None) => return Err(recipe.bad("[text] file", "nothing", "a text, or [activations] file")),
+        };
+        Ok(Source { model, activations, held_out })
+    }
+
+    fn begin(&self, recipe: &Recipe, config: &TrainConfig) -> Result<Trainer> {
+        let (activations, init) = (&self.activations, recipe.init.as_ref().map(|init| Clt::load(init, &cltlab::candle::Device::Cpu)).transpose()?);
+        let base = match (&init, &self.model) {
+            (Some(clt), _) => clt.config().clone(),
+            (None, Some(model)) => CltConfig::for_model(model),
+            (None, None) => CltConfig { layers: activations.layers(), width: activations.width(), features: 2 * activations.width(), ..CltConfig::default() },
+        };
+        let fingerprint = if base.model_fingerprint.is_empty() { activations.model_fingerprint().to_string() } else { base.model_fingerprint.clone() };
+        let base = CltConfig { input: if recipe.activations.file.is_some() { base.input } else { activations.input() }, model_fingerprint: fingerprint, ..base };
+        let shape = recipe.clt(&base)?;
+        match &init {
+            Some(clt) => Trainer::from_clt(activations, clt, &shape, config),
+            None => Trainer::new(activations, &shape, config),
+        }
+    }
+}
+
+/// Evaluates a CLT on held-out text.
+pub fn eval(args: &EvalArgs) -> Result<()> {
+    stop_on_signals()?;
+    let recipe = args.config.as_ref().map(|path| Recipe::read(path, &args.overrides)).transpose()?;
+    let usual = recipe.as_ref().map(|recipe| recipe.eval.clone()).unwrap_or_default();
+    let config = EvalConfig {
+        context: args.context.unwrap_or(usual.context),
+        tokens: args.tokens.unwrap_or(usual.tokens),
+        fidelity_tokens: args.fidelity_tokens.unwrap_or(usual.fidelity_tokens),
+    };
+    let device = auto_device()?;
+    let missing = |what: &str| Error::new(ErrorKind::BadInput, format!("cltlab eval: no {what}")).help("name it in the file or give --model, --clt and --text");
+    let name = args.model.as_ref().or(recipe.as_ref().and_then(|recipe| recipe.model.name.as_ref())).ok_or_else(|| missing("model"))?;
+    let folder = match (&args.clt, &recipe) {
+        (Some(clt), _) => clt.clone(),
+        (None, Some(recipe)) => Folder::of(recipe)?.clt().to_string_lossy().into_owned(),
+        (None, None) => return Err(missing("CLT")),
+    };
+    let text = match (&args.text, &recipe) {
+        (Some(text), _) => Corpus::load(text)?,
+        (None, Some(recipe)) => texts(recipe)?.1.ok_or_else(|| missing("held-out text"))?,
+        (None, None) => return Err(missing("text")),
+    };
+    let clt = Clt::load(&folder, &device)?;
+    let model = Model::load(name, &device)?.with_output(clt.config().output);
+    let report = evaluate_with(&model, &clt, &text, &config)?;
+    println!("{clt}\n{report}");
+    args.output.as_ref().map_or(Ok(()), |path| report.save(path))
+}
+
+/// The text to train on and the text held out.
+fn texts(recipe: &Recipe) -> Result<(Option<Corpus>, Option<Corpus>)> {
+    let text = recipe.text.file.as_ref().map(Corpus::load).transpose()?;
+    let given = recipe.text.held_out_file.as_ref().map(Corpus::load).transpose()?;
+    match (text, given, recipe.text.held_out.unwrap_or(0.05)) {
+        (Some(text), None, share) if share > 0.0 => text.split(1.0 - share).map(|(head, tail)| (Some(head), Some(tail))),
+        (text, given, _) => Ok((text, given)),
+    }
+}
+
+fn has_checkpoint(folder: &Path) -> bool {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.into_iter().any(|name| name.starts_with("step-") && name.ends_with(".safetensors"))
+}
+
+/// The first SIGINT or SIGTERM ends the run after its step; the second ends the process.
+fn stop_on_signals() -> Result<()> {
+    extern "C" fn on_signal(_signal: i32) {
+        progress::request_stop();
+    }
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: the handler does one atomic store; SA_RESETHAND gives the second signal its usual effect.
+        let refused = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_signal as extern "C" fn(i32) as libc::sighandler_t;
+            action.sa_flags = libc::SA_RESTART | libc::SA_RESETHAND;
+            libc::sigaction(signal, &action, std::ptr::null_mut()) != 0
+        };
+        if refused {
+            return Err(Error::new(ErrorKind::Unsupported, format!("signal handler: {}", std::io::Error::last_os_error())));
+        }
+    }
+    Ok(())
+}

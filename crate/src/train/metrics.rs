@@ -1,0 +1,78 @@
+//! Metrics: one line of JSON a step, in a file that other programs may read meanwhile.
+//!
+//! A line is the step's [`TrainSample`](crate::progress::TrainSample), with `held_out` where an evaluation followed. Each line goes out with one write, so that a killed process leaves whole lines. A resumed training
+//! first writes the file anew from its history: steps after the checkpoint go, none is there twice.
+//!
+//! No TensorBoard event files: the one crate that writes them (tensorboard-rs 0.5.9, March 2022) has
+//! had no release since and brings an image library and protobuf. Lines of JSON are read by pandas
+//! (`read_json(path, lines=True)`), and by trackers of experiments through that.
+
+use super::{History, Trainer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::files;
+use crate::progress::{EvalSample, TrainSample};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+pub(super) struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    /// Makes the file say what `history` says, and opens it for more.
+    fn open(path: &Path, history: &History) -> Result<Self> {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            files::create_folder(folder)?;
+        }
+        let mut text = Vec::new();
+        let mut evals = history.evals.iter().peekable();
+        for sample in &history.samples {
+            let held_out = evals.next_if(|eval| eval.step == sample.step);
+            append(&mut text, path, &Line { sample, held_out })?;
+        }
+        files::write_atomic(path, &text)?;
+        let file = File::options().append(true).open(path).map_err(|error| Error::io(path, &error))?;
+        Ok(Metrics { path: path.to_path_buf(), file })
+    }
+
+    fn push(&mut self, line: &Line<'_>) -> Result<()> {
+        let mut bytes = Vec::new();
+        append(&mut bytes, &self.path, line)?;
+        self.file.write_all(&bytes).map_err(|error| Error::io(&self.path, &error))
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    sample: &'a TrainSample,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_out: Option<&'a EvalSample>,
+}
+
+fn append(text: &mut Vec<u8>, path: &Path, line: &Line<'_>) -> Result<()> {
+    serde_json::to_writer(&mut *text, line).map_err(|error| Error::new(ErrorKind::NotFinite, format!("{}: {error}", path.display())))?;
+    text.push(b'\n');
+    Ok(())
+}
+
+impl Trainer {
+    /// Adds the last step to the file of metrics, when there is one. After an error the file is
+    /// written anew at the next step.
+    pub(super) fn record(&mut self) -> Result<()> {
+        let (Some(path), Some(sample)) = (&self.config.metrics, self.history.last()) else { return Ok(()) };
+        let recorded = match &mut self.metrics {
+            Some(metrics) => {
+                let held_out = self.history.evals.last().filter(|eval| eval.step == sample.step);
+                metrics.push(&Line { sample, held_out })
+            }
+            None => Metrics::open(path, &self.history).map(|metrics| self.metrics = Some(metrics)),
+        };
+        if recorded.is_err() {
+            self.metrics = None;
+        }
+        recorded
+    }
+}

@@ -29,7 +29,7 @@ pub(crate) use decode::values;
 pub(crate) use decoder::Decoder;
 pub use activation::Activation;
 pub use crate::activations::InputSite;
-pub use config::CltConfig;
+pub use config::{CltConfig, Tied};
 pub use io::{Format, ImportConfig};
 pub use sparse::{LayerCode, SparseCode};
 

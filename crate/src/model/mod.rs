@@ -10,7 +10,7 @@ pub(crate) mod back;
 mod batch;
 mod config;
 pub(crate) mod family;
-mod fast;
+pub(crate) mod fast;
 pub(crate) mod flow;
 mod forward;
 mod frozen;

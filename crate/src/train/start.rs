@@ -1,9 +1,11 @@
 //! Where a training begins: its normalisation, and weights that are there already.
 
-use super::{check, TrainConfig, Trainer};
+use super::{check, Moments, TrainConfig, Trainer};
 use crate::activations::{Activations, Position, Reader, Scale};
+use crate::clt::config::Tied;
 use crate::clt::live::LiveClt;
 use crate::clt::{Clt, CltConfig};
+use crate::files::sealed::ArrayMut;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::Tensor;
 
@@ -34,23 +36,31 @@ impl Trainer {
     pub fn from_clt(activations: &Activations, clt: &Clt, shape: &CltConfig, config: &TrainConfig) -> Result<Self> {
         check(activations, shape, config)?;
         let own = clt.config();
-        for (field, got, expected) in [("layers", shape.layers, own.layers), ("width", shape.width, own.width), ("features", shape.features, own.features)] {
+        for (field, got, expected) in [
+            ("layers", shape.layers, own.layers),
+            ("width", shape.width, own.width),
+            ("features", shape.features, own.features),
+            ("per_layer", usize::from(shape.per_layer), usize::from(own.per_layer)),
+            ("skip", usize::from(shape.skip), usize::from(own.skip)),
+        ] {
             if got != expected {
                 return Err(Error::expected(ErrorKind::Mismatch, format_args!("CltConfig::{field}"), got, format_args!("{expected}, as the CLT that training begins with")));
             }
         }
+        if shape.tied != Tied::No {
+            return Err(Error::expected(ErrorKind::Unsupported, "Trainer::from_clt: CltConfig::tied", "per_source", "no").help("a CLT that is there has rows of its own for each target"));
+        }
         let reader = Reader::new(activations, Position::default())?;
         let scale = scale(&reader, activations, config)?;
-        let mut live = LiveClt::new(shape, config.seed)?;
+        let mut live = LiveClt::new(shape, config.moments == Moments::EightBit, config.seed)?;
         for (name, values) in live.arrays_mut() {
+            let ArrayMut::F32(values) = values else { continue };
             if let Some((layer, part)) = name.strip_suffix(".w").and_then(|name| name.split_once('.')) {
                 let layer = layer.parse().map_err(|_| Error::new(ErrorKind::Tensor, format!("array {name} has no layer")))?;
                 unfold(clt, &scale, layer, part, values)?;
             }
         }
-        for (l, layer) in live.layers.iter_mut().enumerate() {
-            layer.measure(shape.slots(l) * shape.width);
-        }
+        live.layers.iter_mut().for_each(|layer| layer.measure());
         Ok(Trainer::assemble(live, config.clone(), activations, reader, scale))
     }
 }
@@ -78,9 +88,19 @@ fn unfold(clt: &Clt, scale: &Scale, l: usize, part: &str, into: &mut [f32]) -> R
             }
         }
         "decoder_bias" => {
-            for ((b, own), mean) in into.iter_mut().zip(flat(clt.decoder_bias(l))?).zip(&target.mean) {
-                *b = (own - mean) * target.factor;
+            let mut through = vec![0f64; d];
+            if let Some(skip) = clt.skip(l) {
+                for (row, &mean) in flat(skip)?.chunks_exact(d).zip(&input.mean) {
+                    through.iter_mut().zip(row).for_each(|(sum, &w)| *sum += f64::from(w) * f64::from(mean));
+                }
             }
+            for (((b, own), mean), through) in into.iter_mut().zip(flat(clt.decoder_bias(l))?).zip(&target.mean).zip(through) {
+                *b = ((f64::from(own) + through - f64::from(*mean)) * f64::from(target.factor)) as f32;
+            }
+        }
+        "skip" => {
+            let Some(skip) = clt.skip(l) else { return Ok(()) };
+            into.iter_mut().zip(flat(skip)?).for_each(|(w, own)| *w = own * target.factor / input.factor);
         }
         "log_threshold" => {
             let Some(thresholds) = clt.threshold(l) else { return Ok(()) };

@@ -13,7 +13,7 @@ use super::source::Source;
 use super::staged::{self, write_tensors};
 use super::tensors::Reader;
 use super::weights::{floats, mean, no_place};
-use crate::clt::{Activation, Clt, CltConfig, Decoder, InputSite, Layer};
+use crate::clt::{Activation, Clt, CltConfig, Decoder, InputSite, Layer, Tied};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::model::OutputSite;
@@ -156,7 +156,7 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
 fn foreign_config(source: &Source, yaml: &Yaml) -> Result<CltConfig> {
     let (per_layer, input, output) = kind_and_sites(source, yaml)?;
     let (layers, [features, width], activation, skip) = if per_layer { per_layer::shape(source, yaml)? } else { cross_layer_shape(source)? };
-    Ok(CltConfig { layers, width, features, activation, per_layer, skip, input, output, model_name: yaml.model_name.clone(), model_fingerprint: String::new() })
+    Ok(CltConfig { layers, width, features, activation, per_layer, skip, tied: Tied::No, input, output, model_name: yaml.model_name.clone(), model_fingerprint: String::new() })
 }
 
 /// Whether it is a PLT, and where it reads and writes.

@@ -1,41 +1,19 @@
 //! Safetensors files of f32 tensors: streamed out without a copy, read with the name in each error.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::files;
+use crate::files::sealed::{self, Array};
 use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// A named array to write: name, shape, values.
 pub(crate) type Named<'a> = (String, Vec<usize>, &'a [f32]);
 
-/// Writes arrays and text metadata as one safetensors file, whole or not at all.
+/// Writes f32 arrays and text metadata as one safetensors file, whole or not at all.
 pub(crate) fn write(path: &Path, arrays: &[Named<'_>], notes: HashMap<String, String>) -> Result<()> {
-    let mut offset = 0;
-    let mut infos = Vec::with_capacity(arrays.len());
-    for (name, shape, values) in arrays {
-        let bytes = std::mem::size_of_val(*values);
-        infos.push((name.clone(), TensorInfo { dtype: Dtype::F32, shape: shape.clone(), data_offsets: (offset, offset + bytes) }));
-        offset += bytes;
-    }
-    let fault = |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadTensor, format!("{}: {error}", path.display()));
-    let notes = if notes.is_empty() { None } else { Some(notes) };
-    let header = Metadata::new(notes, infos).map_err(|error| fault(&error))?;
-    let mut header = serde_json::to_vec(&header).map_err(|error| fault(&error))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    files::write_atomic_with(path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        arrays.iter().try_for_each(|(_, _, values)| out.write_all(as_bytes(values)))
-    })
-}
-
-/// The bytes of f32 values; the format is little-endian, as are the machines that we build for.
-fn as_bytes(values: &[f32]) -> &[u8] {
-    // SAFETY: any f32 is four initialised bytes, and u8 has no alignment.
-    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), std::mem::size_of_val(values)) }
+    let arrays: Vec<_> = arrays.iter().map(|(name, shape, values)| (name.clone(), shape.clone(), Array::F32(values))).collect();
+    sealed::write_plain(path, &arrays, notes)
 }
 
 /// An open safetensors file, mapped into memory.

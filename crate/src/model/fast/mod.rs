@@ -55,6 +55,26 @@ fn suits(_: &Tensor) -> Result<bool> {
     Ok(false)
 }
 
+/// The most rows that [`panel_times`] takes, if this machine and `depth` suit it.
+pub(crate) fn panel_rows(depth: usize) -> Option<usize> {
+    #[cfg(target_arch = "x86_64")]
+    if depth > 0 && depth.is_multiple_of(4) && is_x86_feature_detected!("avx512f") {
+        return Some(tile::MOST * tile::LANES);
+    }
+    None
+}
+
+/// `out [rows, outs] = x wᵀ + bias` on the calling thread, for at most [`panel_rows`] rows of `depth`;
+/// `packed` is reused between calls.
+pub(crate) fn panel_times(x: &[f32], depth: usize, w: &[f32], bias: &[f32], out: &mut [f32], packed: &mut Vec<f32>) {
+    assert!(panel_rows(depth).is_some_and(|most| x.len() <= most * depth) && w.len() == bias.len() * depth && out.len() * depth == x.len() * bias.len());
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: `panel_rows` found AVX-512F; lengths were checked.
+    unsafe {
+        product::one_panel(x, depth, w, bias, out, packed)
+    }
+}
+
 /// `x`'s shape with another last dimension.
 fn widened(x: &Tensor, width: usize) -> Vec<usize> {
     let mut shape = x.dims().to_vec();

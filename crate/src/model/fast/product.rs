@@ -115,6 +115,28 @@ impl Panels {
     }
 }
 
+/// One panel's `y [tokens, outs] = x wᵀ + bias`.
+///
+/// # Safety
+/// AVX-512F; `depth` a multiple of 4, at most 48 rows, lengths that fit.
+pub(super) unsafe fn one_panel(x: &[f32], depth: usize, w: &[f32], bias: &[f32], y: &mut [f32], packed: &mut Vec<f32>) {
+    let (tokens, outs) = (x.len() / depth, bias.len());
+    if tokens == 0 {
+        return;
+    }
+    let registers = tokens.div_ceil(LANES);
+    packed.resize(depth * LANES * registers, 0.0);
+    // SAFETY: the caller's promise; `packed` has just that length.
+    unsafe {
+        tile::pack(x.as_ptr(), depth, tokens, depth, registers, packed.as_mut_ptr());
+        match registers {
+            1 => rows::<1>(packed.as_ptr(), depth, w, Some(bias), y.as_mut_ptr(), outs, tokens, 0..outs),
+            2 => rows::<2>(packed.as_ptr(), depth, w, Some(bias), y.as_mut_ptr(), outs, tokens, 0..outs),
+            _ => rows::<3>(packed.as_ptr(), depth, w, Some(bias), y.as_mut_ptr(), outs, tokens, 0..outs),
+        }
+    }
+}
+
 /// Outputs `range` of one panel, whose weights `w` are, written as rows of `y`, which are `stride` apart.
 #[target_feature(enable = "avx512f")]
 #[allow(clippy::too_many_arguments)]

@@ -4,6 +4,7 @@
 mod attribution;
 mod attribution_speed;
 mod bad_input;
+mod checkpoints;
 mod clt;
 mod command_line;
 mod dtypes;
@@ -42,3 +43,4 @@ mod tokenizers;
 mod train_command;
 mod train_eval;
 mod training;
+mod variants;

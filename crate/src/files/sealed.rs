@@ -125,6 +125,9 @@ impl Sealed {
     /// `MissingFile`; `BadFile` when it is cut off, damaged or not sealed.
     pub fn open(path: &Path) -> Result<Self> {
         let file = std::fs::File::open(path).map_err(|error| Error::io(path, &error))?;
+        if file.metadata().is_ok_and(|about| about.len() == 0) {
+            return Err(Error::new(ErrorKind::BadFile, format!("{}: truncated: it is empty", path.display())));
+        }
         // SAFETY: the map is only read; a file that another program cuts meanwhile would fault, and
         // every writer of ours replaces files by renaming.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(path, &error))?;

@@ -104,12 +104,25 @@ impl Trainer {
     /// `NotFinite` naming step and layer: the weights are then those before that step, and `clt`,
     /// `save` and `run` go on working. Errors of the model and of writing checkpoints.
     pub fn run(&mut self) -> Result<History> {
+        self.go(usize::MAX)
+    }
+
+    /// As [`run`](Trainer::run), for at most `steps` steps: the schedule stays that of the whole.
+    ///
+    /// # Errors
+    /// As [`run`](Trainer::run).
+    pub fn run_steps(&mut self, steps: usize) -> Result<History> {
+        self.go(steps)
+    }
+
+    fn go(&mut self, most: usize) -> Result<History> {
         if self.steps() >= self.target {
             self.target = self.steps() + self.config.steps;
         }
         self.history.stopped = false;
         self.can_examine()?;
-        while self.steps() < self.target {
+        let end = self.target.min(self.steps().saturating_add(most));
+        while self.steps() < end {
             if stop_requested() {
                 self.history.stopped = true;
                 break;

@@ -45,11 +45,6 @@ impl Reader {
         self.header.info(name).map(|info| info.shape.clone())
     }
 
-    /// A text note of the file's header.
-    pub fn note(&self, name: &str) -> Option<&str> {
-        self.header.metadata().as_ref()?.get(name).map(String::as_str)
-    }
-
     fn place(&self, name: &str) -> String {
         format!("{}: {name}", self.path.display())
     }

@@ -154,8 +154,11 @@ fn adam_body<V: Small>(rows: &mut Rows<'_>, gradient: Gradient<'_>, squares: &mu
         let begin = f * stride + at;
         prefetch(rows.w, begin + stride, d);
         let own = gradient.own.get(f).copied().unwrap_or(0.0);
-        norm += f64::from(dot::<V>(g, g));
         let w = &mut rows.w[begin..begin + d];
+        norm += f64::from(dot::<V>(g, g));
+        if own != 0.0 {
+            norm += f64::from(own * (2.0 * dot::<V>(g, w) + own * dot::<V>(w, w)));
+        }
         let lanes = V::splat(own);
         let sum = match &mut rows.moments {
             MomentRows::F32 { m, v } => {
@@ -186,7 +189,7 @@ fn adam_body<V: Small>(rows: &mut Rows<'_>, gradient: Gradient<'_>, squares: &mu
 }
 simd! {
     /// One Adam step on rows; adds the squared norm of each new row to `squares` (may be empty).
-    /// Returns the squared norm of `gradient.rows`.
+    /// Returns the squared norm of the gradient.
     pub(crate) fn adam_rows(rows: &mut Rows<'_>, gradient: Gradient<'_>, squares: &mut [f32], step: &AdamStep) -> f64 = adam_body
 }
 

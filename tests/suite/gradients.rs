@@ -86,7 +86,7 @@ fn train(case: &Case, config: TrainConfig, steps: usize) -> (Data, Arrays, Array
         trainer.save(&place).unwrap();
         let file = std::fs::read_dir(&place).unwrap().next().unwrap().unwrap().path();
         let all = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
-        all.into_iter().map(|(name, t)| (name, t.to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect())).collect()
+        all.into_iter().filter(|(_, t)| t.dtype() == DType::F32).map(|(name, t)| (name, t.to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect())).collect()
     };
     let before = read(&trainer);
     if case.sparse {

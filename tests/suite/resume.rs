@@ -4,7 +4,7 @@ use crate::support::scratch;
 use crate::training::{planted, shape};
 use cltlab::activations::Activations;
 use cltlab::clt::Activation;
-use cltlab::train::{TrainConfig, Trainer};
+use cltlab::train::{Moments, TrainConfig, Trainer};
 use cltlab::ErrorKind;
 use std::path::Path;
 
@@ -17,7 +17,7 @@ fn bytes(folder: &Path, step: usize) -> Vec<u8> {
     let all = candle_core::safetensors::load(folder.join(format!("step-{step:08}.safetensors")), &candle_core::Device::Cpu).unwrap();
     let mut names: Vec<_> = all.keys().cloned().collect();
     names.sort();
-    names.iter().flat_map(|name| all[name].to_vec1::<f32>().unwrap()).flat_map(|v| v.to_bits().to_le_bytes()).collect()
+    names.iter().flat_map(|name| all[name].to_dtype(candle_core::DType::F64).unwrap().to_vec1::<f64>().unwrap()).flat_map(|v| v.to_bits().to_le_bytes()).collect()
 }
 
 #[test]
@@ -25,7 +25,8 @@ fn twenty_steps_are_ten_and_ten() {
     let activations = activations();
     for activation in [Activation::BatchTopK { k: 4 }, Activation::TopK { k: 4 }, Activation::Relu, Activation::JumpRelu { threshold: 0.1, bandwidth: 0.3 }] {
         let (whole, split) = (scratch("resume-whole"), scratch("resume-split"));
-        let config = TrainConfig { steps: 20, batch_tokens: 100, dead_window: 300, ..TrainConfig::default() };
+        let moments = if matches!(activation, Activation::TopK { .. }) { Moments::EightBit } else { Moments::F32 };
+        let config = TrainConfig { steps: 20, batch_tokens: 100, dead_window: 300, moments, ..TrainConfig::default() };
         let mut one = Trainer::new(&activations, &shape(activation.clone()), &config).unwrap();
         one.run().unwrap();
         one.save(&whole).unwrap();

@@ -5,6 +5,24 @@ use crate::clt::Activation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Model, OutputSite};
 
+/// Which decoder rows of a CLT are trained as one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tied {
+    /// None.
+    #[default]
+    No,
+    /// A feature writes the same to all its targets: L·F·d decoder weights instead of some L/2 times
+    /// as many. *Per source* in crosslayer-coding and clt-training.
+    PerSource,
+}
+
+impl Tied {
+    fn is_no(&self) -> bool {
+        *self == Tied::No
+    }
+}
+
 /// What a CLT is: its shape, its activation and the model it belongs to.
 ///
 /// ```
@@ -24,14 +42,16 @@ pub struct CltConfig {
     pub features: usize,
     /// How pre-activations become activations. Default: BatchTopK with k = 32.
     pub activation: Activation,
-    /// One transcoder a layer (a PLT): features write to their own layer only. Default: no. Read,
-    /// evaluated, attributed and intervened on like any other; not trained.
+    /// One transcoder a layer (a PLT): features write to their own layer only. Default: no.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub per_layer: bool,
     /// Each layer has a linear skip connection from what its encoder reads to its MLP output
-    /// ([`LayerWeights::skip`](crate::clt::LayerWeights::skip)). Default: no. Not trained either.
+    /// ([`LayerWeights::skip`](crate::clt::LayerWeights::skip)), trained with the rest. Default: no.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skip: bool,
+    /// Decoder rows that are trained as one. Default: none. The CLT that comes out has them apart.
+    #[serde(default, skip_serializing_if = "Tied::is_no")]
+    pub tied: Tied,
     /// What the encoders read. Default: the residual before the MLP's norm.
     pub input: InputSite,
     /// What the decoders write to, which matters in families with a norm after the MLP only. Default:
@@ -53,6 +73,7 @@ impl Default for CltConfig {
             activation: Activation::BatchTopK { k: 32 },
             per_layer: false,
             skip: false,
+            tied: Tied::No,
             input: InputSite::default(),
             output: OutputSite::default(),
             model_name: String::new(),
@@ -90,7 +111,26 @@ impl CltConfig {
         if self.features > u32::MAX as usize / 2 {
             return Err(Error::expected(ErrorKind::BadConfig, "CltConfig::features", self.features, "at most 2^31"));
         }
+        if self.per_layer && self.tied != Tied::No {
+            return Err(Error::expected(ErrorKind::BadConfig, "CltConfig::tied", "per_source", "no, because a PLT's features have one target only"));
+        }
         self.activation.validate(self.features)
+    }
+
+    /// Weights in a decoder row of `layer` while it is trained.
+    pub(crate) fn columns(&self, layer: usize) -> usize {
+        if self.tied == Tied::PerSource { self.width } else { self.slots(layer) * self.width }
+    }
+
+    /// How many targets one trained decoder row of `layer` stands for.
+    pub(crate) fn copies(&self, layer: usize) -> f64 {
+        if self.tied == Tied::PerSource { self.slots(layer) as f64 } else { 1.0 }
+    }
+
+    /// As [`CltConfig::parameters`], tied rows counted once.
+    pub fn trained_parameters(&self) -> u64 {
+        let once = (0..self.layers).map(|layer| self.columns(layer) as u64).sum::<u64>();
+        self.parameters() - (self.decoders() * self.width) as u64 * self.features as u64 + once * self.features as u64
     }
 
     /// Target layers that layer `layer` writes to: `L - layer`, or 1 in a PLT.

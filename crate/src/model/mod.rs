@@ -10,7 +10,7 @@ pub(crate) mod back;
 mod batch;
 mod config;
 pub(crate) mod family;
-mod fast;
+pub(crate) mod fast;
 pub(crate) mod flow;
 mod forward;
 mod frozen;
@@ -36,6 +36,7 @@ pub use generate::{Generation, Step, Stop};
 pub use load::LoadConfig;
 pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
 pub use sample::GenerateConfig;
+pub(crate) use weights::release;
 pub use summary::{CltNeed, Optimizer, Part, Summary};
 
 use crate::error::{Error, ErrorKind, Result};

@@ -5,9 +5,9 @@
 //! in the data, history) as JSON in the header. The newest two are kept. The random order of the
 //! data follows from seed and place, so there is no generator to save.
 
-use super::{check, History, TrainConfig, Trainer};
+use super::{check, History, Moments, TrainConfig, Trainer};
 use crate::activations::{Activations, Position, Reader, Scale};
-use crate::clt::io::tensors::{self, Named};
+use crate::clt::io::tensors;
 use crate::clt::live::{Cut, LiveClt};
 use crate::clt::CltConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -61,10 +61,10 @@ impl Trainer {
             history: self.history.clone(),
         };
         let note = serde_json::to_string(&state).map_err(|error| Error::new(ErrorKind::NotFinite, format!("checkpoint: {error}")))?;
-        let arrays: Vec<Named<'_>> = self.live.arrays().into_iter().map(|(name, values)| (name, vec![values.len()], values)).collect();
+        let arrays: Vec<_> = self.live.arrays().into_iter().map(|(name, values)| (name, vec![values.len()], values)).collect();
         let path = folder.join(format!("step-{:08}.safetensors", self.steps()));
         let task = Task::new(format!("save {}", path.display()), 0, "bytes");
-        tensors::write(&path, &arrays, [(NOTE.to_string(), note)].into())?;
+        tensors::write_arrays(&path, &arrays, [(NOTE.to_string(), note)].into())?;
         task.finish("");
         for old in checkpoints(folder)?.iter().rev().skip(self.config.checkpoint_keep) {
             std::fs::remove_file(old).map_err(|error| Error::io(old, &error))?;
@@ -93,11 +93,11 @@ impl Trainer {
         if state.idle.len() != l || state.cuts.len() != l || state.densities.len() != l || state.idle.iter().any(|idle| idle.len() != f) || state.scale.layers.len() != l {
             return Err(bad("counters of another shape than the configuration".into()));
         }
-        let mut live = LiveClt::empty(&state.clt)?;
-        for (name, values) in live.arrays_mut() {
-            file.read_into(&name, values)?;
-        }
+        let mut live = LiveClt::empty(&state.clt, state.train.moments == Moments::EightBit)?;
         live.steps = state.steps;
+        for (name, values) in live.arrays_mut() {
+            file.fill(&name, values)?;
+        }
         for (layer, ((idle, cut), density)) in live.layers.iter_mut().zip(state.idle.into_iter().zip(state.cuts).zip(state.densities)) {
             (layer.idle, layer.cut, layer.density) = (idle, cut, density);
         }

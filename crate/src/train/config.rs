@@ -50,6 +50,19 @@ pub struct TrainConfig {
     pub checkpoint_every: usize,
     /// Folder of the checkpoints; needed when `checkpoint_every` is above 0.
     pub checkpoint_dir: Option<PathBuf>,
+    /// What the squared errors are measured in. Default: as they are.
+    pub loss: Loss,
+    /// Matryoshka: the first so many features of each layer must reconstruct on their own, for each
+    /// number given, rising and below F. The loss is the mean over these and the whole. Default: none.
+    pub matryoshka: Vec<usize>,
+    /// AdamW's decay of weights, biases and thresholds, times the rate. Default 0.
+    pub weight_decay: f64,
+    /// How Adam's moments are held. Default f32.
+    pub moments: Moments,
+    /// Leave decoder rows alone while their feature does not fire, and make up for it when it does:
+    /// the same weights to rounding, in less time where features are rare. Default `true`; without
+    /// effect when weights decay.
+    pub lazy: bool,
     /// Checkpoints that are kept, the newest ones; at least 1. Default 2, so that there is one to fall
     /// back on.
     pub checkpoint_keep: usize,
@@ -62,6 +75,29 @@ pub struct TrainConfig {
     /// Steps between evaluations on the text of [`Trainer::with_eval`](crate::Trainer::with_eval); 0
     /// for none. Default 0.
     pub eval_every: usize,
+}
+
+/// What the squared errors of a target layer are measured in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// In the units of the normalised targets, whose mean squared norm is d.
+    #[default]
+    SquaredError,
+    /// In units of the target's variance over the batch, as clt-training does.
+    Fvu,
+}
+
+/// How Adam's two moments are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moments {
+    /// 8 bytes a weight.
+    #[default]
+    F32,
+    /// 2 bytes a weight: small floating-point numbers with a common exponent for 64 neighbours,
+    /// rounded at random so that their mean is right. For encoders and decoders.
+    EightBit,
 }
 
 impl Default for TrainConfig {
@@ -83,6 +119,11 @@ impl Default for TrainConfig {
             seed: 0,
             checkpoint_every: 0,
             checkpoint_dir: None,
+            loss: Loss::SquaredError,
+            matryoshka: Vec::new(),
+            weight_decay: 0.0,
+            moments: Moments::F32,
+            lazy: true,
             checkpoint_keep: 2,
             metrics: None,
             normalise: true,
@@ -108,7 +149,7 @@ impl TrainConfig {
                 return bad(field, value.to_string(), "a number above 0");
             }
         }
-        for (field, value) in [("sparsity", self.sparsity.unwrap_or(0.0)), ("dead", self.dead)] {
+        for (field, value) in [("sparsity", self.sparsity.unwrap_or(0.0)), ("dead", self.dead), ("weight_decay", self.weight_decay)] {
             if !(value >= 0.0 && value.is_finite()) {
                 return bad(field, value.to_string(), "0 or a number above");
             }
@@ -122,6 +163,9 @@ impl TrainConfig {
             if !(0.0..1.0).contains(&value) {
                 return bad(field, value.to_string(), "0 or more, below 1");
             }
+        }
+        if self.matryoshka.first() == Some(&0) || self.matryoshka.windows(2).any(|pair| pair[0] >= pair[1]) {
+            return bad("matryoshka", format!("{:?}", self.matryoshka), "numbers above 0 that rise");
         }
         if self.checkpoint_every > 0 && self.checkpoint_dir.is_none() {
             return bad("checkpoint_dir", "none".into(), "a folder, because checkpoint_every is above 0");

@@ -12,7 +12,7 @@ mod history;
 mod metrics;
 mod start;
 
-pub use config::TrainConfig;
+pub use config::{Loss, Moments, TrainConfig};
 pub use history::History;
 
 use crate::activations::{Activations, Batch, Position, Reader, Scale};
@@ -71,7 +71,7 @@ impl Trainer {
         check(activations, clt, config)?;
         let reader = Reader::new(activations, Position::default())?;
         let scale = start::scale(&reader, activations, config)?;
-        let live = LiveClt::new(clt, config.seed)?;
+        let live = LiveClt::new(clt, config.moments == Moments::EightBit, config.seed)?;
         Ok(Trainer::assemble(live, config.clone(), activations, reader, scale))
     }
 
@@ -103,12 +103,25 @@ impl Trainer {
     /// `NotFinite` naming step and layer: the weights are then those before that step, and `clt`,
     /// `save` and `run` go on working. Errors of the model and of writing checkpoints.
     pub fn run(&mut self) -> Result<History> {
+        self.go(usize::MAX)
+    }
+
+    /// As [`run`](Trainer::run), for at most `steps` steps: the schedule stays that of the whole.
+    ///
+    /// # Errors
+    /// As [`run`](Trainer::run).
+    pub fn run_steps(&mut self, steps: usize) -> Result<History> {
+        self.go(steps)
+    }
+
+    fn go(&mut self, most: usize) -> Result<History> {
         if self.steps() >= self.target {
             self.target = self.steps() + self.config.steps;
         }
         self.history.stopped = false;
         self.can_examine()?;
-        while self.steps() < self.target {
+        let end = self.target.min(self.steps().saturating_add(most));
+        while self.steps() < end {
             if stop_requested() {
                 self.history.stopped = true;
                 break;
@@ -150,10 +163,15 @@ impl Trainer {
         self.reader.next(self.config.batch_tokens, &self.scale, &mut self.batch)?;
         let config = &self.config;
         let options = StepOptions {
+            step: step as u64,
             lr: config.lr_at(step, self.target),
             betas: config.betas,
             eps: config.eps,
+            weight_decay: config.weight_decay,
             clip: config.clip,
+            lazy: config.lazy && config.weight_decay == 0.0,
+            fvu: config.loss == Loss::Fvu,
+            groups: config.matryoshka.iter().copied().chain([self.live.config.features]).collect(),
             sparsity: config.sparsity_for(&self.live.config.activation) * config.ramp_at(step),
             tanh_scale: config.tanh_scale,
             dead: config.dead,
@@ -232,12 +250,6 @@ impl Trainer {
 /// What must hold before anything is allocated.
 fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Result<()> {
     clt.validate()?;
-    if clt.skip {
-        return Err(Error::expected(ErrorKind::Unsupported, "training: CltConfig::skip", true, "false").help("skip connections are read, not trained: train without"));
-    }
-    if clt.per_layer {
-        return Err(Error::expected(ErrorKind::Unsupported, "training: CltConfig::per_layer", true, "false").help("PLTs are read, not trained: train a CLT"));
-    }
     config.validate()?;
     for (field, got, expected) in [("layers", clt.layers, activations.layers()), ("width", clt.width, activations.width())] {
         if got != expected {
@@ -258,7 +270,10 @@ fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Re
                 .help("the activations come from another model"));
         }
     }
-    let bytes = LiveClt::bytes(clt, config.batch_tokens);
+    if let Some(&last) = config.matryoshka.last().filter(|&&last| last >= clt.features) {
+        return Err(Error::expected(ErrorKind::BadConfig, "TrainConfig::matryoshka", last, format_args!("less than {}, the features per layer", clt.features)));
+    }
+    let bytes = LiveClt::bytes(clt, config.moments == Moments::EightBit, config.batch_tokens, config.matryoshka.len() + 1);
     require_memory("training (weights, moments, scratch)", bytes, "use fewer features or a smaller TrainConfig::batch_tokens")
 }
 

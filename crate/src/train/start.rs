@@ -1,9 +1,10 @@
 //! Where a training begins: its normalisation, and weights that are there already.
 
-use super::{check, TrainConfig, Trainer};
+use super::{check, Moments, TrainConfig, Trainer};
 use crate::activations::{Activations, Position, Reader, Scale};
 use crate::clt::live::LiveClt;
-use crate::clt::{Clt, CltConfig};
+use crate::clt::io::tensors::ArrayMut;
+use crate::clt::{Clt, CltConfig, Tied};
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::Tensor;
 
@@ -41,16 +42,18 @@ impl Trainer {
         }
         let reader = Reader::new(activations, Position::default())?;
         let scale = scale(&reader, activations, config)?;
-        let mut live = LiveClt::new(shape, config.seed)?;
+        if shape.per_layer != own.per_layer || shape.skip != own.skip || shape.tied != Tied::No {
+            let kind = |config: &CltConfig| format!("per_layer {}, skip {}, tied {:?}", config.per_layer, config.skip, config.tied);
+            return Err(Error::expected(ErrorKind::Mismatch, "CltConfig", kind(shape), format_args!("{}, as the CLT that training begins with", kind(own))));
+        }
+        let mut live = LiveClt::new(shape, config.moments == Moments::EightBit, config.seed)?;
         for (name, values) in live.arrays_mut() {
-            if let Some((layer, part)) = name.strip_suffix(".w").and_then(|name| name.split_once('.')) {
+            if let (Some((layer, part)), ArrayMut::F32(values)) = (name.strip_suffix(".w").and_then(|name| name.split_once('.')), values) {
                 let layer = layer.parse().map_err(|_| Error::new(ErrorKind::Tensor, format!("array {name} has no layer")))?;
                 unfold(clt, &scale, layer, part, values)?;
             }
         }
-        for (l, layer) in live.layers.iter_mut().enumerate() {
-            layer.measure(shape.slots(l) * shape.width);
-        }
+        live.layers.iter_mut().for_each(|layer| layer.measure());
         Ok(Trainer::assemble(live, config.clone(), activations, reader, scale))
     }
 }
@@ -78,9 +81,19 @@ fn unfold(clt: &Clt, scale: &Scale, l: usize, part: &str, into: &mut [f32]) -> R
             }
         }
         "decoder_bias" => {
-            for ((b, own), mean) in into.iter_mut().zip(flat(clt.decoder_bias(l))?).zip(&target.mean) {
-                *b = (own - mean) * target.factor;
+            let mut shift = vec![0f64; d];
+            if let Some(skip) = clt.skip(l) {
+                for (row, &mean) in flat(skip)?.chunks_exact(d).zip(&input.mean) {
+                    shift.iter_mut().zip(row).for_each(|(sum, &w)| *sum += f64::from(w) * f64::from(mean));
+                }
             }
+            for (((b, own), mean), shift) in into.iter_mut().zip(flat(clt.decoder_bias(l))?).zip(&target.mean).zip(shift) {
+                *b = ((f64::from(own) + shift - f64::from(*mean)) * f64::from(target.factor)) as f32;
+            }
+        }
+        "skip" => {
+            let Some(skip) = clt.skip(l) else { return Ok(()) };
+            into.iter_mut().zip(flat(skip)?).for_each(|(w, own)| *w = own * target.factor / input.factor);
         }
         "log_threshold" => {
             let Some(thresholds) = clt.threshold(l) else { return Ok(()) };

@@ -1,7 +1,12 @@
 //! From the CLT in training to the one that is used and saved, and its arrays by name.
 
-use super::{LiveClt, LiveLayer, Param};
-use crate::activations::Scale;
+use super::lazy::Pending;
+use super::param::{Moments, Param};
+use super::{LiveClt, LiveLayer};
+use super::forward::starts_dense;
+use crate::activations::{LayerScale, Scale};
+use crate::clt::config::Tied;
+use crate::clt::io::tensors::{Array, ArrayMut};
 use crate::clt::{Activation, Clt, CltConfig, LayerWeights};
 use crate::error::Result;
 use candle_core::{Device, Tensor};
@@ -23,30 +28,52 @@ impl LiveClt {
                 let encoder: Vec<f32> = layer.encoder.w.iter().map(|w| w * input.factor).collect();
                 let shift = |row: &[f32]| row.iter().zip(&input.mean).map(|(&w, &mean)| f64::from(w) * f64::from(mean)).sum::<f64>();
                 let bias: Vec<f32> = encoder.chunks_exact(d).zip(&layer.encoder_bias.w).map(|(row, &b)| (f64::from(b) - shift(row)) as f32).collect();
-                let mut decoder = layer.decoder.w.clone();
-                for feature in decoder.chunks_exact_mut((count - l) * d) {
-                    for (row, scale) in feature.chunks_exact_mut(d).zip(&scale.layers[l..]) {
-                        row.iter_mut().for_each(|w| *w /= scale.target.factor);
-                    }
-                }
+                let decoder = self.expanded(l, layer, &scale.layers);
                 let decoder_bias: Vec<f32> = layer.decoder_bias.w.iter().zip(&target.mean).map(|(b, mean)| b / target.factor + mean).collect();
+                let (skip, shift) = match &layer.skip {
+                    None => (None, vec![0.0; d]),
+                    Some(skip) => {
+                        let folded: Vec<f32> = skip.w.iter().map(|w| w * input.factor / target.factor).collect();
+                        let mut shift = vec![0f64; d];
+                        for (row, &mean) in folded.chunks_exact(d).zip(&input.mean) {
+                            shift.iter_mut().zip(row).for_each(|(sum, &w)| *sum += f64::from(w) * f64::from(mean));
+                        }
+                        (Some(folded), shift)
+                    }
+                };
+                let decoder_bias: Vec<f32> = decoder_bias.iter().zip(&shift).map(|(&b, shift)| (f64::from(b) - shift) as f32).collect();
                 let device = &Device::Cpu;
                 Ok(LayerWeights {
                     encoder: Tensor::from_vec(encoder, (f, d), device)?,
                     encoder_bias: Tensor::from_vec(bias, f, device)?,
                     threshold: self.thresholds(layer).map(|threshold| Tensor::from_vec(threshold, f, device)).transpose()?,
-                    decoder: Tensor::from_vec(decoder, (f, count - l, d), device)?,
+                    decoder: Tensor::from_vec(decoder, (f, self.config.slots(l), d), device)?,
                     decoder_bias: Tensor::from_vec(decoder_bias, d, device)?,
-                    skip: None,
+                    skip: skip.map(|skip| Tensor::from_vec(skip, (d, d), device)).transpose()?,
                 })
             })
             .collect::<Result<_>>()?;
-        let mut config = self.config.clone();
+        let mut config = CltConfig { tied: Tied::No, ..self.config.clone() };
         if matches!(config.activation, Activation::BatchTopK { .. }) {
             let mean = self.layers.iter().map(|layer| f64::from(layer.cut.mean())).sum::<f64>() / count as f64;
             config.activation = Activation::JumpRelu { threshold: mean.max(f64::MIN_POSITIVE), bandwidth: mean.max(f64::MIN_POSITIVE) };
         }
         Clt::new(config, layers)
+    }
+
+    /// The decoder of layer `l`, `[F, slots, d]`, in the targets' own units; a tied one repeated.
+    fn expanded(&self, l: usize, layer: &LiveLayer, scales: &[LayerScale]) -> Vec<f32> {
+        let (d, slots) = (self.config.width, self.config.slots(l));
+        let mut decoder = self.settled(layer);
+        if layer.decoder.row < slots * d {
+            decoder = decoder.chunks_exact(d).flat_map(|row| std::iter::repeat_n(row, slots)).flatten().copied().collect();
+        }
+        for feature in decoder.chunks_exact_mut(slots * d) {
+            for (row, scale) in feature.chunks_exact_mut(d).zip(&scales[l..]) {
+                row.iter_mut().for_each(|w| *w /= scale.target.factor);
+            }
+        }
+        decoder
     }
 
     fn thresholds(&self, layer: &LiveLayer) -> Option<Vec<f32>> {
@@ -58,51 +85,78 @@ impl LiveClt {
     }
 
     /// A CLT of zeros, to read a checkpoint into.
-    pub fn empty(config: &CltConfig) -> Result<Self> {
+    pub fn empty(config: &CltConfig, eight: bool) -> Result<Self> {
         config.validate()?;
         let (d, f) = (config.width, config.features);
         let jumps = matches!(config.activation, Activation::JumpRelu { .. });
         let layers = (0..config.layers)
             .map(|l| LiveLayer {
-                encoder: Param::zeros(f * d),
-                encoder_bias: Param::zeros(f),
-                log_threshold: jumps.then(|| Param::zeros(f)),
-                decoder: Param::zeros(f * config.slots(l) * d),
-                decoder_bias: Param::zeros(d),
+                encoder: Param::zeros(f, d, eight),
+                encoder_bias: Param::vector(f),
+                log_threshold: jumps.then(|| Param::vector(f)),
+                decoder: Param::zeros(f, config.columns(l), eight),
+                decoder_bias: Param::vector(d),
+                skip: config.skip.then(|| Param::vector(d * d)),
                 squares: vec![0.0; f],
+                last: vec![0; f],
                 idle: vec![0; f],
+                density: if starts_dense(&config.activation) { 1.0 } else { 0.0 },
                 ..LiveLayer::default()
             })
             .collect();
-        Ok(LiveClt { config: config.clone(), layers, steps: 0 })
+        Ok(LiveClt { config: config.clone(), layers, steps: 0, pending: Pending::default() })
     }
 
     /// Every array that a checkpoint keeps, by name.
-    pub fn arrays(&self) -> Vec<(String, &[f32])> {
-        let mut all = Vec::new();
+    pub fn arrays(&self) -> Vec<(String, Array<'_>)> {
+        let mut all = vec![("pending".to_string(), Array::F32(&self.pending.0))];
         for (l, layer) in self.layers.iter().enumerate() {
             for (name, param) in layer.params() {
-                for (part, values) in [("w", &param.w), ("m", &param.m), ("v", &param.v)] {
-                    all.push((format!("{l}.{name}.{part}"), values.as_slice()));
+                let mut part = |part: &str, values| all.push((format!("{l}.{name}.{part}"), values));
+                part("w", Array::F32(&param.w));
+                match &param.moments {
+                    Moments::F32 { m, v } => {
+                        part("m", Array::F32(m));
+                        part("v", Array::F32(v));
+                    }
+                    Moments::Eight { m, v, scales } => {
+                        part("m8", Array::U8(m));
+                        part("v8", Array::U8(v));
+                        part("scales", Array::U8(scales.as_flattened()));
+                    }
                 }
             }
-            all.push((format!("{l}.squares"), &layer.squares));
+            all.push((format!("{l}.squares"), Array::F32(&layer.squares)));
+            all.push((format!("{l}.last"), Array::U32(&layer.last)));
         }
         all
     }
 
-    /// As [`LiveClt::arrays`], to be filled.
-    pub fn arrays_mut(&mut self) -> Vec<(String, &mut [f32])> {
-        let mut all: Vec<(String, &mut [f32])> = Vec::new();
+    /// As [`LiveClt::arrays`], to be filled. `steps` must be set.
+    pub fn arrays_mut(&mut self) -> Vec<(String, ArrayMut<'_>)> {
+        self.pending.0.resize(self.steps as usize, 0.0);
+        let mut all = vec![("pending".to_string(), ArrayMut::F32(self.pending.0.as_mut_slice()))];
         for (l, layer) in self.layers.iter_mut().enumerate() {
-            let LiveLayer { encoder, encoder_bias, log_threshold, decoder, decoder_bias, squares, .. } = layer;
+            let LiveLayer { encoder, encoder_bias, log_threshold, decoder, decoder_bias, skip, squares, last, .. } = layer;
             let params = [("encoder", encoder), ("encoder_bias", encoder_bias), ("decoder", decoder), ("decoder_bias", decoder_bias)];
-            for (name, param) in params.into_iter().chain(log_threshold.as_mut().map(|log| ("log_threshold", log))) {
-                for (part, values) in [("w", &mut param.w), ("m", &mut param.m), ("v", &mut param.v)] {
-                    all.push((format!("{l}.{name}.{part}"), values));
+            let more = log_threshold.as_mut().map(|log| ("log_threshold", log)).into_iter().chain(skip.as_mut().map(|skip| ("skip", skip)));
+            for (name, Param { w, moments, .. }) in params.into_iter().chain(more) {
+                let mut part = |part: &str, values| all.push((format!("{l}.{name}.{part}"), values));
+                part("w", ArrayMut::F32(w));
+                match moments {
+                    Moments::F32 { m, v } => {
+                        part("m", ArrayMut::F32(m));
+                        part("v", ArrayMut::F32(v));
+                    }
+                    Moments::Eight { m, v, scales } => {
+                        part("m8", ArrayMut::U8(m));
+                        part("v8", ArrayMut::U8(v));
+                        part("scales", ArrayMut::U8(scales.as_flattened_mut()));
+                    }
                 }
             }
-            all.push((format!("{l}.squares"), squares));
+            all.push((format!("{l}.squares"), ArrayMut::F32(squares)));
+            all.push((format!("{l}.last"), ArrayMut::U32(last)));
         }
         all
     }
@@ -111,6 +165,7 @@ impl LiveClt {
 impl LiveLayer {
     fn params(&self) -> impl Iterator<Item = (&'static str, &Param)> {
         let params = [("encoder", &self.encoder), ("encoder_bias", &self.encoder_bias), ("decoder", &self.decoder), ("decoder_bias", &self.decoder_bias)];
-        params.into_iter().chain(self.log_threshold.as_ref().map(|log| ("log_threshold", log)))
+        let more = self.log_threshold.as_ref().map(|log| ("log_threshold", log)).into_iter().chain(self.skip.as_ref().map(|skip| ("skip", skip)));
+        params.into_iter().chain(more)
     }
 }

@@ -1,52 +1,39 @@
 //! A CLT while it is trained: flat weights and moments, and the step written by hand.
 //!
 //! In: a batch of normalised inputs and targets. Out: weights one Adam step further, and the terms
-//! of the loss. No autograd: [`forward`] encodes, decodes and takes the residual, [`backward`]
-//! finds the gradient of every active entry and the norm of the whole, [`update`] forms each
-//! gradient row in cache and spends it at once in Adam, so that no gradient is ever stored (12
-//! bytes a weight in all: the weight and two moments). A layer whose code is dense (ReLU in its
-//! first steps) goes through dense products instead.
+//! of the loss. No autograd: [`forward`] encodes, decodes and takes the residual, [`block`] finds the
+//! gradient of every active entry, forms each gradient row in cache and spends it at once in Adam,
+//! so that no gradient is ever stored ([`update`] puts this in order, [`norm`] knows the norm of the
+//! whole before any of it is spent, [`lazy`] leaves rows alone that got none). 12 bytes a weight in
+//! all, or 6 with moments in eight bits. A layer whose code is dense (ReLU in its first steps) goes
+//! through dense products instead.
 //!
 //! Loss per token, from *Circuit Tracing* (Anthropic 2025) with the dead-feature term in the form
 //! of SAELens and CLT-Forge:
 //! `Σ_l ‖ŷ_l − y_l‖² + λ Σ tanh(c ‖W_dec,f‖ a_f) + λ_P Σ_{f dead} ReLU(θ_f − h_f) ‖W_dec,f‖`,
 //! ‖W_dec,f‖ over the concatenation of all targets, with its gradient. θ is what a feature had to
-//! exceed: 0, its threshold, or the least value kept (a constant then).
+//! exceed: 0, its threshold, or the least value kept (a constant then). Variants: the first term
+//! over each target's variance (FVU), or its mean over nested groups of features (Matryoshka).
 
-mod backward;
+mod block;
 mod entries;
 mod fold;
 mod forward;
+mod lazy;
+mod norm;
+mod param;
 mod scratch;
 mod update;
 
 use crate::activations::Batch;
 use crate::clt::{Activation, CltConfig};
 use crate::error::Result;
+use lazy::Pending;
+use param::Param;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rayon::prelude::*;
 pub(crate) use scratch::Scratch;
-
-/// A parameter with its two moments.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Param {
-    pub w: Vec<f32>,
-    pub m: Vec<f32>,
-    pub v: Vec<f32>,
-}
-
-impl Param {
-    fn zeros(n: usize) -> Self {
-        Param { w: zeros(n), m: zeros(n), v: zeros(n) }
-    }
-
-    fn uniform(n: usize, bound: f32, rng: &mut StdRng) -> Self {
-        let mut param = Param::zeros(n);
-        param.w.iter_mut().for_each(|w| *w = rng.random_range(-bound..bound));
-        param
-    }
-}
 
 /// One layer of a CLT in training.
 #[derive(Clone, Debug, Default)]
@@ -57,12 +44,16 @@ pub(crate) struct LiveLayer {
     pub encoder_bias: Param,
     /// `[F]`, JumpReLU only, logarithms.
     pub log_threshold: Option<Param>,
-    /// `[F, L - l, d]`.
+    /// `[F, L - l, d]`; in a PLT, or tied over targets, `[F, d]`.
     pub decoder: Param,
     /// `[d]`.
     pub decoder_bias: Param,
-    /// `‖W_dec,f‖²` over all targets, `[F]`.
+    /// `[d, d]` (input, output), if the CLT has skip connections.
+    pub skip: Option<Param>,
+    /// Squared norm of each decoder row, `[F]`.
     pub squares: Vec<f32>,
+    /// The step after which each decoder row was last up to date, `[F]`.
+    pub last: Vec<u32>,
     /// Tokens since each feature last fired, `[F]`.
     pub idle: Vec<u32>,
     /// BatchTopK: the last batch's least kept value, and its running mean with its weight.
@@ -103,16 +94,28 @@ pub(crate) struct LiveClt {
     pub layers: Vec<LiveLayer>,
     /// Adam steps taken.
     pub steps: u64,
+    /// What rests on rows without a gradient.
+    pub pending: Pending,
 }
 
 /// What one step is told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct StepOptions {
+    /// This step's number, from 1.
+    pub step: u64,
     pub lr: f64,
     pub betas: (f64, f64),
     pub eps: f64,
+    /// AdamW's decay.
+    pub weight_decay: f64,
     /// Largest norm of the whole gradient.
     pub clip: Option<f64>,
+    /// Decoder rows without a gradient are left for later.
+    pub lazy: bool,
+    /// Squared errors are divided by the target's variance.
+    pub fvu: bool,
+    /// Where nested groups of features end; the last is F.
+    pub groups: Vec<usize>,
     /// λ at this step.
     pub sparsity: f64,
     /// c.
@@ -139,12 +142,13 @@ pub(crate) struct StepReport {
 }
 
 impl LiveClt {
-    /// Bytes of weights and moments, and of the scratch for batches of `tokens`.
-    pub fn bytes(config: &CltConfig, tokens: usize) -> u64 {
+    /// Bytes of weights and moments, and of the scratch for batches of `tokens` with `groups` groups.
+    pub fn bytes(config: &CltConfig, eight: bool, tokens: usize, groups: usize) -> u64 {
         let (l, d, f) = (config.layers as u64, config.width as u64, config.features as u64);
         let tokens = tokens as u64;
         let dense = if forward::starts_dense(&config.activation) { 3 } else { 0 };
-        12 * config.parameters() + 4 * tokens * l * (3 * d + dense * f) + 64 * tokens * l
+        let each = if eight { 7 } else { 12 };
+        each * config.trained_parameters() + 4 * tokens * l * ((2 + groups as u64) * d + dense * f) + 64 * tokens * l
     }
 
     /// Random weights. Encoder rows have norm 1, so that pre-activations of normalised inputs have
@@ -158,42 +162,23 @@ impl LiveClt {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
-    pub fn new(config: &CltConfig, seed: u64) -> Result<Self> {
-        config.validate()?;
-        let (d, f) = (config.width, config.features);
-        let layers = (0..config.layers)
-            .into_par_iter()
-            .map(|l| {
-                let mut rng = StdRng::seed_from_u64(seed.wrapping_add(l as u64));
-                let mut encoder = Param::uniform(f * d, 1.0, &mut rng);
-                for row in encoder.w.chunks_exact_mut(d) {
-                    let norm = row.iter().map(|w| w * w).sum::<f32>().sqrt();
-                    row.iter_mut().for_each(|w| *w /= norm);
-                }
-                let decoder = Param::uniform(f * config.slots(l) * d, 0.1 / ((config.layers * d) as f32).sqrt(), &mut rng);
-                let log_threshold = match config.activation {
-                    Activation::JumpRelu { threshold, .. } => {
-                        let mut param = Param::zeros(f);
-                        param.w.fill(threshold.ln() as f32);
-                        Some(param)
-                    }
-                    _ => None,
-                };
-                let mut layer = LiveLayer {
-                    encoder,
-                    encoder_bias: Param::zeros(f),
-                    log_threshold,
-                    decoder,
-                    decoder_bias: Param::zeros(d),
-                    idle: vec![0; f],
-                    density: if forward::starts_dense(&config.activation) { 1.0 } else { 0.0 },
-                    ..LiveLayer::default()
-                };
-                layer.measure(config.slots(l) * d);
-                layer
-            })
-            .collect();
-        Ok(LiveClt { config: config.clone(), layers, steps: 0 })
+    pub fn new(config: &CltConfig, eight: bool, seed: u64) -> Result<Self> {
+        let mut live = LiveClt::empty(config, eight)?;
+        let bound = 0.1 / ((config.layers * config.width) as f32).sqrt();
+        live.layers.par_iter_mut().enumerate().for_each(|(l, layer)| {
+            let mut rng = StdRng::seed_from_u64(seed.wrapping_add(l as u64));
+            layer.encoder = std::mem::take(&mut layer.encoder).uniform(1.0, &mut rng);
+            for row in layer.encoder.w.chunks_exact_mut(config.width) {
+                let norm = row.iter().map(|w| w * w).sum::<f32>().sqrt();
+                row.iter_mut().for_each(|w| *w /= norm);
+            }
+            layer.decoder = std::mem::take(&mut layer.decoder).uniform(bound, &mut rng);
+            if let (Activation::JumpRelu { threshold, .. }, Some(log)) = (&config.activation, &mut layer.log_threshold) {
+                log.w.fill(threshold.ln() as f32);
+            }
+            layer.measure();
+        });
+        Ok(live)
     }
 
     /// One step: forward, backward, update. When the loss or the gradient is not finite nothing
@@ -203,40 +188,22 @@ impl LiveClt {
     /// `NotFinite` naming the layer.
     pub fn step(&mut self, batch: &Batch, scratch: &mut Scratch, options: &StepOptions) -> Result<StepReport> {
         let mut report = StepReport::default();
-        scratch.fit(&self.config, batch.tokens);
+        scratch.fit(self, &options.groups, batch.tokens);
         let start = std::time::Instant::now();
         self.encode(batch, scratch)?;
         let encoded = start.elapsed().as_secs_f64();
-        self.decode(batch, scratch, &mut report)?;
+        self.settle(scratch, options);
+        self.decode(batch, scratch, options, &mut report)?;
         let decoded = start.elapsed().as_secs_f64();
-        self.backward(batch, scratch, options, &mut report)?;
-        let backward = start.elapsed().as_secs_f64();
-        self.update(batch, scratch, options, &mut report);
-        report.seconds = [encoded, decoded - encoded, backward - decoded, start.elapsed().as_secs_f64() - backward];
+        let (backward, update) = self.learn(batch, scratch, options, &mut report)?;
+        report.seconds = [encoded, decoded - encoded, backward, update];
         Ok(report)
     }
 }
 
 impl LiveLayer {
-    /// Recomputes the decoders' squared norms; `width` is slots · d.
-    pub fn measure(&mut self, width: usize) {
-        self.squares = self.decoder.w.par_chunks(width).map(|row| row.iter().map(|w| w * w).sum()).collect();
+    /// Recomputes the decoder rows' squared norms.
+    pub fn measure(&mut self) {
+        self.squares = self.decoder.w.par_chunks(self.decoder.row).map(|row| row.iter().map(|w| w * w).sum()).collect();
     }
-}
-
-/// Zeros that ask the system for large pages before they are touched: rows of a tile lie far
-/// apart, and with small pages each would miss the translation buffer.
-fn zeros(n: usize) -> Vec<f32> {
-    let values = vec![0f32; n];
-    #[cfg(target_os = "linux")]
-    {
-        const PAGE: usize = 1 << 21;
-        let (start, bytes) = (values.as_ptr() as usize, std::mem::size_of_val(values.as_slice()));
-        let aligned = start.next_multiple_of(PAGE);
-        if let Some(length) = (start + bytes).checked_sub(aligned).filter(|&length| length >= PAGE) {
-            // SAFETY: advice on memory that is ours; it changes no content, and a refusal harms nothing.
-            unsafe { libc::madvise(aligned as *mut libc::c_void, length, libc::MADV_HUGEPAGE) };
-        }
-    }
-    values
 }

@@ -1,25 +1,35 @@
 //! Buffers of a step, allocated once and grown as needed.
 
-use crate::clt::kernels::{self, Matrix, Slab};
+use super::param::zeros;
+use super::LiveClt;
 use crate::clt::sparse::{FeatureLists, LayerCode};
 use crate::clt::CltConfig;
-use super::zeros;
+use crate::model::fast;
 use std::ops::Range;
 use std::sync::Mutex;
 
 /// Tokens whose pre-activations are computed together: their block stays in cache.
-pub(crate) const TOKEN_BLOCK: usize = 128;
+pub(crate) fn token_block(d: usize) -> usize {
+    fast::panel_rows(d).unwrap_or(128)
+}
+
+/// Distance of two tokens' rows in a slab: not a multiple of a page, or all rows of a tile would
+/// compete for the same few sets of the cache.
+pub(crate) fn stride(config: &CltConfig) -> usize {
+    (config.layers * config.width).next_multiple_of(1024) + 272
+}
 
 /// Everything a step needs besides weights and batch.
 #[derive(Default)]
 pub(crate) struct Scratch {
     pub layers: Vec<LayerScratch>,
-    /// `[tokens, d]` for each target: reconstruction, then the gradient `2 (ŷ − y) / tokens`.
-    pub outputs: Vec<Vec<f32>>,
-    /// `[d]` for each target: column sums of that gradient.
-    pub output_sums: Vec<Vec<f32>>,
-    /// One block of pre-activations for each thread.
-    pub blocks: Vec<Mutex<Vec<f32>>>,
+    /// `[tokens, L · d]`, rows [`stride`] apart, for each group of features ([`StepOptions::groups`](super::StepOptions)):
+    /// the reconstruction by the groups so far, then the gradient that these features get from it.
+    pub slabs: Vec<Vec<f32>>,
+    /// `[L · d]`: column sums of the gradient at the targets.
+    pub sums: Vec<f32>,
+    /// One block of pre-activations and one of packed inputs for each thread.
+    pub blocks: Vec<Mutex<(Vec<f32>, Vec<f32>)>>,
 }
 
 /// Buffers of one source layer.
@@ -52,6 +62,8 @@ pub(crate) struct LayerScratch {
     pub input_sum: Vec<f32>,
     /// Features in blocks, each worked on by one thread.
     pub features: Vec<FeatureBlock>,
+    /// Gradient of the skip connection, `[d, d]`.
+    pub skip: Vec<f32>,
 }
 
 /// Entries of one block of tokens, in order of tokens.
@@ -70,11 +82,17 @@ pub(crate) struct Part {
 pub(crate) struct FeatureBlock {
     /// First feature and one past the last.
     pub range: Range<usize>,
+    /// The group of features that it belongs to.
+    pub group: usize,
     /// Gradient of each entry: of its activation first, then of its pre-activation. Sparse: in the
     /// order of the lists. Dense: `[tokens, features of the block]`.
     pub entries: Vec<f32>,
     /// Multiple of the decoder row itself in the decoder's gradient.
     pub own: Vec<f32>,
+    /// What the sparsity term adds to `Σ_p a · ∂loss/∂a`.
+    pub drift: Vec<f32>,
+    /// Whether the decoder row gets a gradient in this step.
+    pub touched: Vec<bool>,
     /// Multiple of the input's column sums in the encoder's gradient (dead features).
     pub common: Vec<f32>,
     /// Gradient of the encoder's bias and of the logarithm of the threshold.
@@ -101,11 +119,17 @@ pub(crate) struct Code<'a> {
     pub input_sum: &'a [f32],
 }
 
-/// Which gradient rows are formed: `Σ_p a e` or `Σ_p ∂h x`.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Side {
-    Decoder,
-    Encoder,
+impl Code<'_> {
+    /// Tokens on which feature `f` is active, with its activation.
+    pub fn active(&self, f: usize) -> Box<dyn Iterator<Item = (usize, f32)> + '_> {
+        if self.dense {
+            let features = self.fired.len();
+            let column = self.activations.iter().skip(f).step_by(features);
+            return Box::new(column.enumerate().filter(|&(_, &a)| a > 0.0).map(|(p, &a)| (p, a)));
+        }
+        let range = self.lists.range(f);
+        Box::new(self.lists.tokens[range.clone()].iter().zip(&self.lists.values[range]).map(|(&p, &a)| (p as usize, a)).filter(|&(_, a)| a != 0.0))
+    }
 }
 
 impl LayerScratch {
@@ -123,86 +147,59 @@ impl LayerScratch {
         };
         (code, &mut self.features)
     }
+
+    /// Whether feature `f` has an entry in this step.
+    pub fn has(&self, f: usize) -> bool {
+        self.dense || !self.lists.range(f).is_empty()
+    }
 }
 
-/// Splits the d columns into tiles of which all tokens' rows fit into the second-level cache:
-/// first column and width of each.
-pub(crate) fn tiles(tokens: usize, d: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
+/// Splits `columns` into tiles, in multiples of 64, of which all tokens' rows fit into the
+/// second-level cache: first column and width of each.
+pub(crate) fn tiles(tokens: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
     const ENTRIES: usize = 128 << 10;
-    let count = (tokens * d).div_ceil(ENTRIES);
-    let width = d.div_ceil(count).next_multiple_of(16).min(d);
-    (0..d).step_by(width).map(move |at| (at, width.min(d - at)))
-}
-
-impl FeatureBlock {
-    /// Forms the gradient rows of `features` (of this block) over `d` columns of `slab` in `self.rows`.
-    pub fn gradient_rows(&mut self, code: &Code<'_>, side: Side, features: Range<usize>, slab: Slab<'_>, d: usize) {
-        let n = features.len();
-        self.rows.resize(n * d, 0.0);
-        let tokens = slab.values.len() / slab.stride;
-        let first = features.start - self.range.start;
-        if code.dense {
-            let f = code.fired.len();
-            let (left, view) = match side {
-                Side::Decoder => (code.activations, Matrix { at: features.start, row: f, column: 1 }),
-                Side::Encoder => (&self.entries[..], Matrix { at: first, row: self.range.len(), column: 1 }),
-            };
-            // SAFETY: `rows` is ours and has n rows of d.
-            unsafe { kernels::gemm(n, tokens, d, self.rows.as_mut_ptr(), Matrix::rows(0, d), false, left, view.t(), slab.values, Matrix::rows(slab.at, slab.stride)) };
-        } else {
-            let begin = code.lists.offsets[features.start] as usize;
-            let coefficients = match side {
-                Side::Decoder => &code.lists.values[begin..],
-                Side::Encoder => &self.entries[begin - code.lists.offsets[self.range.start] as usize..],
-            };
-            kernels::gather_rows(code.lists, coefficients, features, slab, d, &mut self.rows);
-        }
-        if side == Side::Encoder {
-            for (row, &common) in self.rows.chunks_exact_mut(d).zip(&self.common[first..]).filter(|(_, &common)| common != 0.0) {
-                row.iter_mut().zip(&code.input_sum[slab.at..]).for_each(|(g, &sum)| *g += common * sum);
-            }
-        }
-    }
-
-    /// Features whose gradient rows are formed together: few when they come from lists, so that
-    /// they stay in the first-level cache; more for a dense product.
-    pub fn group(code: &Code<'_>) -> usize {
-        if code.dense { 64 } else { 8 }
-    }
+    let count = (tokens * columns).div_ceil(ENTRIES);
+    let width = columns.div_ceil(count).next_multiple_of(64).min(columns);
+    (0..columns).step_by(width).map(move |at| (at, width.min(columns - at)))
 }
 
 impl Scratch {
     /// Makes room for batches of `tokens`.
-    pub fn fit(&mut self, config: &CltConfig, tokens: usize) {
-        let (l, d, f) = (config.layers, config.width, config.features);
+    pub fn fit(&mut self, clt: &LiveClt, groups: &[usize], tokens: usize) {
+        let CltConfig { layers: l, width: d, features: f, .. } = clt.config;
         let threads = rayon::current_num_threads() + 1;
         self.blocks.resize_with(threads, Mutex::default);
         self.layers.resize_with(l, LayerScratch::default);
-        self.outputs.resize_with(l, Vec::new);
-        self.output_sums.resize_with(l, Vec::new);
-        for output in self.outputs.iter_mut().filter(|output| output.len() != tokens * d) {
-            *output = zeros(tokens * d);
+        self.slabs.resize_with(groups.len(), Vec::new);
+        let size = tokens * stride(&clt.config);
+        for slab in self.slabs.iter_mut().filter(|slab| slab.len() != size) {
+            *slab = zeros(size);
         }
-        self.output_sums.iter_mut().for_each(|sums| sums.resize(d, 0.0));
-        let per_block = feature_block(config, threads);
+        self.sums.resize(l * d, 0.0);
+        let per_block = feature_block(&clt.config, threads);
         for layer in &mut self.layers {
-            layer.parts.resize_with(tokens.div_ceil(TOKEN_BLOCK), Part::default);
+            layer.parts.resize_with(tokens.div_ceil(token_block(d)), Part::default);
             layer.fired.resize(f, 0);
             layer.cuts.resize(tokens, 0.0);
             layer.input_sum.resize(d, 0.0);
-            layer.features.resize_with(f.div_ceil(per_block), FeatureBlock::default);
-            for (index, block) in layer.features.iter_mut().enumerate() {
-                block.range = index * per_block..((index + 1) * per_block).min(f);
-                let n = block.range.len();
-                for values in [&mut block.own, &mut block.common, &mut block.bias, &mut block.threshold] {
+            let starts = || std::iter::once(0).chain(groups.iter().copied());
+            let ranges = starts().zip(groups).enumerate().flat_map(|(group, (from, &to))| {
+                (from..to).step_by(per_block).map(move |start| (group, start..(start + per_block).min(to)))
+            });
+            layer.features.resize_with(ranges.clone().count(), FeatureBlock::default);
+            for (block, (group, range)) in layer.features.iter_mut().zip(ranges) {
+                let n = range.len();
+                (block.group, block.range) = (group, range);
+                for values in [&mut block.own, &mut block.drift, &mut block.common, &mut block.bias, &mut block.threshold] {
                     values.resize(n, 0.0);
                 }
+                block.touched.resize(n, true);
             }
         }
     }
 
     /// The block of pre-activations of the calling thread.
-    pub fn block(&self) -> std::sync::MutexGuard<'_, Vec<f32>> {
+    pub fn block(&self) -> std::sync::MutexGuard<'_, (Vec<f32>, Vec<f32>)> {
         let thread = rayon::current_thread_index().map_or(0, |index| index + 1);
         self.blocks[thread % self.blocks.len()].lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }

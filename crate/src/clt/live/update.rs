@@ -1,124 +1,160 @@
-//! Update: gradient rows formed again in cache and spent at once in Adam.
+//! Backward and update. Without a limit on the gradient's norm each block of features goes through
+//! both at once, and a decoder row is read once; with one, the norm of the whole comes in between.
 
-use super::scratch::{tiles, Code, FeatureBlock, Scratch, Side};
-use super::{LiveClt, LiveLayer, Param, StepOptions, StepReport};
+use super::block::{Context, Pass, Work};
+use super::norm::{pairs_pay, Pairs};
+use super::param::cut;
+use super::scratch::{stride, FeatureBlock, LayerScratch, Scratch};
+use super::{LiveClt, LiveLayer, StepOptions, StepReport};
 use crate::activations::Batch;
+use crate::clt::kernels::{self, adam_rows, AdamStep, Gradient, Matrix};
 use crate::clt::Activation;
-use crate::clt::kernels::{adam_rows, AdamStep, Rows, Slab};
+use crate::error::{Error, ErrorKind, Result};
 use rayon::prelude::*;
 
-/// The rows of a parameter that belong to one block of features.
-struct Piece<'a> {
-    w: &'a mut [f32],
-    m: &'a mut [f32],
-    v: &'a mut [f32],
-}
-
-impl Param {
-    fn pieces(&mut self, size: usize) -> impl Iterator<Item = Piece<'_>> {
-        let moments = self.m.chunks_mut(size).zip(self.v.chunks_mut(size));
-        self.w.chunks_mut(size).zip(moments).map(|(w, (m, v))| Piece { w, m, v })
-    }
-
-    fn step(&mut self, gradient: &[f32], adam: &AdamStep) {
-        self.pieces(gradient.len()).for_each(|mut piece| piece.step(gradient, adam));
-    }
-}
-
-impl Piece<'_> {
-    /// One step on a vector with its whole gradient.
-    fn step(&mut self, gradient: &[f32], adam: &AdamStep) {
-        let n = gradient.len();
-        adam_rows(&mut self.rows(0, n, 0, n), gradient, &[], &mut [], adam);
-    }
-
-    /// Rows `first..` as the optimiser's kernel takes them.
-    fn rows(&mut self, first: usize, stride: usize, at: usize, d: usize) -> Rows<'_> {
-        let begin = first * stride;
-        Rows { w: &mut self.w[begin..], m: &mut self.m[begin..], v: &mut self.v[begin..], stride, at, d }
-    }
-}
-
-/// Everything of one block of features that a step changes.
-struct Target<'a> {
-    block: &'a mut FeatureBlock,
-    encoder: Piece<'a>,
-    decoder: Piece<'a>,
-    bias: Piece<'a>,
-    threshold: Option<Piece<'a>>,
-    squares: &'a mut [f32],
-    idle: &'a mut [u32],
-}
-
 impl LiveClt {
-    pub(super) fn update(&mut self, batch: &Batch, scratch: &mut Scratch, options: &StepOptions, report: &mut StepReport) {
-        self.steps += 1;
-        let mut adam = AdamStep::new(options.lr, options.betas, options.eps, self.steps);
-        if let Some(limit) = options.clip {
-            adam.clip = (limit / (report.grad_norm + 1e-6)).min(1.0) as f32;
+    /// Everything after the gradients at the targets; returns seconds of backward and of update.
+    /// When the gradient is not finite nothing has been changed.
+    pub(super) fn learn(&mut self, batch: &Batch, scratch: &mut Scratch, options: &StepOptions, report: &mut StepReport) -> Result<(f64, f64)> {
+        let start = std::time::Instant::now();
+        self.skip_gradients(batch, scratch);
+        let mut adam = AdamStep::new(options.lr, options.betas, options.eps, options.weight_decay, self.steps + 1);
+        let at_once = options.clip.is_none() && self.bounded(scratch);
+        if !at_once {
+            let entries: usize = scratch.layers.iter().map(|work| work.kept).sum::<usize>() / scratch.layers.len();
+            let pay = pairs_pay(batch.tokens, scratch.layers.len(), entries);
+            self.each_block(batch, scratch, options, adam, pay, |work, context, pairs| {
+                work.terms(context);
+                work.decoder(context, Pass::Products);
+                let products = work.products(&context.code);
+                work.pre_activations(context);
+                work.measure(context, pairs, &products);
+            });
+            self.report(scratch, report)?;
+            if let Some(limit) = options.clip {
+                adam.clip = (limit / (report.grad_norm + 1e-6)).min(1.0) as f32;
+            }
         }
-        let (d, layers) = (self.config.width, self.config.layers);
-        let Scratch { layers: works, outputs, output_sums, .. } = scratch;
-        let slabs: &[Vec<f32>] = outputs;
+        let backward = start.elapsed().as_secs_f64();
+        self.each_block(batch, scratch, options, adam, false, |work, context, _| {
+            if at_once {
+                work.terms(context);
+                work.decoder(context, Pass::Both);
+                work.pre_activations(context);
+            } else {
+                work.decoder(context, Pass::Spend);
+            }
+            work.rest(context);
+        });
+        if at_once {
+            self.report(scratch, report)?;
+        }
+        self.finish(batch, scratch, options, &adam, report);
+        Ok((backward, start.elapsed().as_secs_f64() - backward))
+    }
+
+    /// Runs `work` on every block of features of every layer, in parallel.
+    fn each_block(&mut self, batch: &Batch, scratch: &mut Scratch, options: &StepOptions, adam: AdamStep, pairs: bool, work: impl Fn(&mut Work<'_>, &Context<'_>, Option<&Pairs>) + Sync) {
+        let LiveClt { config, layers, .. } = self;
+        let (stride, d) = (stride(config), config.width);
+        let Scratch { layers: works, slabs, .. } = scratch;
+        let (config, slabs) = (&*config, &*slabs);
+        works.par_iter_mut().zip(layers).enumerate().for_each(|(index, (buffers, layer))| {
+            let input = &batch.inputs[index];
+            let columns = layer.decoder.row;
+            let pairs = (pairs && !buffers.dense && slabs.len() == 1).then(|| Pairs::of(&slabs[0], (stride, index * d, columns), input, d));
+            let (code, blocks) = buffers.split();
+            pieces(layer, blocks).into_par_iter().for_each(|mut one| {
+                let slab = &slabs[one.block.group];
+                let context = Context { config, options, code, input, slab, stride, offset: index * d, copies: config.copies(index), tokens: batch.tokens, adam };
+                work(&mut one, &context, pairs.as_ref());
+            });
+        });
+    }
+
+    /// Whether no product of this step can leave the range of f32: then nothing needs to be looked at
+    /// before it is spent.
+    fn bounded(&self, scratch: &Scratch) -> bool {
+        let norm = |values: &[f32]| values.par_chunks(1 << 16).map(|chunk| chunk.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>()).sum::<f64>().sqrt();
+        let errors = scratch.slabs.iter().map(|slab| norm(slab)).fold(0.0, f64::max);
+        let weights = self.layers.iter().flat_map(|layer| &layer.squares).fold(0f32, |most, &square| most.max(square)).sqrt();
+        let values = |work: &LayerScratch| norm(&work.code.values).max(norm(&work.activations)).max(norm(&work.input_sum));
+        let codes = scratch.layers.iter().map(values).fold(1.0, f64::max);
+        errors * f64::from(weights).max(1.0) * codes < 1e15
+    }
+
+    /// Sums of all blocks.
+    fn report(&self, scratch: &Scratch, report: &mut StepReport) -> Result<()> {
+        let blocks = || scratch.layers.iter().flat_map(|work| &work.features);
+        let square = |values: &[f32]| values.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+        report.sparsity = blocks().map(|block| block.sparsity).sum();
+        report.dead_term = blocks().map(|block| block.dead_term).sum();
+        let skips: f64 = scratch.layers.iter().map(|work| square(&work.skip)).sum();
+        report.grad_norm = (square(&scratch.sums) + skips + blocks().map(|block| block.square).sum::<f64>()).sqrt();
+        let broken = |block: &&FeatureBlock| !(block.square + block.sparsity + block.dead_term).is_finite();
+        match scratch.layers.iter().position(|work| work.features.iter().find(broken).is_some()) {
+            Some(layer) => Err(Error::new(ErrorKind::NotFinite, format!("gradient of layer {layer}: NaN or infinity"))),
+            None if report.grad_norm.is_finite() => Ok(()),
+            None => Err(Error::new(ErrorKind::NotFinite, "gradient of the decoder biases: NaN or infinity")),
+        }
+    }
+
+    /// `∂loss/∂W_skip = xᵀ e`.
+    fn skip_gradients(&self, batch: &Batch, scratch: &mut Scratch) {
+        if !self.config.skip {
+            return;
+        }
+        let (d, stride) = (self.config.width, stride(&self.config));
+        let Scratch { layers, slabs, .. } = scratch;
+        layers.par_iter_mut().enumerate().for_each(|(index, work)| {
+            work.skip.resize(d * d, 0.0);
+            // SAFETY: `skip` is ours, d rows of d.
+            unsafe {
+                kernels::gemm(d, batch.tokens, d, work.skip.as_mut_ptr(), Matrix::rows(0, d), false, &batch.inputs[index], Matrix::rows(0, d).t(), &slabs[0], Matrix::rows(index * d, stride));
+            }
+        });
+    }
+
+    /// What is left of the update once all blocks are done.
+    fn finish(&mut self, batch: &Batch, scratch: &Scratch, options: &StepOptions, adam: &AdamStep, report: &mut StepReport) {
+        self.steps += 1;
+        self.pending.advance(adam);
         let batch_wide = matches!(self.config.activation, Activation::BatchTopK { .. });
-        works.par_iter_mut().zip(&mut self.layers).enumerate().for_each(|(index, (work, layer))| {
+        let whole = |rows| Gradient { rows, own: &[], touched: &[] };
+        self.layers.par_iter_mut().zip(&scratch.layers).zip(scratch.sums.par_chunks(self.config.width)).for_each(|((layer, work), sums)| {
             layer.density = work.kept as f32 / (batch.tokens * layer.idle.len()) as f32;
             if batch_wide {
                 layer.cut.see(work.cuts[0]);
             }
-            let (code, blocks) = work.split();
-            let targets = targets(layer, blocks, d, layers - index);
-            targets.into_par_iter().for_each(|mut target| target.step(&code, &batch.inputs[index], &slabs[index..], d, batch.tokens, &adam));
+            adam_rows(&mut layer.decoder_bias.cutter().vector(), whole(sums), &mut [], adam);
+            if let Some(skip) = &mut layer.skip {
+                adam_rows(&mut skip.cutter().vector(), whole(&work.skip), &mut [], adam);
+            }
         });
-        for (layer, gradient) in self.layers.iter_mut().zip(output_sums) {
-            layer.decoder_bias.step(gradient, &adam);
-        }
         report.dead = self.layers.iter().map(|layer| layer.idle.iter().filter(|&&idle| idle >= options.dead_window).count()).sum();
     }
 }
 
-fn targets<'a>(layer: &'a mut LiveLayer, blocks: &'a mut [FeatureBlock], d: usize, slots: usize) -> Vec<Target<'a>> {
-    let size = blocks.first().map_or(1, |block| block.range.len());
-    let mut thresholds = layer.log_threshold.as_mut().map(|log| log.pieces(size));
-    let weights = layer.encoder.pieces(size * d).zip(layer.decoder.pieces(size * slots * d));
-    let vectors = layer.encoder_bias.pieces(size).zip(layer.squares.chunks_mut(size)).zip(layer.idle.chunks_mut(size));
+/// The rows of a layer's parameters, block by block.
+fn pieces<'a>(layer: &'a mut LiveLayer, blocks: &'a mut [FeatureBlock]) -> Vec<Work<'a>> {
+    let LiveLayer { encoder, encoder_bias, log_threshold, decoder, squares, idle, last, .. } = layer;
+    let (mut encoder, mut decoder, mut bias) = (encoder.cutter(), decoder.cutter(), encoder_bias.cutter());
+    let mut threshold = log_threshold.as_mut().map(|log| log.cutter());
+    let (mut squares, mut idle, mut last) = (squares.as_mut_slice(), idle.as_mut_slice(), last.as_mut_slice());
     blocks
         .iter_mut()
-        .zip(weights)
-        .zip(vectors)
-        .map(|((block, (encoder, decoder)), ((bias, squares), idle))| {
-            let threshold = thresholds.as_mut().and_then(Iterator::next);
-            Target { block, encoder, decoder, bias, threshold, squares, idle }
+        .map(|block| {
+            let n = block.range.len();
+            Work {
+                block,
+                encoder: encoder.take(n),
+                decoder: decoder.take(n),
+                bias: bias.take(n),
+                threshold: threshold.as_mut().map(|log| log.take(n)),
+                squares: cut(&mut squares, n),
+                idle: cut(&mut idle, n),
+                last: cut(&mut last, n),
+            }
         })
         .collect()
-}
-
-impl Target<'_> {
-    fn step(&mut self, code: &Code<'_>, input: &[f32], slabs: &[Vec<f32>], d: usize, tokens: usize, adam: &AdamStep) {
-        let Target { block, encoder, decoder, bias, threshold, squares, idle } = self;
-        let (range, stride, group) = (block.range.clone(), slabs.len() * d, FeatureBlock::group(code));
-        squares.fill(0.0);
-        for (slot, values) in slabs.iter().enumerate() {
-            for (at, width) in tiles(tokens, d) {
-                for begin in range.clone().step_by(group) {
-                    let i = begin - range.start;
-                    block.gradient_rows(code, Side::Decoder, begin..(begin + group).min(range.end), Slab { values, stride: d, at }, width);
-                    adam_rows(&mut decoder.rows(i, stride, slot * d + at, width), &block.rows, &block.own[i..], &mut squares[i..], adam);
-                }
-            }
-        }
-        for (at, width) in tiles(tokens, d) {
-            for begin in range.clone().step_by(group) {
-                block.gradient_rows(code, Side::Encoder, begin..(begin + group).min(range.end), Slab { values: input, stride: d, at }, width);
-                adam_rows(&mut encoder.rows(begin - range.start, d, at, width), &block.rows, &[], &mut [], adam);
-            }
-        }
-        bias.step(&block.bias, adam);
-        if let Some(threshold) = threshold {
-            threshold.step(&block.threshold, adam);
-        }
-        for (idle, &fired) in idle.iter_mut().zip(&code.fired[range]) {
-            *idle = if fired > 0 { 0 } else { idle.saturating_add(tokens as u32) };
-        }
-    }
 }

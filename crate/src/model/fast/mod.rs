@@ -55,6 +55,26 @@ fn suits(_: &Tensor) -> Result<bool> {
     Ok(false)
 }
 
+/// The most rows that [`panel_times`] takes, if this machine and `depth` suit it.
+pub(crate) fn panel_rows(depth: usize) -> Option<usize> {
+    #[cfg(target_arch = "x86_64")]
+    if depth > 0 && depth.is_multiple_of(4) && is_x86_feature_detected!("avx512f") {
+        return Some(tile::MOST * tile::LANES);
+    }
+    None
+}
+
+/// `out [rows, outs] = x wᵀ + bias` on the calling thread, for at most [`panel_rows`] rows of `depth`;
+/// `packed` is reused between calls.
+pub(crate) fn panel_times(x: &[f32], depth: usize, w: &[f32], bias: &[f32], out: &mut [f32], packed: &mut Vec<f32>) {
+    assert!(panel_rows(depth).is_some_and(|most| x.len() <= most * depth) && w.len() == bias.len() * depth && out.len() * depth == x.len() * bias.len());
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: `panel_rows` found AVX-512F; lengths were checked.
+    unsafe {
+        product::one_panel(x, depth, w, bias, out, packed)
+    }
+}
+
 /// `x`'s shape with another last dimension.
 fn widened(x: &Tensor, width: usize) -> Vec<usize> {
     let mut shape = x.dims().to_vec();
@@ -79,6 +99,34 @@ pub(crate) fn linear(x: &Tensor, map: &Linear) -> Result<Option<Tensor>> {
     }
     #[allow(unreachable_code)]
     Ok(None)
+}
+
+/// `x [..., out]` times the map's `[out, in]` as it lies: the transpose of [`linear`].
+pub(super) fn linear_back(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
+    if !suits(x)? || x.dim(D::Minus1)? != weight.dim(0)? {
+        return Ok(None);
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        let x = x.contiguous()?;
+        let Some(packed) = packed(&x)? else { return Ok(None) };
+        // SAFETY: as in `applied`.
+        let y = with_values([weight], |[weight]| unsafe { packed.times_turned(weight) });
+        let shape = widened(&x, weight.dim(1)?);
+        return Ok(y.map(|y| Tensor::from_vec(y, shape, x.device())).transpose()?);
+    }
+    #[allow(unreachable_code)]
+    Ok(None)
+}
+
+/// `x [m, depth] · rows [n, depth]ᵀ`, `[m, n]`; `None` where there is no kernel for it.
+pub(super) fn times(x: &[f32], rows: &[f32], depth: usize) -> Option<Vec<f32>> {
+    #[cfg(target_arch = "x86_64")]
+    if depth > 0 && depth.is_multiple_of(4) && x.len() >= ROWS * depth && is_x86_feature_detected!("avx512f") {
+        // SAFETY: machine and depth are checked above, lengths where they are used.
+        return Some(unsafe { product::Panels::pack(x, depth).times(held::Held::F32(rows), None) });
+    }
+    None
 }
 
 /// As [`linear`] for few rows, or without the panels' instructions, of a map held in a half type; f32

@@ -91,6 +91,18 @@ impl Lanes for Portable {
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(std::arch::x86_64::__m256);
 
+#[cfg(target_arch = "x86_64")]
+impl Avx2 {
+    #[inline(always)]
+    pub(crate) fn of(register: std::arch::x86_64::__m256) -> Self {
+        Avx2(register)
+    }
+    #[inline(always)]
+    pub(crate) fn register(self) -> std::arch::x86_64::__m256 {
+        self.0
+    }
+}
+
 // SAFETY, for every block below: `simd!` names this type only after it found AVX2 and FMA, and
 // arrays of eight f32 are as long as a register; unaligned loads and stores are used.
 #[cfg(target_arch = "x86_64")]
@@ -169,6 +181,20 @@ pub(crate) fn axpy<V: Lanes>(value: f32, row: &[f32], out: &mut [f32]) {
     }
 }
 
+/// `out += Σ values · rows`, two rows at a time.
+#[inline(always)]
+pub(crate) fn axpy2<V: Lanes>(values: [f32; 2], rows: [&[f32]; 2], out: &mut [f32]) {
+    let [a, b] = rows.map(groups);
+    let (out, out_rest) = groups_mut(out);
+    let [va, vb] = values.map(V::splat);
+    for ((sum, ga), gb) in out.iter_mut().zip(a.0).zip(b.0) {
+        va.fma(V::load(ga), vb.fma(V::load(gb), V::load(sum))).store(sum);
+    }
+    for (i, sum) in out_rest.iter_mut().enumerate() {
+        *sum += values[0] * a.1[i] + values[1] * b.1[i];
+    }
+}
+
 /// `out += Σ values · rows`, four rows at a time.
 #[inline(always)]
 pub(crate) fn axpy4<V: Lanes>(values: [f32; 4], rows: [&[f32]; 4], out: &mut [f32]) {
@@ -182,6 +208,28 @@ pub(crate) fn axpy4<V: Lanes>(values: [f32; 4], rows: [&[f32]; 4], out: &mut [f3
     for (i, sum) in out_rest.iter_mut().enumerate() {
         *sum += values[0] * a.1[i] + values[1] * b.1[i] + values[2] * c.1[i] + values[3] * d.1[i];
     }
+}
+
+/// `out += Σ values · rows` and, in the same pass, each row's product with `other`.
+#[inline(always)]
+pub(crate) fn meet4<V: Lanes>(values: [f32; 4], rows: [&[f32]; 4], other: &[f32], out: &mut [f32]) -> [f32; 4] {
+    let [a, b, c, d] = rows.map(groups);
+    let (other, other_rest) = groups(other);
+    let (out, out_rest) = groups_mut(out);
+    let [va, vb, vc, vd] = values.map(V::splat);
+    let mut sums = [V::zero(); 4];
+    for (((((sum, w), ga), gb), gc), gd) in out.iter_mut().zip(other).zip(a.0).zip(b.0).zip(c.0).zip(d.0) {
+        let w = V::load(w);
+        let (xa, xb, xc, xd) = (V::load(ga), V::load(gb), V::load(gc), V::load(gd));
+        sums = [w.fma(xa, sums[0]), w.fma(xb, sums[1]), w.fma(xc, sums[2]), w.fma(xd, sums[3])];
+        vc.fma(xc, vd.fma(xd, va.fma(xa, vb.fma(xb, V::load(sum))))).store(sum);
+    }
+    let mut dots = [sums[0].sum(), sums[1].sum(), sums[2].sum(), sums[3].sum()];
+    for (i, (sum, w)) in out_rest.iter_mut().zip(other_rest).enumerate() {
+        *sum += values[0] * a.1[i] + values[1] * b.1[i] + values[2] * c.1[i] + values[3] * d.1[i];
+        dots.iter_mut().zip([a.1[i], b.1[i], c.1[i], d.1[i]]).for_each(|(dot, x)| *dot += w * x);
+    }
+    dots
 }
 
 /// `Σ a b`, in four running sums of eight lanes.

@@ -5,6 +5,7 @@
 pub(crate) mod adam;
 pub(crate) mod gemm;
 pub(crate) mod lanes;
+pub(crate) mod moments;
 pub(crate) mod select;
 pub(crate) mod sparse;
 pub(crate) mod terms;

@@ -1,11 +1,11 @@
 //! Sparse products of codes with decoder rows, and their transposes.
 //!
 //! All of them are bound by memory, so each works on a tile of columns: forward token by token,
-//! with a token's sums in registers and the tile of the decoder in the second-level cache;
-//! backward feature by feature, where a decoder row is read once and meets all tokens on which its
+//! with a token's sums in the first-level cache and the tile of the decoder in the second; backward
+//! feature by feature, where a decoder row is read once and meets all tokens on which its
 //! feature is active, while the tile of the tokens' rows stays in that cache.
 
-use super::lanes::{axpy, axpy4, dot, prefetch, Lanes, N};
+use super::lanes::{axpy, axpy2, axpy4, dot, meet4, prefetch, Lanes};
 use super::simd;
 use crate::clt::sparse::{FeatureLists, LayerCode};
 use rayon::prelude::*;
@@ -62,60 +62,91 @@ pub(crate) struct Shared(pub *mut f32);
 unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 
-/// Columns that [`decode_tile`] holds in registers.
-pub(crate) const TILE: usize = 64;
+impl Shared {
+    /// # Safety
+    /// As [`pointer::add`]; what is written there must be the caller's own.
+    pub unsafe fn at(self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(offset) }
+    }
+}
 
-/// Features whose columns stay in the second-level cache while all tokens pass by.
-const FEATURES: u32 = 2048;
+/// The entries of some tokens' codes whose features lie in a range.
+#[derive(Clone)]
+pub(crate) struct Part<'a> {
+    pub code: &'a LayerCode,
+    pub tokens: Range<usize>,
+    pub features: Range<u32>,
+    /// Features whose columns stay in the second-level cache while all tokens pass by.
+    pub round: u32,
+}
+
+/// Rows that are asked for before they are needed.
+const AHEAD: usize = 4;
+
+/// What [`decode_tile`] keeps between calls.
+#[derive(Default)]
+pub(crate) struct Tile {
+    /// Where each token's next entry is.
+    cursors: Vec<u32>,
+    /// The columns of one round's features side by side: in the decoder they lie a row apart, often
+    /// a multiple of a page, and would compete for a few sets of the cache.
+    packed: Vec<f32>,
+}
 
 #[inline(always)]
-fn decode_body<V: Lanes>(code: &LayerCode, features: usize, weights: &[f32], columns: Columns, next: Option<(&[f32], Columns)>, out: Shared, width: usize, cursors: &mut Vec<u32>) {
+fn decode_body<V: Lanes>(part: &Part<'_>, weights: &[f32], columns: Columns, out: Shared, width: usize, tile: &mut Tile) {
+    let Part { code, tokens, features, round } = part;
     let Columns { stride, at, d } = columns;
+    let Tile { cursors, packed } = tile;
     cursors.clear();
-    cursors.extend_from_slice(&code.offsets[..code.tokens]);
-    let mut limit = 0;
-    while limit < features as u32 {
-        limit += FEATURES;
-        for p in 0..code.tokens {
-            if let (true, Some((rows, next))) = (limit == FEATURES, next) {
-                for f in features * p / code.tokens..features * (p + 1) / code.tokens {
-                    prefetch(rows, f * next.stride + next.at, next.d);
-                }
+    cursors.extend(tokens.clone().map(|p| {
+        let from = code.offsets[p] as usize;
+        let below = if features.start == 0 { 0 } else { code.features[from..code.offsets[p + 1] as usize].partition_point(|&f| f < features.start) };
+        (from + below) as u32
+    }));
+    let rounds = (features.len() as u32) > *round;
+    let mut limit = features.start;
+    while limit < features.end {
+        let first = limit;
+        limit = limit.saturating_add(*round).min(features.end);
+        let (rows, stride, at, first) = if rounds {
+            packed.clear();
+            for f in first as usize..limit as usize {
+                prefetch(weights, (f + AHEAD) * stride + at, d);
+                packed.extend_from_slice(&weights[f * stride + at..][..d]);
             }
-            let end = code.offsets[p + 1] as usize;
-            let mut entry = cursors[p] as usize;
+            (packed.as_slice(), d, 0, first as usize)
+        } else {
+            (weights, stride, at, 0)
+        };
+        let row = |f: u32| &rows[(f as usize - first) * stride + at..][..d];
+        for (cursor, p) in cursors.iter_mut().zip(tokens.clone()) {
+            let mut entry = *cursor as usize;
+            let end = entry + code.features[entry..code.offsets[p + 1] as usize].iter().take_while(|&&f| f < limit).count();
+            *cursor = end as u32;
             // SAFETY: `out` has a row for each token, and these columns of it are the caller's.
             let sums = unsafe { std::slice::from_raw_parts_mut(out.0.add(p * width), d) };
-            if let Ok(sums) = <&mut [f32; TILE]>::try_from(&mut *sums) {
-                let (groups, _) = sums.as_chunks_mut::<N>();
-                let mut held = [V::zero(); TILE / N];
-                held.iter_mut().zip(groups.iter()).for_each(|(held, group)| *held = V::load(group));
-                while entry < end && code.features[entry] < limit {
-                    let begin = code.features[entry] as usize * stride + at;
-                    let value = V::splat(code.values[entry]);
-                    let (row, _) = weights[begin..begin + TILE].as_chunks::<N>();
-                    for (held, group) in held.iter_mut().zip(row) {
-                        *held = value.fma(V::load(group), *held);
-                    }
-                    entry += 1;
-                }
-                held.iter().zip(groups).for_each(|(held, group)| held.store(group));
-            } else {
-                while entry < end && code.features[entry] < limit {
-                    let begin = code.features[entry] as usize * stride + at;
-                    axpy::<V>(code.values[entry], &weights[begin..begin + d], sums);
-                    entry += 1;
-                }
+            while entry + 4 <= end {
+                let at: [usize; 4] = std::array::from_fn(|i| entry + i);
+                axpy4::<V>(at.map(|at| code.values[at]), at.map(|at| row(code.features[at])), sums);
+                entry += 4;
             }
-            cursors[p] = entry as u32;
+            if entry + 2 <= end {
+                let at = [entry, entry + 1];
+                axpy2::<V>(at.map(|at| code.values[at]), at.map(|at| row(code.features[at])), sums);
+                entry += 2;
+            }
+            if entry < end {
+                axpy::<V>(code.values[entry], row(code.features[entry]), sums);
+            }
         }
     }
 }
 simd! {
-    /// `out[p, 0..d] += Σ_f a[p, f] W[f, at..at + d]`, token by token, d at most [`TILE`]. `out`
-    /// points at the first of the caller's own columns of a matrix `width` wide. `next` is the tile
-    /// that will be decoded after this one: its rows lie far apart, and are fetched meanwhile.
-    pub(crate) fn decode_tile(code: &LayerCode, features: usize, weights: &[f32], columns: Columns, next: Option<(&[f32], Columns)>, out: Shared, width: usize, cursors: &mut Vec<u32>) = decode_body
+    /// `out[p, 0..d] += Σ_f a[p, f] W[f, at..at + d]` over the entries of `part`. `out` points at the
+    /// first of the caller's own columns of a matrix `width` wide.
+    pub(crate) fn decode_tile(part: &Part<'_>, weights: &[f32], columns: Columns, out: Shared, width: usize, tile: &mut Tile) = decode_body
 }
 
 #[inline(always)]
@@ -135,6 +166,37 @@ simd! {
     /// For each entry (p, f) of a range of features: `out += W[f, at..at + d] · slab[p]`. `weights`
     /// and `out` begin at the range.
     pub(crate) fn dots(lists: &FeatureLists, features: Range<usize>, weights: &[f32], columns: Columns, slab: Slab<'_>, out: &mut [f32]) = dots_body
+}
+
+#[inline(always)]
+fn meet_body<V: Lanes>(lists: &FeatureLists, features: Range<usize>, weights: &[f32], columns: Columns, slab: Slab<'_>, products: &mut [f32], out: &mut [f32]) {
+    let Columns { stride, at, d } = columns;
+    let base = lists.offsets[features.start] as usize;
+    for (f, gradient) in features.clone().zip(out.chunks_exact_mut(d)) {
+        let begin = (f - features.start) * stride + at;
+        prefetch(weights, begin + 2 * stride, d);
+        let row = &weights[begin..begin + d];
+        gradient.fill(0.0);
+        let range = lists.range(f);
+        let products = &mut products[range.start - base..range.end - base];
+        let (coefficients, tokens) = (&lists.values[range.clone()], &lists.tokens[range]);
+        let (fours, rest) = coefficients.as_chunks::<4>();
+        for ((values, tokens), products) in fours.iter().zip(tokens.as_chunks::<4>().0).zip(products.as_chunks_mut::<4>().0) {
+            let dots = meet4::<V>(*values, tokens.map(|p| slab.row(p, d)), row, gradient);
+            products.iter_mut().zip(dots).for_each(|(product, dot)| *product += dot);
+        }
+        let done = tokens.len() - rest.len();
+        for ((&value, &p), product) in rest.iter().zip(&tokens[done..]).zip(&mut products[done..]) {
+            let other = slab.row(p, d);
+            *product += dot::<V>(row, other);
+            axpy::<V>(value, other, gradient);
+        }
+    }
+}
+simd! {
+    /// [`dots`] with the weights as they are, and [`gather_rows`] with the activations, in one pass
+    /// over the slab: `products += W[f] · slab[p]`, `out[f] = Σ_p a[p, f] slab[p]`.
+    pub(crate) fn meet(lists: &FeatureLists, features: Range<usize>, weights: &[f32], columns: Columns, slab: Slab<'_>, products: &mut [f32], out: &mut [f32]) = meet_body
 }
 
 #[inline(always)]

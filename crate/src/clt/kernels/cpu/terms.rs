@@ -2,7 +2,8 @@
 
 use super::lanes::{dot, groups, Lanes, N};
 use super::simd;
-use super::sparse::TILE;
+/// Columns of which sums are kept side by side.
+pub(crate) const TILE: usize = 64;
 
 /// Sums over the tokens, column by column.
 pub(crate) struct ColumnSums {

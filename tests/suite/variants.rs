@@ -1,0 +1,222 @@
+//! The variants of a CLT and of its training against candle's autograd in f64: PLTs, rows tied over
+//! targets, skip connections, FVU, Matryoshka groups; the gradient's norm by pairs of tokens; rows
+//! that rest, and moments in eight bits, against Adam as it is.
+
+use crate::numbers::Numbers;
+use crate::support::scratch;
+use candle_core::{DType, Device, Tensor, Var};
+use cltlab::activations::Activations;
+use cltlab::clt::{Activation, CltConfig, SparseCode, Tied};
+use cltlab::train::{Loss, Moments, TrainConfig, Trainer};
+use std::collections::BTreeMap;
+
+const L: usize = 3;
+const D: usize = 20;
+const F: usize = 70;
+const K: usize = 5;
+
+type Arrays = BTreeMap<String, Tensor>;
+
+fn raw(tokens: usize, seed: u64) -> Vec<Vec<f32>> {
+    (0..L).map(|l| Numbers::new(seed + l as u64).take(tokens * D).iter().map(|v| v * (1.0 + l as f32) + 0.3).collect()).collect()
+}
+
+/// Centred, and scaled to a mean squared norm of the width.
+fn normalised(values: &[f32]) -> Tensor {
+    let x = Tensor::from_slice(values, (values.len() / D, D), &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+    let x = x.broadcast_sub(&x.mean_keepdim(0).unwrap()).unwrap();
+    let square = x.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+    (x * ((values.len()) as f64 / square).sqrt()).unwrap()
+}
+
+/// All f32 arrays of a checkpoint, in f64.
+fn arrays(trainer: &Trainer) -> Arrays {
+    let place = scratch(&format!("variants-{}", std::thread::current().name().unwrap_or("").replace("::", "-")));
+    trainer.save(&place).unwrap();
+    let file = std::fs::read_dir(&place).unwrap().next().unwrap().unwrap().path();
+    let all = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    all.into_iter().filter(|(_, t)| t.dtype() == DType::F32).map(|(name, t)| (name, t.to_dtype(DType::F64).unwrap())).collect()
+}
+
+/// The loss in candle; activations that TopK keeps are found by value and held.
+fn loss(vars: &BTreeMap<String, Var>, clt: &CltConfig, train: &TrainConfig, x: &[Tensor], y: &[Tensor]) -> candle_core::Result<Tensor> {
+    let tokens = x[0].dim(0)?;
+    let var = |name: String, shape: &[usize]| vars[&name].reshape(shape);
+    let codes = (0..L)
+        .map(|l| {
+            let h = x[l].matmul(&var(format!("{l}.encoder"), &[F, D])?.t()?)?.broadcast_add(&var(format!("{l}.encoder_bias"), &[F])?)?;
+            let keep: Vec<f64> = h
+                .to_vec2::<f64>()?
+                .into_iter()
+                .flat_map(|row| {
+                    let mut sorted = row.clone();
+                    sorted.sort_by(|a, b| b.total_cmp(a));
+                    let cut = sorted[K - 1].max(f64::MIN_POSITIVE);
+                    row.into_iter().map(move |h| if h >= cut { 1.0 } else { 0.0 })
+                })
+                .collect();
+            h * Tensor::from_vec(keep, (tokens, F), &Device::Cpu)?
+        })
+        .collect::<candle_core::Result<Vec<_>>>()?;
+    let ends: Vec<usize> = train.matryoshka.iter().copied().chain([F]).collect();
+    let mut total = Tensor::zeros((), DType::F64, &Device::Cpu)?;
+    for t in 0..L {
+        for &end in &ends {
+            let mut out = var(format!("{t}.decoder_bias"), &[D])?.broadcast_as((tokens, D))?;
+            for (s, code) in codes[..=t].iter().enumerate() {
+                if clt.per_layer && s != t {
+                    continue;
+                }
+                let slots = if clt.per_layer || clt.tied == Tied::PerSource { 1 } else { L - s };
+                let slot = if slots == 1 { 0 } else { t - s };
+                let w = var(format!("{s}.decoder"), &[F, slots, D])?.narrow(1, slot, 1)?.squeeze(1)?;
+                out = (out + code.narrow(1, 0, end)?.matmul(&w.narrow(0, 0, end)?)?)?;
+            }
+            if clt.skip {
+                out = (out + x[t].matmul(&var(format!("{t}.skip"), &[D, D])?)?)?;
+            }
+            let mut error = ((out - &y[t])?.sqr()?.sum_all()? / (tokens * ends.len()) as f64)?;
+            if train.loss == Loss::Fvu {
+                let variance = y[t].broadcast_sub(&y[t].mean_keepdim(0)?)?.sqr()?.sum_all()?.to_scalar::<f64>()? / tokens as f64;
+                error = (error / variance)?;
+            }
+            total = (total + error)?;
+        }
+    }
+    for (s, code) in codes.iter().enumerate() {
+        let copies = if clt.tied == Tied::PerSource { (L - s) as f64 } else { 1.0 };
+        let w = &vars[&format!("{s}.decoder")];
+        let norms = (w.reshape((F, w.elem_count() / F))?.sqr()?.sum(1)? * copies)?.sqrt()?;
+        let scaled = (code.broadcast_mul(&norms)? * train.tanh_scale)?;
+        total = (total + (scaled.tanh()?.sum_all()? * (train.sparsity.unwrap_or(0.0) / tokens as f64))?)?;
+    }
+    Ok(total)
+}
+
+fn shape(change: impl Fn(&mut CltConfig)) -> CltConfig {
+    let mut config = CltConfig { layers: L, width: D, features: F, activation: Activation::TopK { k: K }, ..CltConfig::default() };
+    change(&mut config);
+    config
+}
+
+fn variants() -> Vec<(&'static str, CltConfig, TrainConfig)> {
+    let plain = TrainConfig { steps: 1, lazy: false, sparsity: Some(0.6), sparsity_ramp: 0.0, tanh_scale: 1.3, dead: 0.0, clip: None, ..TrainConfig::default() };
+    let nested = |loss| TrainConfig { matryoshka: vec![9, 40], loss, ..plain.clone() };
+    vec![
+        ("plain", shape(|_| ()), plain.clone()),
+        ("plt", shape(|c| c.per_layer = true), plain.clone()),
+        ("tied", shape(|c| c.tied = Tied::PerSource), plain.clone()),
+        ("skip", shape(|c| c.skip = true), plain.clone()),
+        ("fvu", shape(|_| ()), TrainConfig { loss: Loss::Fvu, ..plain.clone() }),
+        ("matryoshka", shape(|_| ()), nested(Loss::SquaredError)),
+        ("all of it, tied", shape(|c| (c.tied, c.skip) = (Tied::PerSource, true)), nested(Loss::Fvu)),
+        ("all of it, plt", shape(|c| (c.per_layer, c.skip) = (true, true)), nested(Loss::Fvu)),
+    ]
+}
+
+/// Two steps, so that skips are not 0 when they are measured. Few tokens stream decoder rows, many
+/// have them tile by tile.
+#[test]
+fn gradients_and_their_norm_equal_autograd() {
+    for (name, clt, train) in variants() {
+        for (tokens, clip) in [(8, None), (60, None), (8, Some(0.3)), (60, Some(0.3)), (60, Some(1e9))] {
+            let (inputs, targets) = (raw(tokens, 1), raw(tokens, 50));
+            let (x, y): (Vec<_>, Vec<_>) = (inputs.iter().map(|v| normalised(v)).collect(), targets.iter().map(|v| normalised(v)).collect());
+            let activations = Activations::from_memory(inputs, targets, D).unwrap();
+            let config = TrainConfig { batch_tokens: tokens, clip, ..train.clone() };
+            let mut trainer = Trainer::new(&activations, &clt, &config).unwrap();
+            trainer.run().unwrap();
+            let before = arrays(&trainer);
+            trainer.run().unwrap();
+            let after = arrays(&trainer);
+            let vars: BTreeMap<String, Var> =
+                before.iter().filter_map(|(name, t)| name.strip_suffix(".w").map(|name| (name.to_string(), Var::from_tensor(t).unwrap()))).collect();
+            let total = loss(&vars, &clt, &config, &x, &y).unwrap();
+            let gradients = total.backward().unwrap();
+            let square: f64 = vars.values().map(|var| gradients.get(var).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()).sum();
+            let last = trainer.history().last().unwrap().clone();
+            assert!((last.grad_norm / square.sqrt() - 1.0).abs() < 1e-5, "{name}, {tokens} tokens, {clip:?}: norm {} against {}", last.grad_norm, square.sqrt());
+            let clipped = clip.map_or(1.0, |clip: f64| (clip / (square.sqrt() + 1e-6)).min(1.0));
+            let mut worst = 0f64;
+            for (part, var) in &vars {
+                let key = format!("{part}.m");
+                let found = ((&after[&key] - (&before[&key] * 0.9).unwrap()).unwrap() * (10.0 / clipped)).unwrap();
+                let expected = gradients.get(var).unwrap().flatten_all().unwrap();
+                let size = expected.abs().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
+                let error = (found - expected).unwrap().abs().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
+                worst = worst.max(error / size);
+            }
+            println!("{name}, {tokens} tokens, {clip:?}: {worst:.1e}");
+            assert!(worst < 1e-5, "{name}, {tokens} tokens, {clip:?}: {worst}");
+        }
+    }
+}
+
+/// The folded CLT reconstructs what the one in training does: an FVU of its own, measured by loops.
+#[test]
+fn folded_variants_reconstruct_as_in_training() {
+    for (name, clt, train) in variants() {
+        let (inputs, targets) = (raw(60, 1), raw(60, 50));
+        let activations = Activations::from_memory(inputs.clone(), targets.clone(), D).unwrap();
+        let config = TrainConfig { steps: 30, batch_tokens: 60, lr: 5e-3, decay: 0.0, warmup: 0.0, ..train };
+        let mut trainer = Trainer::new(&activations, &clt, &config).unwrap();
+        trainer.run().unwrap();
+        let folded = trainer.clt().unwrap();
+        assert_eq!(folded.config().tied, Tied::No);
+        // One more step reports the FVU of the weights that were folded.
+        let fvu = trainer.run_steps(1).unwrap().last().unwrap().fvu;
+        let tensor = |values: &[f32]| Tensor::from_slice(values, (60, D), &Device::Cpu).unwrap();
+        let x: Vec<Tensor> = inputs.iter().map(|v| tensor(v)).collect();
+        let code = SparseCode { layers: (0..L).map(|l| folded.encode_layer(l, &x[l]).unwrap()).collect() };
+        let out = folded.decode_with(&code, &x).unwrap();
+        let mut mean = 0.0;
+        for (out, y) in out.iter().zip(&targets) {
+            let y = tensor(y).to_dtype(DType::F64).unwrap();
+            let error = (out.to_dtype(DType::F64).unwrap() - &y).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+            let variance = y.broadcast_sub(&y.mean_keepdim(0).unwrap()).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+            mean += error / variance / L as f64;
+        }
+        println!("{name}: {mean} folded, {fvu} in training");
+        assert!((mean / fvu - 1.0).abs() < 1e-5, "{name}: {mean} folded, {fvu} in training");
+    }
+}
+
+fn course(train: &TrainConfig, tokens: usize) -> (Vec<f64>, Trainer) {
+    let (inputs, targets) = (raw(4 * tokens, 1), raw(4 * tokens, 50));
+    let activations = Activations::from_memory(inputs, targets, D).unwrap();
+    let mut trainer = Trainer::new(&activations, &shape(|c| c.activation = Activation::TopK { k: 1 }), train).unwrap();
+    let losses = trainer.run().unwrap().samples.iter().map(|sample| sample.reconstruction).collect();
+    (losses, trainer)
+}
+
+/// With few tokens and k = 1 most features rest most of the time; with a rate that rises and falls.
+#[test]
+fn rows_that_rest_end_as_if_they_had_not() {
+    let eager = TrainConfig { steps: 120, batch_tokens: 6, lr: 5e-3, clip: None, lazy: false, ..TrainConfig::default() };
+    let (one, plain) = course(&eager, 6);
+    let (two, lazy) = course(&TrainConfig { lazy: true, ..eager }, 6);
+    for (step, (a, b)) in one.iter().zip(&two).enumerate() {
+        assert!((a / b - 1.0).abs() < 2e-5, "step {step}: {a} against {b}");
+    }
+    let (plain, lazy) = (plain.clt().unwrap(), lazy.clt().unwrap());
+    for l in 0..L {
+        let (a, b) = (plain.decoder(l), lazy.decoder(l));
+        let size = a.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        let error = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        println!("layer {l}: {:.1e}", error / size);
+        assert!(error < 1e-4 * size, "layer {l}: {error} of {size}");
+    }
+}
+
+#[test]
+fn moments_in_eight_bits_learn_alike() {
+    for lazy in [false, true] {
+        let plain = TrainConfig { steps: 300, batch_tokens: 64, lr: 2e-3, lazy, ..TrainConfig::default() };
+        let (one, _) = course(&plain, 64);
+        let (two, _) = course(&TrainConfig { moments: Moments::EightBit, ..plain }, 64);
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let (a, b) = (mean(&one[250..]), mean(&two[250..]));
+        println!("last 50 steps: {a} in f32, {b} in eight bits; first step {}", one[0]);
+        assert!(b < a + 0.01 * (one[0] - a) && a < 0.9 * one[0], "{a} in f32, {b} in eight bits");
+    }
+}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Training steps side by side with PyTorch: the same loss, shapes and optimiser, random activations.
 
-    python benches/train.py CLTLAB [--shape small,gpt2-k16,gpt2] [--quick] [--moments f32,bf16]
+    python benches/train.py CLTLAB [--shape small,gpt2-k16,gpt2] [--quick] [--moments f32,eight_bit]
                                    [--peers dense,dense-fused,bag-fused] [--no-scaling]
 
 Every program is a process of its own that does one step for each line it is sent. On the small shape
@@ -25,8 +25,8 @@ SHAPES = {
     "gpt2-k16": dict(layers=12, width=768, features=9216, k=16, tokens=240),
     "gpt2": dict(layers=12, width=768, features=9216, k=184, tokens=240),
 }
-# Bytes that an optimiser step moves for a weight: gradient read once (4), weight and moments read and written.
-BYTES = {"f32": 28, "bf16": 20, "int8": 16}
+# Bytes that our optimiser step moves for a weight: weight and moments read and written; no gradient is stored.
+BYTES = {"f32": 24, "eight_bit": 12}
 BATCHES = 4
 
 
@@ -211,13 +211,12 @@ def weights(s):
 
 
 def floor(s, moments, rates):
-    """Seconds a step that arithmetic and memory traffic alone take; lazy moments touch only rows that fire."""
+    """Seconds a step that arithmetic and memory traffic alone take; decoder rows that do not fire are not touched."""
     L, d, F, k, tokens = (s[name] for name in ("layers", "width", "features", "k", "tokens"))
     pairs = L * (L + 1) // 2
     flops = tokens * (2 * L * F * d + 2 * L * k * d + 3 * 2 * pairs * k * d)
-    moved = BYTES.get(moments, 28) * weights(s)
-    if moments == "lazy":
-        moved *= 1 - (1 - k / F) ** tokens
+    firing = 1 - (1 - k / F) ** tokens
+    moved = BYTES.get(moments, 24) * (L * F * d + firing * pairs * F * d)
     return flops / rates["gemm"] / 1e9 + moved / max(rates["copy"], rates["update"]) / 1e9
 
 
@@ -275,7 +274,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cltlab")
     parser.add_argument("--shape", type=names, default=list(SHAPES), help=f"some of {','.join(SHAPES)}")
-    parser.add_argument("--moments", type=names, default=["f32"], help="our optimiser's moments: f32, bf16, int8, lazy")
+    parser.add_argument("--moments", type=names, default=["f32", "eight_bit"], help="our optimiser's moments: f32, eight_bit")
     parser.add_argument("--peers", type=names, default=list(PEERS), help=f"some of {','.join(PEERS)}; empty for ours alone")
     parser.add_argument("--quick", action="store_true", help="fewer steps")
     parser.add_argument("--no-scaling", action="store_true")

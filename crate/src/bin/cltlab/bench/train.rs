@@ -7,6 +7,7 @@
 
 use clap::Args;
 use cltlab::prelude::*;
+use cltlab::train::Moments;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::time::Instant;
@@ -40,6 +41,12 @@ pub struct TrainShape {
     /// Clip the gradient's norm at this value; by default it is not clipped
     #[arg(long)]
     clip: Option<f64>,
+    /// How Adam's moments are held
+    #[arg(long, default_value = "f32", value_parser = ["f32", "eight_bit"])]
+    moments: String,
+    /// Update every decoder row in every step, whether its feature fires or not
+    #[arg(long)]
+    eager: bool,
 }
 
 /// Trains step by step and prints a JSON line for each.
@@ -54,8 +61,9 @@ pub fn train(shape: &TrainShape, on_request: bool) -> Result<()> {
         activation: Activation::TopK { k: shape.k },
         ..CltConfig::default()
     };
+    let moments = if shape.moments == "eight_bit" { Moments::EightBit } else { Moments::F32 };
     // One step a run, at one rate: what is timed is the same from the first step to the last.
-    let config = TrainConfig { steps: 1, batch_tokens: shape.tokens, lr: 1e-4, warmup: 0.0, decay: 0.0, clip: shape.clip, ..TrainConfig::default() };
+    let config = TrainConfig { steps: 1, batch_tokens: shape.tokens, lr: 1e-4, warmup: 0.0, decay: 0.0, clip: shape.clip, moments, lazy: !shape.eager, ..TrainConfig::default() };
     let mut rng = StdRng::seed_from_u64(0);
     let mut side = || (0..shape.layers).map(|_| (0..BATCHES * shape.tokens * shape.width).map(|_| normal(&mut rng)).collect()).collect::<Vec<Vec<f32>>>();
     let activations = Activations::from_memory(side(), side(), shape.width)?;

@@ -84,7 +84,8 @@ impl Error {
         let path = path.as_ref().display();
         match error.kind() {
             std::io::ErrorKind::NotFound => Error::new(ErrorKind::MissingFile, format!("{path}: no such file or folder")),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            // The last is a limit on the size of files, as `ulimit -f` sets.
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::FileTooLarge => {
                 Error::new(ErrorKind::DiskFull, format!("{path}: {error}")).help(FREE_SPACE)
             }
             std::io::ErrorKind::OutOfMemory => Error::new(ErrorKind::OutOfMemory, format!("{path}: {error}")),

@@ -1,5 +1,7 @@
 //! Files: written whole or not at all, read with the path in every error.
 
+pub(crate) mod sealed;
+
 use crate::error::{Error, ErrorKind, Result};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -42,6 +44,9 @@ pub fn replace(path: impl AsRef<Path>, write: impl FnOnce(&Path) -> Result<()>) 
     let temporary = sibling(path);
     let renamed = write(&temporary).and_then(|()| {
         let moved = std::fs::File::open(&temporary).and_then(|file| file.sync_all()).and_then(|()| std::fs::rename(&temporary, path));
+        // The new name reaches the disk with its folder. A system that cannot flush folders keeps order itself.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
         moved.map_err(|error| Error::io(path, &error))
     });
     if renamed.is_err() {
@@ -53,6 +58,23 @@ pub fn replace(path: impl AsRef<Path>, write: impl FnOnce(&Path) -> Result<()>) 
 fn sibling(path: &Path) -> PathBuf {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+}
+
+/// Removes temporary files that [`replace`] left in `folder` when its process was killed. What cannot
+/// be read or removed stays.
+pub fn sweep(folder: impl AsRef<Path>) {
+    let alive = |pid: i32| {
+        // SAFETY: signal 0 is not sent; it asks whether the process is there.
+        pid > 0 && (unsafe { libc::kill(pid, 0) } == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH))
+    };
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")?.rsplit('.').next()?.parse().ok());
+        if pid.is_some_and(|pid| !alive(pid)) {
+            let path = entry.path();
+            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        }
+    }
 }
 
 /// Makes a folder and its parents.

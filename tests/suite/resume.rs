@@ -15,7 +15,8 @@ fn activations() -> Activations {
 
 fn bytes(folder: &Path, step: usize) -> Vec<u8> {
     let all = candle_core::safetensors::load(folder.join(format!("step-{step:08}.safetensors")), &candle_core::Device::Cpu).unwrap();
-    let mut names: Vec<_> = all.keys().cloned().collect();
+    // The history holds times.
+    let mut names: Vec<_> = all.keys().filter(|name| *name != "history").cloned().collect();
     names.sort();
     names.iter().flat_map(|name| all[name].to_dtype(candle_core::DType::F64).unwrap().to_vec1::<f64>().unwrap()).flat_map(|v| v.to_bits().to_le_bytes()).collect()
 }

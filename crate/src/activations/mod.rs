@@ -13,7 +13,7 @@ mod scale;
 mod stream;
 
 pub(crate) use reader::{Position, Reader};
-pub(crate) use scale::{LayerScale, Scale};
+pub(crate) use scale::{Affine, LayerScale, Scale};
 pub use stream::StreamConfig;
 
 use crate::error::{Error, ErrorKind, Result};

@@ -13,7 +13,7 @@ use super::parts::{Layer, Linear, Norm};
 use super::rotary::{Places, Rotary};
 use super::softmax::{softmax, Mask};
 use crate::error::Result;
-use candle_core::{DType, Tensor, D};
+use candle_core::{Tensor, D};
 
 /// Keys and values of the tokens before, for generation: `[B, K, past, h]`.
 #[derive(Clone, Default)]

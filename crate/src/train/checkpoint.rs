@@ -1,21 +1,24 @@
 //! Checkpoints: all that a training needs to go on as if it had not stopped.
 //!
-//! One safetensors file a checkpoint, `step-00000100.safetensors`, written whole or not at all:
-//! weights and moments as tensors, everything else (configurations, counters, normalisation, place
-//! in the data, history) as JSON in the header. The newest two are kept. The random order of the
-//! data follows from seed and place, so there is no generator to save.
+//! One safetensors file a checkpoint, `step-00000100.safetensors`, written whole or not at all, with a
+//! checksum over every byte: weights, moments, counters, normalisation and history as tensors; the
+//! configurations and the place in the data as JSON in the header. The random order of the data follows from seed and
+//! place, and so does the rounding of compact moments from the step, so there is no generator to save.
 
+use super::checkpoints::{self, name_of};
 use super::{check, History, Moments, TrainConfig, Trainer};
-use crate::activations::{Activations, Position, Reader, Scale};
-use crate::clt::io::tensors;
+use crate::activations::{Activations, Affine, LayerScale, Position, Reader, Scale};
 use crate::clt::live::{Cut, LiveClt};
 use crate::clt::CltConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
+use crate::files::sealed::{self, Array, ArrayMut, Entry, Sealed};
 use crate::progress::Task;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const NOTE: &str = "cltlab_training";
+const HISTORY: &str = "history";
+const VERSION: u32 = 2;
 
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,16 +31,14 @@ struct State {
     tokens: u64,
     pace: f64,
     position: Position,
-    scale: Scale,
-    idle: Vec<Vec<u32>>,
     cuts: Vec<Cut>,
     densities: Vec<f32>,
-    history: History,
 }
 
 impl Trainer {
-    /// Writes a checkpoint into `folder` and removes all but the newest there
-    /// ([`TrainConfig::checkpoint_keep`]).
+    /// Writes a checkpoint into `folder`, then removes all but the newest there
+    /// ([`TrainConfig::checkpoint_keep`]). Those of later steps, which a training that went on from an
+    /// earlier one leaves behind, are kept under the ending `.aside`.
     ///
     /// # Errors
     /// `DiskFull` or `Io` with the path; earlier checkpoints are untouched then.
@@ -46,7 +47,7 @@ impl Trainer {
         files::create_folder(folder)?;
         let layers = &self.live.layers;
         let state = State {
-            version: 1,
+            version: VERSION,
             clt: self.live.config.clone(),
             train: self.config.clone(),
             steps: self.live.steps,
@@ -54,22 +55,23 @@ impl Trainer {
             tokens: self.tokens,
             pace: self.pace,
             position: self.reader.position(),
-            scale: self.scale.clone(),
-            idle: layers.iter().map(|layer| layer.idle.clone()).collect(),
             cuts: layers.iter().map(|layer| layer.cut).collect(),
             densities: layers.iter().map(|layer| layer.density).collect(),
-            history: self.history.clone(),
         };
-        let note = serde_json::to_string(&state).map_err(|error| Error::new(ErrorKind::NotFinite, format!("checkpoint: {error}")))?;
-        let arrays: Vec<_> = self.live.arrays().into_iter().map(|(name, values)| (name, vec![values.len()], values)).collect();
-        let path = folder.join(format!("step-{:08}.safetensors", self.steps()));
+        let fault = |error: serde_json::Error| Error::new(ErrorKind::NotFinite, format!("checkpoint: {error}"));
+        let note = serde_json::to_string(&state).map_err(fault)?;
+        let history = serde_json::to_vec(&self.history).map_err(fault)?;
+        let scales: Vec<Vec<f32>> = self.scale.layers.iter().flat_map(|layer| [packed(&layer.input), packed(&layer.target)]).collect();
+        let mut arrays = self.live.arrays();
+        arrays.extend(layers.iter().enumerate().map(|(l, layer)| (format!("{l}.idle"), Array::U32(&layer.idle))));
+        arrays.extend(scales.iter().enumerate().map(|(at, scale)| (scale_name(at / 2, at % 2), Array::F32(scale))));
+        arrays.push((HISTORY.to_string(), Array::U8(&history)));
+        let arrays: Vec<Entry<'_>> = arrays.into_iter().map(|(name, values)| (name, vec![values.len()], values)).collect();
+        let path = folder.join(name_of(self.steps()));
         let task = Task::new(format!("save {}", path.display()), 0, "bytes");
-        tensors::write_arrays(&path, &arrays, [(NOTE.to_string(), note)].into())?;
+        sealed::write(&path, &arrays, [(NOTE.to_string(), note)].into())?;
         task.finish("");
-        for old in checkpoints(folder)?.iter().rev().skip(self.config.checkpoint_keep) {
-            std::fs::remove_file(old).map_err(|error| Error::io(old, &error))?;
-        }
-        Ok(())
+        checkpoints::tidy(folder, self.steps(), self.config.checkpoint_keep)
     }
 
     /// Goes on from the newest checkpoint in `folder` (or from one checkpoint file), with the same
@@ -77,20 +79,58 @@ impl Trainer {
     /// that of a training that never stopped.
     ///
     /// # Errors
-    /// `MissingFile`, `BadFile` and `BadTensor` for the checkpoint; `Mismatch` when the
-    /// activations are others; `OutOfMemory`; errors of the model.
+    /// `MissingFile`; `BadFile` when the checkpoint is cut off or a byte of it changed: the newest
+    /// earlier one that is whole is named then; `Mismatch` when the activations are others;
+    /// `OutOfMemory`; errors of the model.
     pub fn resume(folder: impl AsRef<Path>, activations: &Activations) -> Result<Self> {
-        let path = newest(folder.as_ref())?;
-        let file = tensors::Reader::open(&path).map_err(|error| with_earlier(error, &path))?;
+        let path = checkpoints::newest(folder.as_ref())?;
+        Trainer::resume_from(&path, activations).map_err(|error| match error.kind() {
+            ErrorKind::BadFile | ErrorKind::BadTensor => checkpoints::with_earlier(error, &path),
+            _ => error,
+        })
+    }
+
+    /// As [`Trainer::resume`]; where the newest checkpoint is damaged, from the newest that is whole.
+    /// The second value says what was wrong with those passed over; the next
+    /// [`save`](Trainer::save) into the folder sets them aside.
+    ///
+    /// # Errors
+    /// As [`Trainer::resume`]; the newest checkpoint's error when none is whole.
+    ///
+    /// ```no_run
+    /// use cltlab::prelude::*;
+    /// let activations = Activations::load("activations.safetensors")?;
+    /// let (mut trainer, damaged) = Trainer::resume_or_earlier("runs/first/checkpoints", &activations)?;
+    /// for error in damaged { println!("{error}"); }
+    /// trainer.run()?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    pub fn resume_or_earlier(folder: impl AsRef<Path>, activations: &Activations) -> Result<(Self, Vec<Error>)> {
+        let mut damaged = Vec::new();
+        for path in checkpoints::all(folder.as_ref())?.iter().rev() {
+            match Trainer::resume_from(path, activations) {
+                Ok(trainer) => return Ok((trainer, damaged)),
+                Err(error) if matches!(error.kind(), ErrorKind::BadFile | ErrorKind::BadTensor) => damaged.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(if damaged.is_empty() { checkpoints::none(folder.as_ref()) } else { damaged.swap_remove(0) })
+    }
+
+    fn resume_from(path: &Path, activations: &Activations) -> Result<Self> {
+        let file = Sealed::open(path)?;
         let bad = |what: String| Error::new(ErrorKind::BadFile, format!("{}: {what}", path.display()));
         let note = file.note(NOTE).ok_or_else(|| bad("not a checkpoint of a training".into()))?;
-        let state: State = serde_json::from_str(note).map_err(|error| bad(error.to_string()))?;
-        if state.version != 1 {
-            return Err(bad(format!("version: got {}, expected 1", state.version)));
+        // As YAML, of which JSON is a part: its numbers are exact, serde_json's may miss the last bit,
+        // and a rate that differs in that would not give the same weights.
+        let value: serde_json::Value = serde_yaml_ng::from_str(note).map_err(|error| bad(error.to_string()))?;
+        if value.get("version").and_then(serde_json::Value::as_u64) != Some(u64::from(VERSION)) {
+            return Err(bad(format!("version: got {}, expected {VERSION}", value.get("version").unwrap_or(&serde_json::Value::Null))));
         }
+        let state: State = serde_json::from_value(value).map_err(|error| bad(error.to_string()))?;
         check(activations, &state.clt, &state.train)?;
-        let (l, f) = (state.clt.layers, state.clt.features);
-        if state.idle.len() != l || state.cuts.len() != l || state.densities.len() != l || state.idle.iter().any(|idle| idle.len() != f) || state.scale.layers.len() != l {
+        let l = state.clt.layers;
+        if state.cuts.len() != l || state.densities.len() != l {
             return Err(bad("counters of another shape than the configuration".into()));
         }
         let mut live = LiveClt::empty(&state.clt, state.train.moments == Moments::EightBit)?;
@@ -98,36 +138,51 @@ impl Trainer {
         for (name, values) in live.arrays_mut() {
             file.fill(&name, values)?;
         }
-        for (layer, ((idle, cut), density)) in live.layers.iter_mut().zip(state.idle.into_iter().zip(state.cuts).zip(state.densities)) {
-            (layer.idle, layer.cut, layer.density) = (idle, cut, density);
+        for (l, (layer, (cut, density))) in live.layers.iter_mut().zip(state.cuts.into_iter().zip(state.densities)).enumerate() {
+            (layer.cut, layer.density) = (cut, density);
+            file.fill(&format!("{l}.idle"), ArrayMut::U32(&mut layer.idle))?;
         }
+        let unpack = |l: usize, side: usize| -> Result<Affine> {
+            let mut values = vec![0f32; state.clt.width + 1];
+            file.fill(&scale_name(l, side), ArrayMut::F32(&mut values))?;
+            let factor = values.pop().unwrap_or(1.0);
+            Ok(Affine { mean: values, factor })
+        };
+        let layers = (0..l).map(|l| Ok(LayerScale { input: unpack(l, 0)?, target: unpack(l, 1)? })).collect::<Result<_>>()?;
+        let history: History = serde_json::from_slice(file.bytes(HISTORY)?).map_err(|error| bad(format!("{HISTORY}: {error}")))?;
         let reader = Reader::new(activations, state.position)?;
-        let mut trainer = Trainer::assemble(live, state.train, activations, reader, state.scale);
-        (trainer.history, trainer.tokens, trainer.target, trainer.pace) = (state.history, state.tokens, state.target, state.pace);
+        let mut trainer = Trainer::assemble(live, state.train, activations, reader, Scale { layers });
+        (trainer.history, trainer.tokens, trainer.target, trainer.pace) = (history, state.tokens, state.target, state.pace);
         Ok(trainer)
     }
-}
 
-impl Trainer {
-    /// As [`Trainer::resume`], when the training is described elsewhere: `config` must be the
-    /// checkpoint's but for `steps`, which may be more now, and for what does not touch the weights
-    /// (where and how often checkpoints, metrics and evaluations are made).
+    /// Goes on as `config` says, for a training that is described elsewhere: it must be this
+    /// trainer's configuration but for `steps`, which may be more now, and for what does not touch the
+    /// weights (where and how often checkpoints, metrics and evaluations are made).
     ///
     /// # Errors
-    /// As [`Trainer::resume`]; `Mismatch` naming the first field that differs.
-    pub fn resume_with(folder: impl AsRef<Path>, activations: &Activations, config: &TrainConfig) -> Result<Self> {
+    /// `BadConfig`; `Mismatch` naming the first field that differs.
+    pub fn with_config(mut self, config: &TrainConfig) -> Result<Self> {
         config.validate()?;
-        let mut trainer = Trainer::resume(folder, activations)?;
-        same_course(&trainer.config, config)?;
-        if config.steps != trainer.config.steps {
-            trainer.target = config.steps;
+        same_course(&self.config, config)?;
+        if config.steps != self.config.steps {
+            self.target = config.steps;
         }
-        trainer.config = config.clone();
-        Ok(trainer)
+        self.config = config.clone();
+        Ok(self)
     }
 }
 
-/// Fields of [`TrainConfig`] that may be others after a resume.
+fn scale_name(layer: usize, side: usize) -> String {
+    format!("{layer}.scale.{}", ["input", "target"][side])
+}
+
+/// Mean, then factor.
+fn packed(affine: &Affine) -> Vec<f32> {
+    affine.mean.iter().copied().chain([affine.factor]).collect()
+}
+
+/// Fields of [`TrainConfig`] that do not touch the weights, and `steps`.
 const FREE: [&str; 6] = ["steps", "checkpoint_every", "checkpoint_dir", "checkpoint_keep", "metrics", "eval_every"];
 
 fn same_course(saved: &TrainConfig, given: &TrainConfig) -> Result<()> {
@@ -144,36 +199,4 @@ fn same_course(saved: &TrainConfig, given: &TrainConfig) -> Result<()> {
                 .help("go on with the same value, or begin anew in another folder"))
         }
     }
-}
-
-/// Checkpoints of a folder, oldest first.
-fn checkpoints(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, &error))? {
-        let path = entry.map_err(|error| Error::io(folder, &error))?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with("step-") && name.ends_with(".safetensors") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Names the checkpoint before a broken one.
-fn with_earlier(error: Error, path: &Path) -> Error {
-    let earlier = path.parent().and_then(|folder| checkpoints(folder).ok()).and_then(|all| all.into_iter().rev().find(|other| other.as_path() < path));
-    match earlier {
-        Some(earlier) => error.help(format!("the one before it is {}: give that path", earlier.display())),
-        None => error,
-    }
-}
-
-fn newest(path: &Path) -> Result<PathBuf> {
-    if path.is_file() {
-        return Ok(path.to_path_buf());
-    }
-    checkpoints(path)?.pop().ok_or_else(|| {
-        Error::new(ErrorKind::MissingFile, format!("{}: no checkpoint (step-*.safetensors)", path.display())).help("give the folder that Trainer::save wrote to")
-    })
 }

@@ -6,6 +6,7 @@
 //! multiply-adds for the encoders, the rest in proportion to the active features; 12 bytes a weight.
 
 mod checkpoint;
+mod checkpoints;
 mod config;
 mod held_out;
 mod history;

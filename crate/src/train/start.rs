@@ -2,9 +2,10 @@
 
 use super::{check, Moments, TrainConfig, Trainer};
 use crate::activations::{Activations, Position, Reader, Scale};
+use crate::clt::config::Tied;
 use crate::clt::live::LiveClt;
-use crate::clt::io::tensors::ArrayMut;
-use crate::clt::{Clt, CltConfig, Tied};
+use crate::clt::{Clt, CltConfig};
+use crate::files::sealed::ArrayMut;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::Tensor;
 
@@ -35,20 +36,26 @@ impl Trainer {
     pub fn from_clt(activations: &Activations, clt: &Clt, shape: &CltConfig, config: &TrainConfig) -> Result<Self> {
         check(activations, shape, config)?;
         let own = clt.config();
-        for (field, got, expected) in [("layers", shape.layers, own.layers), ("width", shape.width, own.width), ("features", shape.features, own.features)] {
+        for (field, got, expected) in [
+            ("layers", shape.layers, own.layers),
+            ("width", shape.width, own.width),
+            ("features", shape.features, own.features),
+            ("per_layer", usize::from(shape.per_layer), usize::from(own.per_layer)),
+            ("skip", usize::from(shape.skip), usize::from(own.skip)),
+        ] {
             if got != expected {
                 return Err(Error::expected(ErrorKind::Mismatch, format_args!("CltConfig::{field}"), got, format_args!("{expected}, as the CLT that training begins with")));
             }
         }
+        if shape.tied != Tied::No {
+            return Err(Error::expected(ErrorKind::Unsupported, "Trainer::from_clt: CltConfig::tied", "per_source", "no").help("a CLT that is there has rows of its own for each target"));
+        }
         let reader = Reader::new(activations, Position::default())?;
         let scale = scale(&reader, activations, config)?;
-        if shape.per_layer != own.per_layer || shape.skip != own.skip || shape.tied != Tied::No {
-            let kind = |config: &CltConfig| format!("per_layer {}, skip {}, tied {:?}", config.per_layer, config.skip, config.tied);
-            return Err(Error::expected(ErrorKind::Mismatch, "CltConfig", kind(shape), format_args!("{}, as the CLT that training begins with", kind(own))));
-        }
         let mut live = LiveClt::new(shape, config.moments == Moments::EightBit, config.seed)?;
         for (name, values) in live.arrays_mut() {
-            if let (Some((layer, part)), ArrayMut::F32(values)) = (name.strip_suffix(".w").and_then(|name| name.split_once('.')), values) {
+            let ArrayMut::F32(values) = values else { continue };
+            if let Some((layer, part)) = name.strip_suffix(".w").and_then(|name| name.split_once('.')) {
                 let layer = layer.parse().map_err(|_| Error::new(ErrorKind::Tensor, format!("array {name} has no layer")))?;
                 unfold(clt, &scale, layer, part, values)?;
             }
@@ -81,14 +88,14 @@ fn unfold(clt: &Clt, scale: &Scale, l: usize, part: &str, into: &mut [f32]) -> R
             }
         }
         "decoder_bias" => {
-            let mut shift = vec![0f64; d];
+            let mut through = vec![0f64; d];
             if let Some(skip) = clt.skip(l) {
                 for (row, &mean) in flat(skip)?.chunks_exact(d).zip(&input.mean) {
-                    shift.iter_mut().zip(row).for_each(|(sum, &w)| *sum += f64::from(w) * f64::from(mean));
+                    through.iter_mut().zip(row).for_each(|(sum, &w)| *sum += f64::from(w) * f64::from(mean));
                 }
             }
-            for (((b, own), mean), shift) in into.iter_mut().zip(flat(clt.decoder_bias(l))?).zip(&target.mean).zip(shift) {
-                *b = ((f64::from(own) + shift - f64::from(*mean)) * f64::from(target.factor)) as f32;
+            for (((b, own), mean), through) in into.iter_mut().zip(flat(clt.decoder_bias(l))?).zip(&target.mean).zip(through) {
+                *b = ((f64::from(own) + through - f64::from(*mean)) * f64::from(target.factor)) as f32;
             }
         }
         "skip" => {

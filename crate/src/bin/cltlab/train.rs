@@ -17,6 +17,9 @@ pub struct TrainArgs {
     /// Go on from the newest checkpoint, or begin where there is none yet
     #[arg(long)]
     resume: bool,
+    /// As --resume; where the newest checkpoint is damaged, from the newest that is whole
+    #[arg(long)]
+    resume_earlier: bool,
 }
 
 #[derive(Args)]
@@ -93,17 +96,26 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     config.validate()?;
     let checkpoints = config.checkpoint_dir.clone().unwrap_or_default();
     let begun = has_checkpoint(&checkpoints);
-    if begun && !args.resume {
+    if begun && !args.resume && !args.resume_earlier {
         return Err(Error::new(ErrorKind::BadInput, format!("{}: holds checkpoints of an earlier run", checkpoints.display()))
             .help("give --resume to go on, or another folder: --set output.folder=..."));
     }
     stop_on_signals()?;
     let source = Source::open(&recipe)?;
-    let mut trainer = if begun { Trainer::resume_with(&checkpoints, &source.activations, &config)? } else { source.begin(&recipe, &config)? };
+    let mut trainer = match begun {
+        true if args.resume_earlier => {
+            let (trainer, damaged) = Trainer::resume_or_earlier(&checkpoints, &source.activations)?;
+            damaged.iter().for_each(|error| eprintln!("left aside: {error}"));
+            trainer.with_config(&config)?
+        }
+        true => Trainer::resume(&checkpoints, &source.activations)?.with_config(&config)?,
+        false => source.begin(&recipe, &config)?,
+    };
     if let (Some(model), Some(text), true) = (&source.model, &source.held_out, config.eval_every > 0) {
         trainer = trainer.with_eval(model, text, &recipe.eval)?;
     }
     cltlab::files::create_folder(&folder.0)?;
+    cltlab::files::sweep(&folder.0);
     cltlab::files::write_atomic(folder.0.join("config.toml"), recipe.text()?.as_bytes())?;
     let trained = if trainer.steps() < config.steps { trainer.run().map(|_| ()) } else { Ok(()) };
     // Not finite: what was reached before that step is kept.
@@ -236,5 +248,8 @@ fn stop_on_signals() -> Result<()> {
             return Err(Error::new(ErrorKind::Unsupported, format!("signal handler: {}", std::io::Error::last_os_error())));
         }
     }
+    // A limit on the size of files becomes an error of the write instead of the process's end.
+    // SAFETY: ignoring a signal runs no code.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     Ok(())
 }

@@ -1,88 +1,19 @@
 //! Safetensors files of f32 tensors: streamed out without a copy, read with the name in each error.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::files;
+use crate::files::sealed::{self, Array};
 use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// A named array to write: name, shape, values.
 pub(crate) type Named<'a> = (String, Vec<usize>, &'a [f32]);
 
-/// Values of one of the types that we write.
-#[derive(Clone, Copy)]
-pub(crate) enum Array<'a> {
-    F32(&'a [f32]),
-    U8(&'a [u8]),
-    U32(&'a [u32]),
-}
-
-/// The same, to be filled.
-pub(crate) enum ArrayMut<'a> {
-    F32(&'a mut [f32]),
-    U8(&'a mut [u8]),
-    U32(&'a mut [u32]),
-}
-
-impl Array<'_> {
-    fn dtype(&self) -> Dtype {
-        match self {
-            Array::F32(_) => Dtype::F32,
-            Array::U8(_) => Dtype::U8,
-            Array::U32(_) => Dtype::U32,
-        }
-    }
-
-    /// Number of values.
-    pub fn len(&self) -> usize {
-        match self {
-            Array::F32(values) => values.len(),
-            Array::U8(values) => values.len(),
-            Array::U32(values) => values.len(),
-        }
-    }
-
-    /// The bytes as the format has them: little-endian, as are the machines that we build for.
-    fn bytes(&self) -> &[u8] {
-        fn plain<T>(values: &[T]) -> &[u8] {
-            // SAFETY: called for numbers only, all of whose bytes are initialised; u8 has no alignment.
-            unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), std::mem::size_of_val(values)) }
-        }
-        match self {
-            Array::F32(values) => plain(values),
-            Array::U8(values) => values,
-            Array::U32(values) => plain(values),
-        }
-    }
-}
-
 /// Writes f32 arrays and text metadata as one safetensors file, whole or not at all.
 pub(crate) fn write(path: &Path, arrays: &[Named<'_>], notes: HashMap<String, String>) -> Result<()> {
     let arrays: Vec<_> = arrays.iter().map(|(name, shape, values)| (name.clone(), shape.clone(), Array::F32(values))).collect();
-    write_arrays(path, &arrays, notes)
-}
-
-/// The same for arrays of any of our types.
-pub(crate) fn write_arrays(path: &Path, arrays: &[(String, Vec<usize>, Array<'_>)], notes: HashMap<String, String>) -> Result<()> {
-    let mut offset = 0;
-    let mut infos = Vec::with_capacity(arrays.len());
-    for (name, shape, values) in arrays {
-        let bytes = values.bytes().len();
-        infos.push((name.clone(), TensorInfo { dtype: values.dtype(), shape: shape.clone(), data_offsets: (offset, offset + bytes) }));
-        offset += bytes;
-    }
-    let fault = |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadTensor, format!("{}: {error}", path.display()));
-    let notes = if notes.is_empty() { None } else { Some(notes) };
-    let header = Metadata::new(notes, infos).map_err(|error| fault(&error))?;
-    let mut header = serde_json::to_vec(&header).map_err(|error| fault(&error))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    files::write_atomic_with(path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        arrays.iter().try_for_each(|(_, _, values)| out.write_all(values.bytes()))
-    })
+    sealed::write_plain(path, &arrays, notes)
 }
 
 /// An open safetensors file, mapped into memory.
@@ -112,11 +43,6 @@ impl Reader {
     /// The shape of tensor `name`, `None` when it is not there.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.header.info(name).map(|info| info.shape.clone())
-    }
-
-    /// A text note of the file's header.
-    pub fn note(&self, name: &str) -> Option<&str> {
-        self.header.metadata().as_ref()?.get(name).map(String::as_str)
     }
 
     fn place(&self, name: &str) -> String {
@@ -181,26 +107,6 @@ impl Reader {
         // SAFETY: any bytes are f32 values, and u8 has no alignment.
         let bytes = unsafe { std::slice::from_raw_parts_mut(into.as_mut_ptr().cast(), std::mem::size_of_val(into)) };
         self.file.read_exact_at(bytes, at).map_err(|error| Error::io(&self.path, &error))
-    }
-
-    /// Copies tensor `name` into `into`, checked against its length and type.
-    pub fn fill(&self, name: &str, into: ArrayMut<'_>) -> Result<()> {
-        let (dtype, length) = match into {
-            ArrayMut::F32(values) => return self.read_into(name, values),
-            ArrayMut::U8(ref values) => (Dtype::U8, values.len()),
-            ArrayMut::U32(ref values) => (Dtype::U32, values.len()),
-        };
-        let (info, bytes) = self.view(name)?;
-        let count: usize = info.shape.iter().product();
-        if count != length || info.dtype != dtype {
-            return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("{count} values of {:?}", info.dtype), format_args!("{length} of {dtype:?}")));
-        }
-        match into {
-            ArrayMut::U8(values) => values.copy_from_slice(bytes),
-            ArrayMut::U32(values) => values.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, four)| *value = u32::from_le_bytes(*four)),
-            ArrayMut::F32(_) => {}
-        }
-        Ok(())
     }
 
     /// Copies tensor `name` into `into` as f32, checked against its length.

@@ -6,9 +6,9 @@ use super::{LiveClt, LiveLayer};
 use super::forward::starts_dense;
 use crate::activations::{LayerScale, Scale};
 use crate::clt::config::Tied;
-use crate::clt::io::tensors::{Array, ArrayMut};
 use crate::clt::{Activation, Clt, CltConfig, LayerWeights};
 use crate::error::Result;
+use crate::files::sealed::{Array, ArrayMut};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 

@@ -90,6 +90,9 @@ impl LiveClt {
             let (before, after) = slabs.split_at_mut(group);
             before[group - 1].par_iter_mut().zip(after[0].par_iter()).for_each(|(sum, value)| *sum += value);
         }
+        if self.config.skip {
+            skip_gradients(works, &slabs[0], stride, batch, d);
+        }
         if tied {
             // A row that stands for all targets gets the sum of their gradients.
             for slab in slabs.iter_mut() {
@@ -193,6 +196,16 @@ fn residuals(slab: &mut [f32], stride: usize, targets: &[Vec<f32>], d: usize, sc
         totals[target] += part;
     }
     totals
+}
+
+/// `∂loss/∂W_skip = xᵀ e`.
+fn skip_gradients(works: &mut [LayerScratch], slab: &[f32], stride: usize, batch: &Batch, d: usize) {
+    works.par_iter_mut().zip(&batch.inputs).enumerate().for_each(|(index, (work, input))| {
+        work.skip.resize(d * d, 0.0);
+        let input_t = Matrix::rows(0, d).t();
+        // SAFETY: `skip` is ours, d rows of d.
+        unsafe { kernels::gemm(d, batch.tokens, d, work.skip.as_mut_ptr(), Matrix::rows(0, d), false, input, input_t, slab, Matrix::rows(index * d, stride)) };
+    });
 }
 
 /// `Σ (y − ȳ)²` of `[tokens, d]`.

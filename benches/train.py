@@ -25,8 +25,15 @@ SHAPES = {
     "gpt2-k16": dict(layers=12, width=768, features=9216, k=16, tokens=240),
     "gpt2": dict(layers=12, width=768, features=9216, k=184, tokens=240),
 }
-# Bytes that our optimiser step moves for a weight: weight and moments read and written; no gradient is stored.
-BYTES = {"f32": 24, "eight_bit": 12}
+# Our variants: what the program is told, and the bytes that a step moves for a weight: the gradient read
+# once (4), weight and moments read and written. Rows of decoders rest while their feature does not fire,
+# which changes nothing but rounding; `-every-row` moves them all, as PyTorch does.
+MOMENTS = {
+    "f32": ([], 28),
+    "f32-every-row": (["--every-row"], 28),
+    "eight_bit": (["--moments", "eight_bit"], 16),
+    "eight_bit-every-row": (["--moments", "eight_bit", "--every-row"], 16),
+}
 BATCHES = 4
 
 
@@ -171,7 +178,7 @@ class Program:
 
 
 def ours(given, shape, moments):
-    more = [] if moments == "f32" else ["--moments", moments]
+    more, _ = MOMENTS[moments]
     options = [part for name, value in shape.items() for part in (f"--{name}", str(value))]
     return [given.cltlab, "bench", "--train", "--on-request", *options, *more]
 
@@ -211,12 +218,12 @@ def weights(s):
 
 
 def floor(s, moments, rates):
-    """Seconds a step that arithmetic and memory traffic alone take; decoder rows that do not fire are not touched."""
+    """Seconds a step that arithmetic and memory traffic alone take; decoder rows that rest are not moved."""
     L, d, F, k, tokens = (s[name] for name in ("layers", "width", "features", "k", "tokens"))
     pairs = L * (L + 1) // 2
     flops = tokens * (2 * L * F * d + 2 * L * k * d + 3 * 2 * pairs * k * d)
-    firing = 1 - (1 - k / F) ** tokens
-    moved = BYTES.get(moments, 24) * (L * F * d + firing * pairs * F * d)
+    fires = 1.0 if moments.endswith("every-row") else 1 - (1 - k / F) ** tokens
+    moved = MOMENTS[moments][1] * (L * F * d + fires * pairs * F * d)
     return flops / rates["gemm"] / 1e9 + moved / max(rates["copy"], rates["update"]) / 1e9
 
 
@@ -274,7 +281,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cltlab")
     parser.add_argument("--shape", type=names, default=list(SHAPES), help=f"some of {','.join(SHAPES)}")
-    parser.add_argument("--moments", type=names, default=["f32", "eight_bit"], help="our optimiser's moments: f32, eight_bit")
+    parser.add_argument("--moments", type=names, default=["f32", "eight_bit"], help=f"our variants, some of {','.join(MOMENTS)}")
     parser.add_argument("--peers", type=names, default=list(PEERS), help=f"some of {','.join(PEERS)}; empty for ours alone")
     parser.add_argument("--quick", action="store_true", help="fewer steps")
     parser.add_argument("--no-scaling", action="store_true")
@@ -286,7 +293,7 @@ def main():
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         return machine() if given.as_peer == "machine" else peer(*given.as_peer)
-    for option, got, known in [("--shape", given.shape, SHAPES), ("--peers", given.peers, PEERS)]:
+    for option, got, known in [("--shape", given.shape, SHAPES), ("--peers", given.peers, PEERS), ("--moments", given.moments, MOMENTS)]:
         if unknown := [name for name in got if name not in known]:
             parser.error(f"{option}: got {unknown[0]}, expected some of {', '.join(known)}")
     rates = Program([sys.executable, os.path.abspath(__file__), "-", "--as-peer", '"machine"'], given.threads).first

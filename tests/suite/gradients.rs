@@ -105,9 +105,21 @@ fn as_sparse(trainer: &Trainer, activations: &Activations) -> Trainer {
     let (from, to) = (b"densities\\\":[1.0,1.0,1.0]", b"densities\\\":[0.0,0.0,0.0]");
     if let Some(at) = bytes.windows(from.len()).position(|window| window == from) {
         bytes[at..at + to.len()].copy_from_slice(to);
+        let at = bytes.windows(8).position(|window| window == b"\"seal\":\"").unwrap() + 8;
+        let seal = seal_of(&bytes);
+        bytes[at..at + seal.len()].copy_from_slice(seal.as_bytes());
     }
     std::fs::write(&file, &bytes).unwrap();
     Trainer::resume(&file, activations).unwrap()
+}
+
+/// The checksum that a header says of itself.
+fn seal_of(bytes: &[u8]) -> String {
+    let (_, header) = safetensors::SafeTensors::read_metadata(bytes).unwrap();
+    let mut infos: Vec<_> = header.tensors().into_iter().map(|(name, info)| (name, info.dtype, info.shape.clone())).collect();
+    infos.sort_by(|a, b| a.0.cmp(&b.0));
+    let notes: BTreeMap<_, _> = header.metadata().as_ref().unwrap().iter().filter(|(name, _)| *name != "seal").collect();
+    format!("{:016x}", twox_hash::XxHash64::oneshot(0, format!("{notes:?}{infos:?}").as_bytes()))
 }
 
 /// The code and the pre-activations, and what each entry had to exceed.

@@ -34,6 +34,7 @@ mod pictures;
 mod program;
 mod qk;
 mod resume;
+mod sources;
 mod steered_text;
 mod summary;
 mod supernodes;

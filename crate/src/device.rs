@@ -41,6 +41,38 @@ pub fn require_memory(task: &str, bytes: u64, remedy: &str) -> Result<()> {
     }
 }
 
+/// Bytes that an ordinary user may still write below `folder` (or the nearest parent that exists); `None`
+/// where the system does not say.
+pub fn free_disk(folder: impl AsRef<std::path::Path>) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = std::path::absolute(folder).ok()?;
+    let there = folder.ancestors().find(|folder| folder.exists())?;
+    let path = std::ffi::CString::new(there.as_os_str().as_bytes()).ok()?;
+    // SAFETY: zeros are a valid statvfs, which the call fills in; the path ends with a zero.
+    let found = unsafe {
+        let mut found: libc::statvfs = std::mem::zeroed();
+        (libc::statvfs(path.as_ptr(), &mut found) == 0).then_some(found)
+    }?;
+    Some(found.f_bavail * found.f_frsize)
+}
+
+/// Refuses a task whose predicted size on disk exceeds what is free below `folder`, before anything is written.
+///
+/// # Errors
+/// `DiskFull` with both figures and `remedy`.
+pub fn require_disk(task: &str, folder: impl AsRef<std::path::Path>, bytes: u64, remedy: &str) -> Result<()> {
+    match free_disk(&folder) {
+        Some(free) if bytes > free => Err(Error::expected(
+            ErrorKind::DiskFull,
+            format_args!("{task} in {}", folder.as_ref().display()),
+            format_args!("a size of {}", format_bytes(bytes)),
+            format_args!("at most the {} that are free there", format_bytes(free)),
+        )
+        .help(remedy)),
+        _ => Ok(()),
+    }
+}
+
 /// Bytes for people: `1.5 GiB`.
 pub fn format_bytes(bytes: u64) -> String {
     let mut value = bytes as f64;

@@ -65,13 +65,34 @@ impl HubRepo {
     /// # Errors
     /// As [`HubRepo::open`].
     pub fn open_with(source: &str, config: HubConfig) -> Result<Self> {
+        Self::of(RepoType::Model, source, config)
+    }
+
+    /// As [`HubRepo::open`], for a dataset.
+    ///
+    /// # Errors
+    /// As [`HubRepo::open`].
+    pub fn dataset(source: &str) -> Result<Self> {
+        Self::dataset_with(source, HubConfig::default())
+    }
+
+    /// As [`HubRepo::dataset`], from another hub or cache.
+    ///
+    /// # Errors
+    /// As [`HubRepo::open`].
+    pub fn dataset_with(source: &str, config: HubConfig) -> Result<Self> {
+        Self::of(RepoType::Dataset, source, config)
+    }
+
+    fn of(kind: RepoType, source: &str, config: HubConfig) -> Result<Self> {
         let (name, revision) = source.split_once('@').unwrap_or((source, "main"));
         let fits = |text: &str, more: &str| !text.is_empty() && !text.contains("..") && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c) || more.contains(c));
         if !fits(name, "/") || !fits(revision, "/") || name.split('/').any(str::is_empty) {
-            return Err(Error::expected(ErrorKind::BadInput, "model", format_args!("'{source}'"), "a hub name: owner/name or owner/name@revision")
+            let what = if matches!(kind, RepoType::Dataset) { "dataset" } else { "model" };
+            return Err(Error::expected(ErrorKind::BadInput, what, format_args!("'{source}'"), "a hub name: owner/name or owner/name@revision")
                 .help("give a folder, a .gguf file, or a hub name like gpt2"));
         }
-        let repo = Repo::with_revision(name.to_string(), RepoType::Model, revision.to_string());
+        let repo = Repo::with_revision(name.to_string(), kind, revision.to_string());
         let builder = ApiBuilder::from_cache(Cache::new(config.cache.clone())).with_endpoint(config.endpoint.clone());
         let api = builder.with_progress(false).with_token(config.token.clone()).build();
         let api = api.map_err(|error| Error::new(ErrorKind::Network, format!("hub client: {error}")))?.repo(repo.clone());

@@ -51,7 +51,7 @@ fn answer(mut stream: TcpStream, folder: &Path, log: &Heard) -> std::io::Result<
         ("lab/gated", _, "") => return refuse(stream, "401 Unauthorized", "GatedRepo"),
         ("lab/gated", _, "wrong") => return refuse(stream, "403 Forbidden", "GatedRepo"),
         ("lab/busy", ..) => return refuse(stream, "503 Service Unavailable", ""),
-        ("lab/tiny" | "lab/gated", "main" | "v1", _) => {}
+        ("lab/tiny" | "lab/gated" | "datasets/lab/texts", "main" | "v1", _) => {}
         ("lab/tiny", ..) => return refuse(stream, "404 Not Found", "RevisionNotFound"),
         _ => return refuse(stream, "401 Unauthorized", "RepoNotFound"),
     }
@@ -165,4 +165,22 @@ fn the_environment_is_read() {
     let (done, text) = run("lab/gated", &[("HF_HUB_OFFLINE", "1")]);
     assert!(done, "{text}");
     assert_eq!(heard.lock().unwrap().len(), before, "offline asks nothing");
+}
+
+/// Datasets lie at an address of their own, and in a folder of their own in the cache.
+#[test]
+fn a_file_of_a_dataset() {
+    let (folder, cache) = (content(), support::scratch("hub-dataset-cache"));
+    std::fs::create_dir_all(folder.join("data")).unwrap();
+    std::fs::write(folder.join("data/a.jsonl"), "{\"story\": \"One.\"}\n{\"story\": \"Two.\"}\n").unwrap();
+    let (address, heard) = serve(folder);
+    let path = HubRepo::dataset_with("lab/texts@v1", config(&address, &cache)).unwrap().file("data/a.jsonl").unwrap();
+    assert!(heard.lock().unwrap().iter().any(|line| line.contains("/datasets/lab/texts/resolve/v1/data/a.jsonl")));
+    assert!(path.to_string_lossy().contains("datasets--lab--texts"), "{}", path.display());
+    let config = cltlab::text::TextConfig { field: "story".into(), ..Default::default() };
+    assert_eq!(cltlab::Corpus::load_with(&path, &config).unwrap().texts(), ["One.", "Two."]);
+    let error = cltlab::Corpus::hub("lab/texts", &config).unwrap_err();
+    assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("owner/name/path"), "{error}");
+    let error = HubRepo::dataset("lab/../texts").err().unwrap();
+    assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("dataset"), "{error}");
 }

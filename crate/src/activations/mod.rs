@@ -2,24 +2,30 @@
 //!
 //! In: a model and a corpus, or arrays in memory. Out: shuffled batches of, for each layer, the
 //! value that the encoder reads and the MLP output that is to be reconstructed, `[tokens, d]` each.
-//! The model runs while training goes on and nothing is kept on disk. The first position of a
+//! The model runs while training goes on, or ran before and filled a store on disk. The first position of a
 //! context and special tokens are left out: there the residual stream holds a few enormous values
 //! that say nothing about language. Cost: one forward pass a token, without logits, shared by
 //! [`StreamConfig::passes`] uses of it.
 
+mod ahead;
 mod file;
 mod reader;
+mod rounds;
 mod scale;
+mod store;
 mod stream;
 
 pub(crate) use reader::{Position, Reader};
 pub(crate) use scale::{Affine, LayerScale, Scale};
+pub use store::{ReadConfig, StoreConfig, StoreFormat};
 pub use stream::StreamConfig;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{MlpSite, Model, OutputSite};
 use crate::text::Corpus;
 use candle_core::Tensor;
+use rounds::Rounds;
+use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 /// Which value of each layer the encoders read.
@@ -95,6 +101,7 @@ struct Inner {
 
 enum Source {
     Stream(stream::Stream),
+    Store(store::Store),
     Memory(Arc<Batch>),
 }
 
@@ -181,7 +188,38 @@ impl Activations {
     pub fn tokens(&self) -> u64 {
         match &self.0.source {
             Source::Stream(stream) => stream.tokens(),
+            Source::Store(store) => store.tokens(),
             Source::Memory(batch) => batch.tokens as u64,
+        }
+    }
+
+    /// Puts filling number `index` into `buffer`, silently when it can be cancelled.
+    fn fill(&self, index: u64, buffer: &mut Batch, cancel: Option<&AtomicBool>) -> Result<()> {
+        match &self.0.source {
+            Source::Stream(stream) => stream.fill(index, buffer, cancel),
+            Source::Store(store) => store.fill(index, buffer, cancel),
+            Source::Memory(batch) => {
+                buffer.clone_from(batch);
+                Ok(())
+            }
+        }
+    }
+
+    /// How fillings follow each other; activations in memory have one, used without end.
+    fn rounds(&self) -> Option<&Rounds> {
+        match &self.0.source {
+            Source::Stream(stream) => Some(stream.rounds()),
+            Source::Store(store) => Some(store.rounds()),
+            Source::Memory(_) => None,
+        }
+    }
+
+    /// Whether the next filling is made while the present one is used.
+    fn ahead(&self) -> bool {
+        match &self.0.source {
+            Source::Stream(stream) => stream.ahead(),
+            Source::Store(store) => store.ahead(),
+            Source::Memory(_) => false,
         }
     }
 }

@@ -3,13 +3,29 @@
 //! Documents are tokenised, joined by the model's special token and cut into contexts of equal
 //! length, so that no position is padding. Cost: one pass over the text, 4 bytes a token.
 
+use super::documents::Documents;
 use super::Tokenizer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::{files, progress};
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::RowAccessor;
+use crate::hub::HubRepo;
+use crate::progress;
 use std::path::Path;
 use std::sync::Arc;
+
+/// Where in a file the text lies, and how much of it is read.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TextConfig {
+    /// The field of a JSONL object, or the column of a parquet file. Default `text`.
+    pub field: String,
+    /// Reading stops once there are so many bytes of text; `None` for no limit. Default `None`.
+    pub max_bytes: Option<u64>,
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        TextConfig { field: "text".to_string(), max_bytes: None }
+    }
+}
 
 /// Documents of text. Cheap to clone.
 #[derive(Clone)]
@@ -21,28 +37,52 @@ pub struct Corpus {
 impl Corpus {
     /// Loads a text file (blank lines, two in a row, part documents), a `.jsonl` file (one object
     /// or string a line, field `text`), a `.parquet` file (string column `text`), or a folder of
-    /// such files in the order of their names.
+    /// such files in the order of their names. Text and JSONL may be compressed: `.gz`, `.zst`.
     ///
     /// # Errors
     /// `MissingFile`; `BadFile` with the line or column that could not be read; `BadInput` when no
     /// text was found.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::load_with(path, &TextConfig::default())
+    }
+
+    /// As [`Corpus::load`], from another field, or only the first part.
+    ///
+    /// ```no_run
+    /// use cltlab::text::{Corpus, TextConfig};
+    /// let config = TextConfig { field: "content".into(), max_bytes: Some(100_000_000), ..TextConfig::default() };
+    /// let corpus = Corpus::load_with("code.jsonl.zst", &config)?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Corpus::load`]; a missing field is named with those that are there.
+    pub fn load_with(path: impl AsRef<Path>, config: &TextConfig) -> Result<Self> {
         let path = path.as_ref();
-        let mut documents = Vec::new();
-        if path.is_dir() {
-            let listing = std::fs::read_dir(path).map_err(|error| Error::io(path, &error))?;
-            let mut inside: Vec<_> = listing.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
-            inside.sort();
-            for file in inside.iter().filter(|file| {
-                matches!(file.extension().and_then(|e| e.to_str()), Some("txt" | "jsonl" | "json" | "md" | "parquet"))
-            }) {
-                read_documents(file, &mut documents)?;
-            }
-        } else {
-            read_documents(path, &mut documents)?;
-        }
+        let mut documents = Documents::new(config);
+        documents.read(path)?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Self::named(name, documents).map_err(|error| error.context(path.display()))
+        Self::named(name, documents.texts).map_err(|error| error.context(path.display()))
+    }
+
+    /// Loads one file of a dataset on the hub, `owner/name/path/in/it.parquet` or
+    /// `owner/name@revision/path`; it is fetched once, into the cache that is shared with Python.
+    ///
+    /// ```no_run
+    /// use cltlab::text::{Corpus, TextConfig};
+    /// let stories = Corpus::hub("roneneldan/TinyStories/TinyStories-valid.txt", &TextConfig::default())?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `BadInput` for what is no such name; those of [`HubRepo::file`] and [`Corpus::load_with`].
+    pub fn hub(source: &str, config: &TextConfig) -> Result<Self> {
+        let mut parts = source.splitn(3, '/');
+        let (Some(owner), Some(name), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(Error::expected(ErrorKind::BadInput, "dataset", format_args!("'{source}'"), "owner/name/path/of/file, as on the hub"));
+        };
+        let path = HubRepo::dataset(&format!("{owner}/{name}"))?.file(file)?;
+        Self::load_with(path, config).map_err(|error| error.context(format_args!("dataset {source}")))
     }
 
     /// A corpus of these documents.
@@ -228,48 +268,4 @@ fn pieces(document: &str) -> impl Iterator<Item = &str> {
         rest = tail;
         Some(piece)
     })
-}
-
-fn read_documents(path: &Path, documents: &mut Vec<String>) -> Result<()> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("jsonl" | "json") => read_jsonl(path, documents),
-        Some("parquet") => read_parquet(path, documents),
-        _ => {
-            let bytes = files::read(path)?;
-            // Old e-texts are Latin-1; each of its bytes is the code point of the same number.
-            let text = String::from_utf8(bytes).unwrap_or_else(|error| error.into_bytes().iter().map(|b| char::from(*b)).collect());
-            documents.extend(text.replace("\r\n", "\n").split("\n\n\n").map(str::to_string));
-            Ok(())
-        }
-    }
-}
-
-fn read_jsonl(path: &Path, documents: &mut Vec<String>) -> Result<()> {
-    let bytes = files::read(path)?;
-    let text = std::str::from_utf8(&bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let place = || format!("{} line {}", path.display(), number + 1);
-        let value: serde_json::Value =
-            serde_json::from_str(line).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", place())))?;
-        let text = value.as_str().or_else(|| value.get("text").and_then(|text| text.as_str()));
-        documents.push(text.map(str::to_string).ok_or_else(|| {
-            Error::expected(ErrorKind::BadFile, place(), "no field 'text'", "an object with a string field 'text'")
-        })?);
-    }
-    Ok(())
-}
-
-fn read_parquet(path: &Path, documents: &mut Vec<String>) -> Result<()> {
-    let bad = |error: parquet::errors::ParquetError| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display()));
-    let file = std::fs::File::open(path).map_err(|error| Error::io(path, &error))?;
-    let reader = SerializedFileReader::new(file).map_err(bad)?;
-    let schema = reader.metadata().file_metadata().schema();
-    let names: Vec<_> = schema.get_fields().iter().map(|field| field.name().to_string()).collect();
-    let column = names.iter().position(|name| name == "text").ok_or_else(|| {
-        Error::expected(ErrorKind::BadFile, format_args!("{}: columns", path.display()), names.join(", "), "a string column 'text'")
-    })?;
-    for row in reader.get_row_iter(None).map_err(bad)? {
-        documents.push(row.map_err(bad)?.get_string(column).map_err(bad)?.clone());
-    }
-    Ok(())
 }

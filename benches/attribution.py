@@ -2,15 +2,26 @@
 """Attribution side by side with circuit-tracer: one random model and CLT, one prompt, same nodes.
 
 usage: attribution.py CLTLAB FOLDER [--shape gpt2|small] [--tokens 16,64] [--rows 512,128] [--batch 32,16]
+       attribution.py CLTLAB FOLDER --scaling [--tokens 512,1024,2048,4096] [--rows 8192]
 Prints one row a prompt length and program: rows per second end to end (attribute, prune, export;
 loading apart), CPU seconds, peak memory, and whether the same features were selected. Each program
 runs alone, in a process of its own, one after the other. CPU seconds are there because wall time on
-a machine that others use says little. requirements-attribution.txt names what this needs.
+a machine that others use says little. Both rank features after the same number of rows (the peer's
+batch times its interval of 4). Floor: the multiply-adds that the linear passes need for the selected
+features (values, outputs and patterns at the positions that each reaches, products with the decoder
+rows there), and the share of them in what the cores can do, measured by NumPy's product just before.
+--scaling is ours alone: long prompts on a small model (L 4, d 128, F 1024, 8 features a token and
+layer); the peer keeps a copy of the prompt for each target of a batch and a dense matrix.
+requirements-attribution.txt names what this needs.
 """
 import argparse, json, os, re, resource, subprocess, sys, time
 
-SHAPES = {"gpt2": dict(L=12, d=768, F=9216, heads=12), "small": dict(L=6, d=256, F=2048, heads=4)}
-VOCAB, CONTEXT, L0 = 5000, 1024, 30
+SHAPES = {
+    "gpt2": dict(L=12, d=768, F=9216, heads=12, context=1024, l0=30),
+    "small": dict(L=6, d=256, F=2048, heads=4, context=1024, l0=30),
+    "long": dict(L=4, d=128, F=1024, heads=2, context=4096, l0=8),
+}
+VOCAB, INTERVAL = 5000, 4
 
 
 def make(folder, shape):
@@ -22,9 +33,9 @@ def make(folder, shape):
 
     if os.path.exists(f"{folder}/done"):
         return
-    L, d, F, heads = (SHAPES[shape][k] for k in ("L", "d", "F", "heads"))
+    L, d, F, heads, context, l0 = (SHAPES[shape][k] for k in ("L", "d", "F", "heads", "context", "l0"))
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=VOCAB, n_positions=CONTEXT, n_embd=d, n_layer=L, n_head=heads, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(vocab_size=VOCAB, n_positions=context, n_embd=d, n_layer=L, n_head=heads, bos_token_id=0, eos_token_id=0)
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -52,7 +63,7 @@ def make(folder, shape):
         encoder = torch.randn(F, d)
         encoder /= encoder.norm(dim=1, keepdim=True) * inputs[l][later].std()
         pre = inputs[l][later] @ encoder.T
-        bias = -torch.quantile(pre, 1 - L0 / F, dim=0)
+        bias = -torch.quantile(pre, 1 - l0 / F, dim=0)
         save_file({f"W_enc_{l}": encoder, f"b_enc_{l}": bias, f"b_dec_{l}": torch.zeros(d)}, f"{folder}/clt/W_enc_{l}.safetensors")
         save_file({f"W_dec_{l}": torch.randn(F, L - l, d) * 0.2 * d**-0.5}, f"{folder}/clt/W_dec_{l}.safetensors")
     with open(f"{folder}/clt/config.yaml", "w") as f:
@@ -80,7 +91,7 @@ def peer(folder, tokens, rows, batch, shape):
     hf = GPT2LMHeadModel.from_pretrained(f"{folder}/model").eval()
     s = SHAPES[shape]
     config = HookedTransformerConfig(
-        n_layers=s["L"], d_model=s["d"], n_ctx=CONTEXT, d_head=s["d"] // s["heads"], n_heads=s["heads"], d_mlp=4 * s["d"], d_vocab=VOCAB,
+        n_layers=s["L"], d_model=s["d"], n_ctx=s["context"], d_head=s["d"] // s["heads"], n_heads=s["heads"], d_mlp=4 * s["d"], d_vocab=VOCAB,
         act_fn="gelu_new", normalization_type="LN", eps=1e-5, model_name="random", original_architecture="GPT2LMHeadModel",
         tokenizer_name=f"{folder}/model", init_weights=False, attention_dir="causal", positional_embedding_type="standard", device="cpu",
         default_prepend_bos=True, dtype=torch.float32, seed=None)
@@ -91,7 +102,7 @@ def peer(folder, tokens, rows, batch, shape):
     clt = load_clt(f"{folder}/clt", scan="random", device=torch.device("cpu"), dtype=torch.float32, lazy_decoder=True)
     model._configure_replacement_model(clt)
     cpu, start = time.process_time(), time.perf_counter()
-    graph = attribute(torch.tensor(prompt(tokens)), model, batch_size=batch, max_feature_nodes=rows, update_interval=4)
+    graph = attribute(torch.tensor(prompt(tokens)), model, batch_size=batch, max_feature_nodes=rows, update_interval=INTERVAL)
     attributed = time.perf_counter() - start
     create_graph_files(graph, slug="peer", output_path=folder, scan="random", node_threshold=0.8, edge_threshold=0.98)
     whole = time.perf_counter() - start
@@ -101,25 +112,60 @@ def peer(folder, tokens, rows, batch, shape):
                           peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, selected=selected)))
 
 
-def ours(program, folder, tokens, rows, batch):
+def floor(shape, active, selected):
+    """GFLOP of the linear passes for the selected features, by the formulas of cltlab's `replacement::linear`."""
     import numpy as np
+
+    L, d, heads = (SHAPES[shape][k] for k in ("L", "d", "heads"))
+    tokens = int(active[:, 1].max()) + 1
+    here = np.zeros((L, tokens))
+    np.add.at(here, (active[:, 0], active[:, 1]), 1)
+    rows = here.cumsum(0).cumsum(0).cumsum(1)  # decoder rows below a layer's end and up to a position
+    layer, reach = active[selected, 0].astype(float), active[selected, 1] + 1.0
+    maps = layer * 4 * reach * d * d + 4 * d * d
+    patterns = layer * reach * (reach + 1) * d + 2 * reach * heads * d
+    products = np.where(layer > 0, rows[np.maximum(active[selected, 0] - 1, 0), active[selected, 1]], 0) * 2 * d
+    return (maps + patterns + products).sum() / 1e9
+
+
+def peak_rate():
+    """GFLOP/s of NumPy's single-precision product on all cores."""
+    import numpy as np
+
+    a = np.ones((1536, 1536), np.float32)
+    best = 0
+    for _ in range(12):
+        start = time.perf_counter()
+        a @ a
+        best = max(best, 2 * 1536**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def ours(program, folder, shape, tokens, rows, step):
+    """cltlab, `rows` features (0: all) ranked again after every `step`."""
     from safetensors.numpy import load_file
 
     args = [program, "attribute", "--model", f"{folder}/model", "--clt", f"{folder}/clt", "--tokens", ",".join(map(str, prompt(tokens))), "-o", f"{folder}/ours.json"]
-    budget = ["--max-features", str(rows), "--batch-size", str(batch), "--update-interval", "4"] if rows else []
+    budget = ["--max-features", str(rows)] + (["--batch-size", str(step), "--update-interval", "1"] if step else []) if rows else []
+    rate = peak_rate()
     done = subprocess.run(["/usr/bin/env", "python3", "-c", TIMED, *args, *budget], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
     figures = json.loads(done.stdout.strip().splitlines()[-1])
     laps = dict((name, float(value)) for name, value in re.findall(r"· (\w+) ([\d.]+) s", done.stdout))
     count = int(re.search(r"rows (\d+)", done.stdout)[1])
+    edges = int(re.search(r"(\d+) edges", done.stdout)[1])
+    whole = laps["attribute"] + laps["prune"] + laps["export"]
+    out = dict(version="cltlab", attribute=laps["attribute"], whole=whole, cpu=figures["cpu"], rows=count, edges=edges, peak=figures["peak"])
+    if tokens > 1024:  # Arrays of some GB.
+        return dict(out, active=0, selected=[], floor=0, share=0)
     raw = f"{folder}/ours.safetensors"
     subprocess.run([*args, *budget, "--raw", raw], check=True, capture_output=True)
     arrays = load_file(raw)
-    selected = arrays["active_features"][arrays["selected_features"]].tolist()
-    whole = laps["attribute"] + laps["prune"] + laps["export"]
-    return dict(version="cltlab", attribute=laps["attribute"], whole=whole, cpu=figures["cpu"], rows=count,
-                active=len(arrays["active_features"]), peak=figures["peak"], selected=selected)
+    os.remove(raw)
+    active, selected = arrays["active_features"], arrays["selected_features"]
+    needed = floor(shape, active, selected)
+    return dict(out, active=len(active), selected=active[selected].tolist(), floor=needed, share=needed / rate / laps["attribute"])
 
 
 TIMED = """import json, resource, subprocess, sys
@@ -130,7 +176,9 @@ sys.exit(code)"""
 
 
 def line(tokens, f, note=""):
-    print(f"| {tokens} | {f['version']} | {f['active']} | {f['rows']} | {f['attribute']:.2f} | {f['whole']:.2f} | {f['rows'] / f['whole']:.1f} | {f['cpu']:.1f} | {f['peak']:.0f} | {note} |", flush=True)
+    least = f"{f['floor']:.1f} ({100 * f['share']:.0f} %)" if f.get("floor") else ""
+    print(f"| {tokens} | {f['version']} | {f['active'] or ''} | {f['rows']} | {f.get('edges', '')} | {f['attribute']:.2f} | {f['whole']:.2f} | {f['rows'] / f['whole']:.1f} "
+          f"| {f['cpu']:.1f} | {f['peak']:.0f} | {least} | {note} |", flush=True)
 
 
 def main():
@@ -138,35 +186,45 @@ def main():
     parser.add_argument("program")
     parser.add_argument("folder")
     parser.add_argument("--shape", default="gpt2", choices=SHAPES)
-    parser.add_argument("--tokens", default="16,64")
-    parser.add_argument("--rows", default="512,128")
+    parser.add_argument("--tokens")
+    parser.add_argument("--rows")
     parser.add_argument("--batch", default="32,16")
+    parser.add_argument("--scaling", action="store_true", help="long prompts, without circuit-tracer")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--alone", action="store_true", help="without circuit-tracer")
     args = parser.parse_args()
-    numbers = [[int(n) for n in text.split(",")] for text in (args.tokens, args.rows, args.batch)]
+    if args.scaling:
+        args.shape = "long"
+    tokens = [int(n) for n in (args.tokens or ("512,1024,2048,4096" if args.scaling else "16,64")).split(",")]
+    rows = [int(n) for n in (args.rows or ("8192" if args.scaling else "512,128")).split(",")]
+    batches = [int(n) for n in args.batch.split(",")]
     folder = os.path.join(os.path.abspath(args.folder), args.shape)
     if args.peer:
-        return peer(folder, *(n[0] for n in numbers), args.shape)
+        return peer(folder, tokens[0], rows[0], batches[0], args.shape)
     os.makedirs(folder, exist_ok=True)
     make(folder, args.shape)
-    print(f"{args.shape}: {SHAPES[args.shape]}, load average {os.getloadavg()[0]:.1f}")
-    print("| tokens | program | active features | rows | attribute s | with prune and export s | rows/s | CPU s (ours with loading) | peak MB | |\n|---|---|---|---|---|---|---|---|---|---|")
-    for tokens, rows, batch in zip(*numbers):
-        mine = ours(args.program, folder, tokens, rows, batch)
+    print(f"{args.shape}: {SHAPES[args.shape]}, load average {os.getloadavg()[0]:.1f}, {peak_rate():.0f} GFLOP/s")
+    print("| tokens | program | active features | rows | edges | attribute s | with prune and export s | rows/s | CPU s (ours with loading) | peak MB "
+          "| floor GFLOP (share of peak) | |\n|---|---|---|---|---|---|---|---|---|---|---|---|")
+    if args.scaling:
+        for count in tokens:
+            line(count, ours(args.program, folder, args.shape, count, rows[0], 0))
+        return
+    for count, budget, batch in zip(tokens, rows, batches):
+        mine = ours(args.program, folder, args.shape, count, budget, INTERVAL * batch)
         if args.alone:
-            line(tokens, mine)
+            line(count, mine)
             continue
-        command = [sys.executable, __file__, "-", args.folder, "--shape", args.shape, "--tokens", str(tokens), "--rows", str(rows), "--batch", str(batch), "--peer"]
+        command = [sys.executable, __file__, "-", args.folder, "--shape", args.shape, "--tokens", str(count), "--rows", str(budget), "--batch", str(batch), "--peer"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr)
         theirs = json.loads(done.stdout.strip().splitlines()[-1])
-        line(tokens, theirs)
+        line(count, theirs)
         same = len({tuple(f) for f in mine["selected"]} & {tuple(f) for f in theirs["selected"]})
         rate = (mine["rows"] / mine["whole"]) / (theirs["rows"] / theirs["whole"])
-        line(tokens, mine, f"{rate:.1f} x the rows per second, {mine['peak'] / theirs['peak']:.2f} of the memory, {same} of {len(theirs['selected'])} features the same")
-        line(tokens, ours(args.program, folder, tokens, 0, batch), "all features")
+        line(count, mine, f"{rate:.1f} x the rows per second, {mine['peak'] / theirs['peak']:.2f} of the memory, {same} of {len(theirs['selected'])} features the same")
+        line(count, ours(args.program, folder, args.shape, count, 0, 0), "all features")
 
 
 if __name__ == "__main__":

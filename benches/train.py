@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Training steps side by side with PyTorch: the same loss, shapes and optimiser, random activations.
 
-    python benches/train.py CLTLAB [--shape small,gpt2-k16,gpt2] [--quick] [--moments f32,bf16]
+    python benches/train.py CLTLAB [--shape small,gpt2-k16,gpt2] [--quick] [--moments f32,eight_bit]
                                    [--peers dense,dense-fused,bag-fused] [--no-scaling]
 
 Every program is a process of its own that does one step for each line it is sent. On the small shape
@@ -25,8 +25,15 @@ SHAPES = {
     "gpt2-k16": dict(layers=12, width=768, features=9216, k=16, tokens=240),
     "gpt2": dict(layers=12, width=768, features=9216, k=184, tokens=240),
 }
-# Bytes that an optimiser step moves for a weight: gradient read once (4), weight and moments read and written.
-BYTES = {"f32": 28, "bf16": 20, "int8": 16}
+# Our variants: what the program is told, and the bytes that a step moves for a weight: the gradient read
+# once (4), weight and moments read and written. Rows of decoders rest while their feature does not fire,
+# which changes nothing but rounding; `-every-row` moves them all, as PyTorch does.
+MOMENTS = {
+    "f32": ([], 28),
+    "f32-every-row": (["--every-row"], 28),
+    "eight_bit": (["--moments", "eight_bit"], 16),
+    "eight_bit-every-row": (["--moments", "eight_bit", "--every-row"], 16),
+}
 BATCHES = 4
 
 
@@ -171,7 +178,7 @@ class Program:
 
 
 def ours(given, shape, moments):
-    more = [] if moments == "f32" else ["--moments", moments]
+    more, _ = MOMENTS[moments]
     options = [part for name, value in shape.items() for part in (f"--{name}", str(value))]
     return [given.cltlab, "bench", "--train", "--on-request", *options, *more]
 
@@ -211,13 +218,12 @@ def weights(s):
 
 
 def floor(s, moments, rates):
-    """Seconds a step that arithmetic and memory traffic alone take; lazy moments touch only rows that fire."""
+    """Seconds a step that arithmetic and memory traffic alone take; decoder rows that rest are not moved."""
     L, d, F, k, tokens = (s[name] for name in ("layers", "width", "features", "k", "tokens"))
     pairs = L * (L + 1) // 2
     flops = tokens * (2 * L * F * d + 2 * L * k * d + 3 * 2 * pairs * k * d)
-    moved = BYTES.get(moments, 28) * weights(s)
-    if moments == "lazy":
-        moved *= 1 - (1 - k / F) ** tokens
+    fires = 1.0 if moments.endswith("every-row") else 1 - (1 - k / F) ** tokens
+    moved = MOMENTS[moments][1] * (L * F * d + fires * pairs * F * d)
     return flops / rates["gemm"] / 1e9 + moved / max(rates["copy"], rates["update"]) / 1e9
 
 
@@ -275,7 +281,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cltlab")
     parser.add_argument("--shape", type=names, default=list(SHAPES), help=f"some of {','.join(SHAPES)}")
-    parser.add_argument("--moments", type=names, default=["f32"], help="our optimiser's moments: f32, bf16, int8, lazy")
+    parser.add_argument("--moments", type=names, default=["f32", "eight_bit"], help=f"our variants, some of {','.join(MOMENTS)}")
     parser.add_argument("--peers", type=names, default=list(PEERS), help=f"some of {','.join(PEERS)}; empty for ours alone")
     parser.add_argument("--quick", action="store_true", help="fewer steps")
     parser.add_argument("--no-scaling", action="store_true")
@@ -287,7 +293,7 @@ def main():
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         return machine() if given.as_peer == "machine" else peer(*given.as_peer)
-    for option, got, known in [("--shape", given.shape, SHAPES), ("--peers", given.peers, PEERS)]:
+    for option, got, known in [("--shape", given.shape, SHAPES), ("--peers", given.peers, PEERS), ("--moments", given.moments, MOMENTS)]:
         if unknown := [name for name in got if name not in known]:
             parser.error(f"{option}: got {unknown[0]}, expected some of {', '.join(known)}")
     rates = Program([sys.executable, os.path.abspath(__file__), "-", "--as-peer", '"machine"'], given.threads).first

@@ -24,7 +24,9 @@ def load(folder, lazy):
         return load_clt(folder, **common)
     files = sorted((name for name in os.listdir(folder) if name.startswith("layer_")), key=lambda name: int(name[6:].split(".")[0]))
     paths = {layer: os.path.join(folder, name) for layer, name in enumerate(files)}
-    return load_transcoder_set(paths, activation=config.get("activation"), k=config.get("k"), **common)
+    # Version 0.5.0 knows no `activation`: it is named only where it is needed.
+    more = {name: config[name] for name in ("activation", "k") if name in config}
+    return load_transcoder_set(paths, **more, **common)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 """Forward-parity fixtures: tiny random models run by Hugging Face transformers.
 
     python3 -m venv /tmp/venv && /tmp/venv/bin/pip install torch==2.9.1 transformers==4.57.3 safetensors
-    HF_HUB_OFFLINE=1 /tmp/venv/bin/python tests/make_parity.py
+    HF_HUB_OFFLINE=1 /tmp/venv/bin/python tests/make_parity.py [NAME...]
 
 writes tests/fixtures/parity/<name>/{config.json, model.safetensors, expected.safetensors}. Computed in
 float32 on the CPU with eager attention from weights that float16 can hold; norms and biases are random, so that none can be left out
@@ -13,6 +13,7 @@ unseen. expected: `input_ids [2, 16]`, `logits [2, 16, V]` and for each layer l,
 import math
 import os
 import shutil
+import sys
 
 import torch
 import transformers as T
@@ -30,6 +31,7 @@ PLAIN = {key: value for key, value in LLAMA.items() if key != "num_key_value_hea
 SLIDE = ["sliding_attention", "full_attention", "sliding_attention"]
 
 LLAMA3 = dict(rope_type="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=4.0, beta_slow=0.5)
 AFTER = "post_attention_layernorm"
 
 # name: (class, configuration, (path of the layers, norm before the MLP or None, norm after it or None))
@@ -66,6 +68,10 @@ MODELS = {
         rope_scaling=dict(type="longrope", short_factor=[1.1, 1.7], long_factor=[2.0, 9.0]),
     ), ("model.layers", AFTER, None)),
     "olmo2": (T.Olmo2ForCausalLM, T.Olmo2Config(**LLAMA), ("model.layers", None, "post_feedforward_layernorm")),
+    "qwen3_yarn": (T.Qwen3ForCausalLM, T.Qwen3Config(**LLAMA, head_dim=16, rope_theta=1e2, rope_scaling=YARN), ("model.layers", AFTER, None)),
+    "llama_yarn": (T.LlamaForCausalLM, T.LlamaConfig(
+        **LLAMA, head_dim=16, rope_theta=1e2, rope_scaling=dict(YARN, truncate=False, mscale=0.7, mscale_all_dim=0.4),
+    ), ("model.layers", AFTER, None)),
 }
 
 
@@ -101,6 +107,8 @@ def watch(model, where, kept):
 
 def main():
     for number, (name, (cls, config, where)) in enumerate(MODELS.items()):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         torch.manual_seed(300 + number)
         config._attn_implementation = "eager"
         model, kept = cls(config).eval().float(), {}

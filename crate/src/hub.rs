@@ -106,7 +106,7 @@ impl HubRepo {
     /// while offline; `AccessDenied` when it is private or gated; `Network` when the hub cannot be
     /// reached; `DiskFull` or `Io` for the cache.
     pub fn file(&self, file: &str) -> Result<PathBuf> {
-        if let Some(path) = Cache::new(self.config.cache.clone()).repo(self.repo.clone()).get(file) {
+        if let Some(path) = self.cached(file) {
             return Ok(path);
         }
         if self.config.offline {
@@ -117,16 +117,45 @@ impl HubRepo {
             match self.api.download_with_progress(file, Fetching::new(format!("fetch {}/{file}", self.name))) {
                 Ok(path) => return Ok(path),
                 Err(error) if attempt < ATTEMPTS && broke_off(&error) && !progress::stop_requested() => attempt += 1,
-                Err(error) => return Err(self.refused(file, &error)),
+                Err(error) => {
+                    if says_absent(&error) {
+                        self.note_absent(file);
+                    }
+                    return Err(self.refused(file, &error));
+                }
             }
         }
     }
 
-    /// As [`HubRepo::file`], `None` for a file that the repository does not have.
+    /// Local path of a file that lies in the cache; nothing is asked.
+    pub fn cached(&self, file: &str) -> Option<PathBuf> {
+        Cache::new(self.config.cache.clone()).repo(self.repo.clone()).get(file)
+    }
+
+    /// Where it is kept that the repository does not have a file, as Python's `huggingface_hub` keeps
+    /// it; `None` before anything of this revision was fetched.
+    fn absence(&self, file: &str) -> Option<PathBuf> {
+        let folder = self.config.cache.join(self.repo.folder_name());
+        let commit = std::fs::read_to_string(folder.join("refs").join(self.repo.revision())).ok()?;
+        Some(folder.join(".no_exist").join(commit.trim()).join(file))
+    }
+
+    /// A mark that cannot be written only costs another question.
+    fn note_absent(&self, file: &str) {
+        if let Some(mark) = self.absence(file) {
+            let _ = mark.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(mark, ""));
+        }
+    }
+
+    /// As [`HubRepo::file`], `None` for a file that the repository does not have, which is asked once
+    /// for each commit.
     ///
     /// # Errors
     /// As [`HubRepo::file`], without `MissingFile`.
     pub fn optional(&self, file: &str) -> Result<Option<PathBuf>> {
+        if self.cached(file).is_none() && self.absence(file).is_some_and(|mark| mark.exists()) {
+            return Ok(None);
+        }
         match self.file(file) {
             Ok(path) => Ok(Some(path)),
             Err(error) if error.kind() == ErrorKind::MissingFile => Ok(None),
@@ -167,6 +196,12 @@ impl HubRepo {
             _ => self.error(ErrorKind::Network, file, &said).help("check the network, or give a local folder or GGUF file instead of a hub name"),
         }
     }
+}
+
+/// The hub answered that the repository does not have the file.
+fn says_absent(error: &ApiError) -> bool {
+    let ApiError::RequestError(inner) = error else { return false };
+    matches!(&**inner, ureq::Error::Status(404, response) if response.header("x-error-code") == Some("EntryNotFound"))
 }
 
 /// The connection ended while the file came: what came is kept, the rest can be asked for.

@@ -33,7 +33,7 @@
 //! | [`replacement`] | model and CLT | [`Replacement`]: the spliced model, errors, the frozen linear model |
 //! | [`eval`] | model, CLT, held-out text | [`eval::Report`] |
 //! | [`graph`] | replacement and prompt | [`Graph`]: attribution, influence, pruning, scores, JSON |
-//! | [`intervene`] | replacement, prompt, changes | [`intervene::Effect`], [`intervene::EdgeCheck`] |
+//! | [`intervene`] | replacement, prompt, changes | [`intervene::Effect`], text, [`intervene::EdgeCheck`], [`intervene::SupernodeCheck`] |
 //! | [`picture`] | any of these | charts and graph pictures |
 //! | [`notebook`] | any of these | displays, live progress, parameters |
 //!

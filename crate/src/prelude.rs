@@ -4,7 +4,7 @@ pub use crate::activations::{Activations, InputSite, ReadConfig, StoreConfig, St
 pub use crate::clt::{Activation, Clt, CltConfig, FeatureId, Format, ImportConfig};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::eval::{evaluate, evaluate_with, EvalConfig, Report};
-pub use crate::graph::{AttributeConfig, Graph, Node, NodeKind, PruneConfig, QkAttribution, QkConfig, Scores, Supernode, Target};
+pub use crate::graph::{Alignment, AttributeConfig, Graph, GraphDifference, MergedGraph, Node, NodeKind, PruneConfig, QkAttribution, QkConfig, Scores, Supernode, Target};
 pub use crate::intervene::{EdgeCheck, Effect, InterveneConfig, Intervention, Mode, Positions, SupernodeCheck, SupernodeConfig};
 pub use crate::model::{Capture, Freeze, GenerateConfig, Generation, LoadConfig, Model, ModelConfig, Run, Summary};
 pub use crate::notebook::param::param;

@@ -1,7 +1,7 @@
-//! Rows per second of attribution on random models of real shapes; prints, asserts nothing but the
-//! count. Run by hand: `cargo test -p cltlab --test suite -- --ignored attribution_speed --nocapture`.
-//! circuit-tracer on the same shapes (2 cores): 324 rows/s at L 6, d 256, F 2048, 16 tokens; 12.6 at
-//! L 12, d 768, F 9216.
+//! Attribution on random models of real shapes: edges are effects on longer prompts, whatever the width
+//! of heads; and, run by hand (`cargo test -p cltlab --test suite -- --ignored attribution_speed --nocapture`),
+//! rows per second, which print and assert nothing. Beside circuit-tracer and for prompts of up to 4,096
+//! tokens: `./x bench attribution`, with `--scaling`.
 
 use crate::support::scratch;
 use cltlab::candle::{safetensors, Device, Tensor};
@@ -72,7 +72,7 @@ pub fn random_clt(layers: usize, d: usize, features: usize, l0: usize) -> Clt {
 fn measure(layers: usize, d: usize, features: usize, l0: usize, tokens: usize, budget: Option<usize>) {
     let replacement = Replacement::new(&random_gpt2(layers, d, 5_000, tokens.max(1_024)), &random_clt(layers, d, features, l0)).unwrap();
     let ids: Vec<u32> = (0..tokens as u32).map(|i| (i * 997) % 5_000).collect();
-    for _ in 0..if tokens > 1_024 { 1 } else { 2 } {
+    for _ in 0..2 {
         let config = AttributeConfig { max_features: budget, ..AttributeConfig::default() };
         let start = Instant::now();
         let graph = replacement.attribute_tokens(&ids, &config).unwrap();
@@ -101,11 +101,12 @@ fn edges_are_effects_on_longer_prompts() {
     for (d, heads, tokens) in [(128, 2, 230), (96, 2, 210), (240, 3, 200), (224, 2, 40), (72, 3, 60)] {
         let replacement = Replacement::new(&random_heads(3, d, heads, 500, 256), &random_clt(3, d, 64, 3)).unwrap();
         let ids: Vec<u32> = (0..tokens as u32).map(|i| (i * 97) % 500).collect();
-        for budget in [Some(60), None].into_iter().take(if tokens > 200 { 1 } else { 2 }) {
+        for budget in [Some(60), None].into_iter().take(if tokens > 100 { 1 } else { 2 }) {
             let graph = replacement.attribute_tokens(&ids, &AttributeConfig { max_features: budget, ..AttributeConfig::default() }).unwrap();
             let check = replacement.verify_edges(&graph, 20, 9).unwrap();
             println!("d {d}, {heads} heads, {tokens} tokens: {check}");
-            assert!(check.holds(2e-5), "d {d}, {heads} heads, {tokens} tokens: {check}");
+            // A row at the wrong place is off by all of it; what is left is the forward passes' rounding.
+            assert!(check.features.relative() <= 5e-5 && check.logits.relative() <= 5e-4, "d {d}, {heads} heads, {tokens} tokens: {check}");
         }
     }
 }
@@ -122,14 +123,4 @@ fn small() {
 fn gpt2_small() {
     measure(12, 768, 9216, 32, 16, Some(512));
     measure(12, 768, 9216, 32, 16, None);
-}
-
-/// A prompt of 4,096 tokens with a budget of 8,192 features: circuit-tracer runs out of 80 GB above
-/// about 2,300 tokens.
-#[test]
-#[ignore = "a measurement, some minutes"]
-fn long_prompt() {
-    for tokens in [512, 1_024, 2_048, 4_096] {
-        measure(4, 128, 1024, 8, tokens, Some(8_192));
-    }
 }

@@ -161,6 +161,11 @@ fn check_compares_groups() {
     let saved: serde_json::Value = cltlab::files::read_json(file).unwrap();
     let effects = saved["check"]["effects"].as_array().unwrap();
     assert_eq!(effects.len(), 6);
+    // Groups of a graph's own file are checked too.
+    let graph = folder.join("graph.json");
+    let graph = graph.to_str().unwrap();
+    done(&run("gpt2", "attribute", &["-o", graph, "--supernodes", "2"]));
+    assert!(done(&run("gpt2", "check", &["--groups", graph, "--factors", "0", "--controls", "1"])).contains("2 changes"));
     let feature = &effects[0]["group"]["features"][0];
     std::fs::write(groups, format!("[[\"mine\", \"{}_{}_{}\"]]", feature["layer"], feature["feature"], feature["position"])).unwrap();
     let text = done(&run("gpt2", "check", &["--groups", groups, "--controls", "0"]));
@@ -168,6 +173,28 @@ fn check_compares_groups() {
     refused(&run("gpt2", "check", &["--factors", "1"]), &["factors"]);
     refused(&run("gpt2", "check", &["--groups", "/nonexistent/groups.json"]), &["nonexistent"]);
     refused(&run("llama", "check", &["--groups", groups, "--max-features", "1"]), &["mine"]);
+}
+
+#[test]
+fn attention_and_comparisons() {
+    let folder = scratch("attention");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_string();
+    let which = ["--layer", "2", "--head", "1", "--query", "9", "--key", "5"];
+    let text = done(&run("gpt2", "attention", &[&which[..], &["--pairs", "4", "-o", &path("qk.json"), "--picture", &path("qk.svg")]].concat()));
+    assert!(text.starts_with("Head 2.1 at 9") && text.lines().count() == 6, "{text}");
+    let saved: serde_json::Value = cltlab::files::read_json(path("qk.json")).unwrap();
+    let sum: f64 = saved["queries"].as_array().unwrap().iter().map(|part| part["weight"].as_f64().unwrap()).sum();
+    assert!((sum - saved["score"].as_f64().unwrap()).abs() < 1e-5);
+    refused(&run("gpt2", "attention", &["--layer", "2", "--head", "1", "--query", "5", "--key", "9"]), &["key"]);
+
+    let compare = |more: &[&str]| run("llama", "compare", &[&["-o", &path("compare.json"), "--raw", &path("raw.json"), "--picture", &path("compare.svg")], more].concat());
+    let text = done(&compare(&["--other", "0,17,5,99,42,80,63,8,120,5,77,31"]));
+    assert!(text.starts_with("Difference of") && text.contains("only in the second"), "{text}");
+    let text = done(&compare(&["--other", "0,17,5,99,42,80,63,8,120,5,77,31", "--other", "0,5,77,31", "--merge", "--align", "end"]));
+    assert!(text.starts_with("Mean of 3 graphs"), "{text}");
+    refused(&compare(&["--other", "0,1", "--other", "0,2"]), &["--merge"]);
+    refused(&compare(&["--other", "a b"]), &["--other", "ids"]);
+    refused(&compare(&["--other", "0,5,77", "--edge-threshold", "3"]), &["edge_threshold"]);
 }
 
 #[test]

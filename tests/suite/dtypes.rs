@@ -6,7 +6,7 @@ use crate::families::{largest, FAMILIES};
 use crate::support::{fixture, max_difference, scratch, shared, smollm2, tensors, values};
 use cltlab::candle::{safetensors, DType, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
-use cltlab::graph::AttributeConfig;
+use cltlab::graph::{AttributeConfig, QkConfig};
 use cltlab::model::{Capture, GenerateConfig, LoadConfig, Run, Summary};
 use cltlab::replacement::Replacement;
 use cltlab::{ErrorKind, Model};
@@ -123,7 +123,10 @@ fn edges_are_effects_in_bf16() {
         let replacement = Replacement::new(&model, &Clt::new(config, weights.collect()).unwrap()).unwrap();
         let graph = replacement.attribute_tokens(&[0, 17, 5, 90, 42, 17, 63, 8, 71], &AttributeConfig::default()).unwrap();
         let check = replacement.verify_edges(&graph, 40, 7).unwrap();
-        println!("{family}: {check}");
+        let which = QkConfig { layer: 1, head: 1, query: 7, key: 3, ..QkConfig::default() };
+        let split = replacement.attribute_attention_tokens(&[0, 17, 5, 90, 42, 17, 63, 8, 71], &which).unwrap();
+        println!("{family}: {check}; an attention score {:.4}, its parts {:.4}", split.score, split.sum());
+        assert!((split.sum() - split.score).abs() <= 1e-4 * split.score.abs().max(1.0), "{family}: {split}");
         assert!(check.holds(2e-5) && check.features.effects > 1_000, "{family}: {check}");
     }
 }

@@ -14,9 +14,9 @@ use rand::{Rng, SeedableRng};
 use std::path::{Path, PathBuf};
 
 /// The tiny models that are committed: every kind of block.
-pub const FAMILIES: [&str; 15] = [
+pub const FAMILIES: [&str; 17] = [
     "gpt2", "gpt_neo", "gpt_neox", "gpt_neox_serial", "llama", "mistral", "qwen2_sliding", "qwen3", "gemma", "gemma2_sliding", "gemma3_text", "phi", "phi3",
-    "phi3_longrope", "olmo2",
+    "phi3_longrope", "olmo2", "qwen3_yarn", "llama_yarn",
 ];
 
 pub fn tiny(family: &str) -> Model {

@@ -243,6 +243,65 @@ fn at_the_threshold() {
     }
 }
 
+/// Weights of every float type; numbers that a type has exactly give the same CLT.
+#[test]
+fn float_types() {
+    let out = scratch("float-types");
+    let path = |l: usize| out.join(format!("layer_{l}/sae_weights.safetensors"));
+    for (dtype, exact) in [(DType::F64, true), (DType::F16, false), (DType::BF16, false)] {
+        for l in 0..3 {
+            let from = format!("{}/number_{}", folder("saelens_relu"), 7 - l);
+            std::fs::create_dir_all(path(l).parent().unwrap()).unwrap();
+            std::fs::copy(format!("{from}/cfg.json"), path(l).with_file_name("cfg.json")).unwrap();
+            let cast = tensors(format!("{from}/sae_weights.safetensors").as_ref()).into_iter().map(|(name, tensor)| (name, tensor.to_dtype(dtype).unwrap()));
+            save(&cast.collect(), path(l)).unwrap();
+        }
+        let (clt, want) = (Clt::load(&out.to_string_lossy(), &Device::Cpu).unwrap(), load("saelens_relu"));
+        let nearest = |tensor: &Tensor| values(&tensor.to_dtype(dtype).unwrap());
+        for l in 0..3 {
+            assert_eq!(values(clt.decoder(l)), nearest(want.decoder(l)), "{dtype:?}");
+            assert!(!exact || values(clt.encoder(l)) == values(want.encoder(l)));
+        }
+    }
+}
+
+/// The commands, and a repository of the hub that lies in the cache.
+#[test]
+fn on_the_command_line() {
+    let place = scratch("clt-commands");
+    let run = |args: &[&str]| {
+        let hub = [("HF_HUB_CACHE", place.to_str().unwrap()), ("HF_HUB_OFFLINE", "1")];
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_cltlab")).arg("clt").args(args).envs(hub).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    };
+    let (source, snapshot) = (folder("clt_forge_clt"), place.join("models--a--b/snapshots/c/sub/folder"));
+    let text = run(&["convert", &source, snapshot.to_str().unwrap(), "--model-name", "tiny"]).unwrap();
+    assert!(text.contains("CLT of tiny: 3 layers x 12 features") && text.contains("our own format"), "{text}");
+    std::fs::create_dir_all(place.join("models--a--b/refs")).unwrap();
+    std::fs::write(place.join("models--a--b/refs/main"), "c").unwrap();
+    let text = run(&["check", "a/b//sub/folder"]).unwrap();
+    assert!(text.contains("format circuit-tracer, writes hook_mlp_out, cross-layer"), "{text}");
+    assert!(run(&["check", "a/b"]).unwrap_err().contains("config.yaml"));
+    assert!(run(&["check", &source, "--from", "x"]).unwrap_err().contains("clt-forge"));
+    assert!(run(&["check", &source, "--input", "x"]).unwrap_err().contains("--input"));
+    assert!(run(&["convert", &source, place.join("out").to_str().unwrap(), "--format", "saelens"]).unwrap_err().contains("per_layer"));
+
+    // What is encoded is what circuit-tracer encodes, and decodes to what it decodes to.
+    let own = |part: &str| fixture(&format!("attribution/llama/{part}")).to_string_lossy().into_owned();
+    let raw = place.join("raw.safetensors");
+    let text = run(&["encode", &own("clt"), "--model", &own("model"), "--tokens", "0,17,5,99", "--raw", raw.to_str().unwrap()]).unwrap();
+    assert!(text.starts_with("4 tokens"), "{text}");
+    let (raw, clt) = (tensors(&raw), Clt::load(&own("clt"), &Device::Cpu).unwrap());
+    let x: Vec<Tensor> = (0..3).map(|l| raw[&format!("x.{l}")].clone()).collect();
+    let (code, decoded) = self::run(&clt, &x);
+    for l in 0..3 {
+        assert_eq!(values(&raw[&format!("a.{l}")]), dense(&code, l, clt.features()));
+        assert_close("reconstruction", &values(&raw[&format!("y.{l}")]), &values(&decoded[l]), 1e-6);
+        assert_eq!(raw[&format!("t.{l}")].dims(), raw[&format!("y.{l}")].dims());
+    }
+}
+
 /// The list of files that `config.yaml` gives may be Gemma Scope's own, as circuit-tracer's repositories have it.
 #[test]
 fn listed_files_of_gemma_scope() {

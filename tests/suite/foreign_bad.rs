@@ -151,6 +151,12 @@ fn crosslayer_coding_that_cannot_be_represented() {
     refused(&place, ErrorKind::Unsupported, &["attn.input", "ImportConfig::input"]);
     edit(&cfg, |cfg| cfg["num_features"] = 0.into());
     refused(&place, ErrorKind::Unsupported, &["ImportConfig::input"]);
+    // Sizes that no memory holds are compared, not reserved.
+    let place = copy("crosslayer_coding_jumprelu", "huge");
+    edit(&place.join("cfg.json"), |cfg| cfg["num_layers"] = (1u64 << 60).into());
+    refused(&place, ErrorKind::BadTensor, &["log_threshold", "1152921504606846976"]);
+    edit(&place.join("cfg.json"), |cfg| cfg["activation_fn"] = "relu".into());
+    refused(&place, ErrorKind::BadTensor, &["decoder_module.decoders.0->3.weight", "missing"]);
 
     let place = copy("crosslayer_coding_per_target", "content");
     set(&place.join("latest/model.safetensors"), "decoder_module.feature_offset.2", ones(&[12]));

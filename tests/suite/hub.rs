@@ -165,6 +165,13 @@ fn the_environment_is_read() {
     let (done, text) = run("lab/gated", &[("HF_HUB_OFFLINE", "1")]);
     assert!(done, "{text}");
     assert_eq!(heard.lock().unwrap().len(), before, "offline asks nothing");
+    let (done, text) = run("lab/gated", &[]);
+    assert!(done, "{text}");
+    assert_eq!(heard.lock().unwrap()[before..], [] as [String; 0], "what is cached whole is not asked for, nor what the repository lacks");
+    // A cache that another program filled does not say what the repository lacks: asked, but not needed.
+    std::fs::remove_dir_all(home.join("hub/models--lab--gated/.no_exist")).unwrap();
+    let (done, text) = run("lab/gated", &[("HF_ENDPOINT", "http://127.0.0.1:9")]);
+    assert!(done, "{text}");
 }
 
 /// Datasets lie at an address of their own, and in a folder of their own in the cache.

@@ -7,6 +7,7 @@ mod bad_input;
 mod checkpoints;
 mod clt;
 mod command_line;
+mod compare;
 mod dtypes;
 mod eval;
 mod families;

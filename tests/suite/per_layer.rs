@@ -4,14 +4,12 @@
 
 use crate::attribution::{dense, TOKENS};
 use crate::support::{assert_close, fixture, scratch, tensors, values};
-use cltlab::activations::{Activations, StreamConfig};
 use cltlab::candle::safetensors::save;
 use cltlab::candle::{DType, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
 use cltlab::graph::{AttributeConfig, PruneConfig};
 use cltlab::intervene::{InterveneConfig, Intervention, Mode};
 use cltlab::replacement::{FeatureNode, Replacement};
-use cltlab::train::{TrainConfig, Trainer};
 use cltlab::{ErrorKind, Model};
 use std::collections::HashMap;
 
@@ -151,17 +149,6 @@ fn plts_that_cannot_be_read() {
     refused(ErrorKind::BadTensor, "W_skip");
     save(&weights, out.join("layer_0.safetensors")).unwrap();
     refused(ErrorKind::BadTensor, "W_skip");
-}
-
-#[test]
-fn plts_are_not_trained() {
-    let model = model("gpt2");
-    let shape = CltConfig { per_layer: true, features: 8, activation: Activation::TopK { k: 2 }, ..CltConfig::for_model(&model) };
-    let corpus = cltlab::Corpus::from_texts(vec!["w3 w4 w5 w6 w7 w8 w9".to_string(); 8]).unwrap();
-    let activations = Activations::stream_with(&model, &corpus, &StreamConfig { context: 8, ..StreamConfig::default() }).unwrap();
-    for shape in [shape.clone(), CltConfig { per_layer: false, skip: true, ..shape }] {
-        assert_eq!(Trainer::new(&activations, &shape, &TrainConfig::default()).unwrap_err().kind(), ErrorKind::Unsupported);
-    }
 }
 
 /// A CLT's skip connections have files of their own; without them it is another CLT.

@@ -4,7 +4,7 @@
 use crate::attribution::{replacement, TOKENS};
 use crate::support::scratch;
 use cltlab::eval::{LayerReport, Report};
-use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, LogitTarget, QkConfig};
+use cltlab::graph::{Alignment, AttributeConfig, Edges, Graph, GraphParts, LogitTarget, PruneConfig, QkConfig};
 use cltlab::intervene::{Intervention, SupernodeConfig};
 use cltlab::notebook::display::blocks;
 use cltlab::notebook::live::{line, Course};
@@ -101,7 +101,7 @@ fn assert_html(text: &str) {
 }
 
 /// A graph whose every text is hostile: one feature and one error between tokens and outputs.
-fn hostile_graph() -> Graph {
+pub fn hostile_graph() -> Graph {
     let tokens = HOSTILE.len();
     let count = 2 + 3 * tokens + tokens + 2;
     let mut dense = vec![0.0; count * count];
@@ -143,6 +143,15 @@ fn hostile_text_is_only_text() {
     assert!(!graph.edges().is_empty());
     assert_svg(&graph.picture());
     assert_html(&graph.html());
+    let merged = Graph::merge(&[graph.clone(), graph.clone()], &Alignment::FromEnd).unwrap();
+    assert_svg(&merged.picture());
+    assert_html(&merged.html());
+    // Nothing differs, and something does.
+    for other in [graph.clone(), graph.prune(&PruneConfig { node_threshold: 0.5, edge_threshold: 0.5 }).unwrap()] {
+        let difference = graph.difference(&other, &Alignment::FromStart).unwrap();
+        assert_svg(&difference.picture());
+        assert_html(&difference.html());
+    }
 }
 
 #[test]

@@ -3,10 +3,10 @@
 
 use crate::families::{largest, tiny, FAMILIES};
 use crate::support::{assert_close, scratch, tensors, values};
-use cltlab::candle::{safetensors, Device, Tensor};
+use cltlab::candle::{safetensors, DType, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
 use cltlab::graph::{NodeKind, QkAttribution, QkConfig, QkPart};
-use cltlab::model::{Capture, Freeze, OutputSite, Run};
+use cltlab::model::{Capture, Freeze, LoadConfig, OutputSite, Run};
 use cltlab::replacement::{LocalReplacement, Replacement};
 use cltlab::{ErrorKind, Model};
 
@@ -191,6 +191,24 @@ fn constants_are_what_is_left_without_tokens_and_features() {
     }
 }
 
+/// The same with weights held in halves.
+#[test]
+fn weights_in_halves() {
+    for (family, dtype) in [("gpt2", DType::BF16), ("qwen3", DType::F16), ("olmo2", DType::BF16)] {
+        let config = LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu) };
+        let model = Model::load_with(&crate::support::fixture(&format!("parity/{family}")).to_string_lossy(), &config).unwrap();
+        let replacement = Replacement::new(&model, &random_clt(&model, OutputSite::AfterNorm, false)).unwrap();
+        let (layer, head, query) = (model.layers() - 1, 1, 9);
+        let split = |key: usize| replacement.attribute_attention_tokens(&PROMPT, &QkConfig { layer, head, query, key, ..QkConfig::default() }).unwrap();
+        let splits: Vec<QkAttribution> = (0..=query).map(split).collect();
+        let total: f64 = splits.iter().map(|split| split.score.exp()).sum();
+        for split in &splits {
+            assert!((split.sum() - split.score).abs() <= 1e-4 * split.score.abs().max(1.0));
+            assert!((split.score.exp() / total - split.attention).abs() < 1e-5, "{family}: {split}");
+        }
+    }
+}
+
 #[test]
 fn attention_that_is_not_there() {
     let model = tiny("mistral");
@@ -207,6 +225,6 @@ fn attention_that_is_not_there() {
     refused(QkConfig { query: 11, key: 0, ..usual() }, "window");
     assert_eq!(replacement.attribute_attention_tokens(&PROMPT[..1], &QkConfig { query: 0, key: 0, ..usual() }).unwrap_err().kind(), ErrorKind::BadInput);
     let run = replacement.model().run_tokens(&PROMPT, Capture::mlp()).unwrap();
-    let x = Tensor::zeros(model.width(), cltlab::candle::DType::F32, &Device::Cpu).unwrap();
+    let x = Tensor::zeros(model.width(), DType::F32, &Device::Cpu).unwrap();
     assert_eq!(replacement.model().attention_score(&run, 0, 0, (3, &x), (3, &x)).unwrap_err().kind(), ErrorKind::BadInput);
 }

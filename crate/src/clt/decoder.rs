@@ -1,16 +1,17 @@
-//! The decoder weights of one layer: in memory, or mapped from their file.
+//! The encoder or decoder weights of one layer: in memory, or mapped from their file.
 //!
 //! A prompt needs the rows of its active features only, a few per mille of the decoders, which are
-//! most of a CLT. Mapped ones are read from the file when they are used, so a CLT is loaded at once
-//! and takes little memory; training and GPUs hold theirs.
+//! most of a CLT, and each layer's encoder once. Mapped ones are read from the file when they are
+//! used, so a CLT is loaded at once and takes little memory; training and GPUs hold theirs.
 
 use super::io::tensors::Reader;
 use super::values;
 use crate::error::Result;
+use crate::model::release;
 use candle_core::{Device, Tensor};
 use std::sync::{Arc, OnceLock};
 
-/// `[F, slots, d]`, f32. Cheap to clone.
+/// `[F, slots, d]` of a decoder or `[F, d]` of an encoder, f32. Cheap to clone.
 #[derive(Clone)]
 pub(crate) enum Decoder {
     Held(Tensor),
@@ -20,7 +21,7 @@ pub(crate) enum Decoder {
 pub(crate) struct Mapped {
     reader: Reader,
     name: String,
-    shape: [usize; 3],
+    shape: Vec<usize>,
     /// As it stands in the file: a PLT's has no axis of slots.
     in_file: Vec<usize>,
     /// First byte in the file.
@@ -32,11 +33,12 @@ pub(crate) struct Mapped {
 impl Decoder {
     /// Tensor `name` of a file, checked against `shape`: mapped where it can be read as it lies
     /// (f32, aligned, for the CPU), else read.
-    pub fn open(reader: Reader, name: String, shape: [usize; 3], device: &Device) -> Result<Self> {
-        let flat = shape[1] == 1 && reader.shape(&name).is_some_and(|shape| shape.len() == 2);
+    pub fn open(reader: Reader, name: String, shape: impl Into<Vec<usize>>, device: &Device) -> Result<Self> {
+        let shape = shape.into();
+        let flat = shape.len() == 3 && shape[1] == 1 && reader.shape(&name).is_some_and(|shape| shape.len() == 2);
         let in_file = if flat { vec![shape[0], shape[2]] } else { shape.to_vec() };
         if !device.is_cpu() || reader.f32s(&name, &in_file)?.is_none() {
-            return Ok(Decoder::Held(reader.tensor(&name, &in_file, device)?.reshape(&shape)?));
+            return Ok(Decoder::Held(reader.tensor(&name, &in_file, device)?.reshape(shape)?));
         }
         let at = reader.place_of(&name)?;
         Ok(Decoder::Mapped(Arc::new(Mapped { reader, at, name, shape, in_file, whole: OnceLock::new() })))
@@ -48,7 +50,7 @@ impl Decoder {
             Decoder::Held(tensor) => tensor,
             Decoder::Mapped(mapped) => mapped.whole.get_or_init(|| {
                 // Shape and type were checked when it was mapped.
-                mapped.reader.tensor(&mapped.name, &mapped.in_file, &Device::Cpu).and_then(|tensor| Ok(tensor.reshape(&mapped.shape)?)).expect("a checked tensor")
+                mapped.reader.tensor(&mapped.name, &mapped.in_file, &Device::Cpu).and_then(|tensor| Ok(tensor.reshape(mapped.shape.as_slice())?)).expect("a checked tensor")
             }),
         }
     }
@@ -72,18 +74,37 @@ impl Decoder {
         work(values(&tensor)?)
     }
 
+    /// As [`Decoder::with`]; afterwards a file's pages are given back.
+    pub fn with_once<T>(&self, work: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+        self.with(|weights| {
+            let done = work(weights);
+            if self.is_mapped() {
+                // SAFETY: any f32 is four initialised bytes, and u8 has no alignment.
+                release(unsafe { std::slice::from_raw_parts(weights.as_ptr().cast(), std::mem::size_of_val(weights)) });
+            }
+            done
+        })
+    }
+
+    /// `[F, slots, d]`, with one slot for an encoder.
+    fn dims(&self) -> [usize; 3] {
+        let shape = match self {
+            Decoder::Held(tensor) => tensor.dims(),
+            Decoder::Mapped(mapped) => &mapped.shape,
+        };
+        [shape[0], shape[1..shape.len() - 1].iter().product(), shape[shape.len() - 1]]
+    }
+
     /// Copies what `feature`, which must exist, writes to its slots from `slot` on, as many as `into`
     /// holds, `[n, d]`. The weights must be on the CPU.
     pub fn row(&self, feature: u32, slot: usize, into: &mut [f32]) -> Result<()> {
+        let [_, slots, width] = self.dims();
+        let start = (feature as usize * slots + slot) * width;
         match self {
-            Decoder::Mapped(mapped) => {
-                let [_, slots, width] = mapped.shape;
-                mapped.reader.read_at(mapped.at + 4 * ((feature as usize * slots + slot) * width) as u64, into)
-            }
+            Decoder::Mapped(mapped) => mapped.reader.read_at(mapped.at + 4 * start as u64, into),
             Decoder::Held(tensor) => {
-                let (_, slots, width) = tensor.dims3()?;
                 let tensor = tensor.storage_and_layout();
-                into.copy_from_slice(&values(&tensor)?[(feature as usize * slots + slot) * width..][..into.len()]);
+                into.copy_from_slice(&values(&tensor)?[start..][..into.len()]);
                 Ok(())
             }
         }
@@ -94,17 +115,18 @@ impl Decoder {
         matches!(self, Decoder::Mapped(_))
     }
 
-    /// Rows of `features`, which must exist, `[n, slots, d]`.
+    /// Rows of `features`, which must exist, `[n, slots, d]`, or `[n, d]` of an encoder.
     pub fn rows(&self, features: &[u32]) -> Result<Tensor> {
         let mapped = match self {
             Decoder::Held(weights) => return Ok(weights.index_select(&Tensor::from_slice(features, features.len(), weights.device())?, 0)?),
             Decoder::Mapped(mapped) => mapped,
         };
-        let [_, slots, width] = mapped.shape;
+        let [_, slots, width] = self.dims();
         let mut rows = vec![0.0; features.len() * slots * width];
         for (feature, row) in features.iter().zip(rows.chunks_exact_mut(slots * width)) {
             self.row(*feature, 0, row)?;
         }
-        Ok(Tensor::from_vec(rows, (features.len(), slots, width), &Device::Cpu)?)
+        let shape: Vec<usize> = [features.len()].into_iter().chain(mapped.shape[1..].iter().copied()).collect();
+        Ok(Tensor::from_vec(rows, shape, &Device::Cpu)?)
     }
 }

@@ -4,8 +4,9 @@
 //! → [`LayerCode`]. Agrees with circuit-tracer's `encode` to f32 rounding.
 
 use crate::clt::activation::{keep, Rule};
-use crate::clt::{check, Activation, Clt, InputSite, LayerCode, SparseCode};
+use crate::clt::{check, values, Activation, Clt, InputSite, LayerCode, SparseCode};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::back::products;
 use crate::model::{LayerRun, Run};
 use candle_core::Tensor;
 
@@ -39,7 +40,18 @@ impl Clt {
     pub fn pre_activations(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
         self.check_layer(layer)?;
         check("input of the encoder", x, &[x.dims().first().copied().unwrap_or(0), self.config().width])?;
-        Ok(x.matmul(&self.encoder(layer).t()?)?.broadcast_add(self.encoder_bias(layer))?)
+        let encoder = self.encoder_store(layer);
+        let h = if encoder.is_mapped() {
+            let (rows, width) = x.dims2()?;
+            let x = x.contiguous()?;
+            let x = x.storage_and_layout();
+            let x = values(&x)?;
+            let h = encoder.with_once(|weights| Ok(products(x, weights, width)))?;
+            Tensor::from_vec(h, (rows, self.features()), self.device())?
+        } else {
+            x.matmul(&self.encoder(layer).t()?)?
+        };
+        Ok(h.broadcast_add(self.encoder_bias(layer))?)
     }
 
     /// The sparse code of one layer.

@@ -89,9 +89,9 @@ struct Inner {
     device: Device,
 }
 
-/// [`LayerWeights`] whose decoder may lie in its file.
+/// [`LayerWeights`] whose encoder and decoder may lie in their files.
 pub(crate) struct Layer {
-    pub encoder: Tensor,
+    pub encoder: Decoder,
     pub encoder_bias: Tensor,
     pub threshold: Option<Tensor>,
     pub decoder: Decoder,
@@ -108,10 +108,11 @@ impl Clt {
     pub fn new(config: CltConfig, layers: Vec<LayerWeights>) -> Result<Self> {
         config.validate()?;
         for (l, layer) in layers.iter().enumerate().take(config.layers) {
+            check(&format!("W_enc_{l}"), &layer.encoder, &[config.features, config.width])?;
             check(&format!("W_dec_{l}"), &layer.decoder, &[config.features, config.slots(l), config.width])?;
         }
         let held = |w: LayerWeights| Layer {
-            encoder: w.encoder,
+            encoder: Decoder::Held(w.encoder),
             encoder_bias: w.encoder_bias,
             threshold: w.threshold,
             decoder: Decoder::Held(w.decoder),
@@ -121,7 +122,7 @@ impl Clt {
         Clt::from_layers(config, layers.into_iter().map(held).collect())
     }
 
-    /// As [`Clt::new`], with decoders that were checked.
+    /// As [`Clt::new`], with encoders and decoders that were checked.
     pub(crate) fn from_layers(config: CltConfig, layers: Vec<Layer>) -> Result<Self> {
         config.validate()?;
         if matches!(config.activation, Activation::BatchTopK { .. }) {
@@ -134,7 +135,6 @@ impl Clt {
         let (f, d) = (config.features, config.width);
         let jumps = matches!(config.activation, Activation::JumpRelu { .. });
         for (l, layer) in layers.iter().enumerate() {
-            check(&format!("W_enc_{l}"), &layer.encoder, &[f, d])?;
             check(&format!("b_enc_{l}"), &layer.encoder_bias, &[f])?;
             check(&format!("b_dec_{l}"), &layer.decoder_bias, &[d])?;
             match &layer.threshold {
@@ -160,7 +160,7 @@ impl Clt {
                 }
             }
         }
-        let device = layers[0].encoder.device().clone();
+        let device = layers[0].encoder_bias.device().clone();
         Ok(Clt(Arc::new(Inner { config, layers, device })))
     }
 
@@ -184,8 +184,14 @@ impl Clt {
         self.0.config.features
     }
 
-    /// `W_enc[layer]`, `[F, d]`. Panics when there is no such layer, as indexing does.
+    /// `W_enc[layer]`, `[F, d]`. A loaded CLT reads it whole from its file at the first call;
+    /// [`Clt::encoder_rows`] reads only what is asked for. Panics when there is no such layer, as indexing does.
     pub fn encoder(&self, layer: usize) -> &Tensor {
+        self.encoder_store(layer).tensor()
+    }
+
+    /// `W_enc[layer]`, wherever it lies.
+    pub(crate) fn encoder_store(&self, layer: usize) -> &Decoder {
         &self.0.layers[layer].encoder
     }
 
@@ -227,8 +233,7 @@ impl Clt {
     /// `BadInput` for a layer or feature that does not exist.
     pub fn encoder_rows(&self, layer: usize, features: &[u32]) -> Result<Tensor> {
         self.check_features(layer, features)?;
-        let index = Tensor::from_slice(features, features.len(), self.device())?;
-        Ok(self.encoder(layer).index_select(&index, 0)?)
+        self.encoder_store(layer).rows(features)
     }
 
     /// Decoder rows of `features`, `[n, L - layer, d]`.

@@ -3,7 +3,7 @@
 //! A pruned graph is what viewers expect; of a whole one everything is written. Differs from
 //! circuit-tracer in the ids of error nodes (see [`Graph::node_id`]). Streamed to the file.
 
-use super::{Graph, Node, NodeKind};
+use super::{Graph, Node, NodeKind, Supernode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use serde::Serialize;
@@ -47,8 +47,8 @@ struct Generator {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct View {
-    pinned_ids: [String; 0],
-    supernodes: [Vec<String>; 0],
+    pinned_ids: Vec<String>,
+    supernodes: Vec<Vec<String>>,
     link_type: &'static str,
     clicked_id: &'static str,
     #[serde(rename = "sg_pos")]
@@ -93,7 +93,17 @@ impl Graph {
     /// `NotFinite` when a number is NaN or infinite, which JSON has no word for; `MissingFile` (the
     /// folder), `DiskFull` or `Io`.
     pub fn save_json(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_json_with(path, &[])
+    }
+
+    /// As [`Graph::save_json`], with groups that viewers open with: their features and the outputs are pinned.
+    /// [`Supernode::load`] reads them back.
+    ///
+    /// # Errors
+    /// As [`Graph::save_json`]; `BadInput` for a feature that is no node of this graph.
+    pub fn save_json_with(&self, path: impl AsRef<Path>, groups: &[Supernode]) -> Result<()> {
         let path = path.as_ref();
+        let view = self.view(groups)?;
         let ids: Vec<String> = self.nodes.iter().map(|node| self.node_id(node)).collect();
         let mut linked = vec![false; ids.len()];
         let mut links = Vec::with_capacity(self.edges().len());
@@ -121,8 +131,21 @@ impl Graph {
             replacement_score: self.scores().replacement,
             completeness_score: self.scores().completeness,
         };
-        let view = View { pinned_ids: [], supernodes: [], link_type: "both", clicked_id: "", boxes: "" };
         files::write_atomic_with(path, |out| Ok(serde_json::to_writer(out, &File { metadata, view, nodes, links })?))
+    }
+
+    fn view(&self, groups: &[Supernode]) -> Result<View> {
+        let (mut pinned_ids, mut supernodes) = (Vec::new(), Vec::new());
+        for group in groups {
+            let places = self.places(&group.features).map_err(|error| error.context(format_args!("supernode '{}'", group.name)))?;
+            let ids: Vec<String> = places.into_iter().map(|place| self.node_id(&self.nodes[place])).collect();
+            pinned_ids.extend_from_slice(&ids);
+            supernodes.push([group.name.clone()].into_iter().chain(ids).collect());
+        }
+        if !groups.is_empty() {
+            pinned_ids.extend(self.nodes.iter().filter(|node| matches!(node.kind, NodeKind::Logit { .. })).map(|node| self.node_id(node)));
+        }
+        Ok(View { pinned_ids, supernodes, link_type: "both", clicked_id: "", boxes: "" })
     }
 
     fn record(&self, node: &Node, id: &str) -> Result<NodeRecord> {

@@ -8,9 +8,10 @@
 //! N features by (layer, position, feature) | L·T errors by (layer, position) | T tokens | K logits.
 //!
 //! `edges` holds the effects, `heads` splits one, `qk` splits an attention score, `influence` ranks nodes, `prune` cuts, `score` says how much is
-//! explained, `paths` tells it in text, `supernodes` groups, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
+//! explained, `paths` tells it in text, `supernodes` groups, `compare` lays several over each other, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
 
 mod attribute;
+mod compare;
 mod edges;
 mod heads;
 pub mod influence;
@@ -27,6 +28,7 @@ mod supernodes;
 pub(crate) mod targets;
 
 pub use attribute::AttributeConfig;
+pub use compare::{Alignment, GraphDifference, MergedGraph, Overlay};
 pub use edges::{Edge, Edges};
 pub use heads::{EdgeSplit, HeadShare};
 pub use json::cantor;

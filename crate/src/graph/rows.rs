@@ -12,15 +12,15 @@ use super::sources::Sources;
 use super::targets::Start;
 use crate::clt::values;
 use crate::error::Result;
-use crate::model::back::dot;
+use crate::model::back::{dot, products};
 use crate::model::flow::Flow;
 use crate::progress::stop_requested;
 use crate::replacement::{FeatureNode, FrozenModel, LocalReplacement, Site};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-/// Values of directions that a block may hold: 16 MiB, some temporaries of the same size beside.
-const BLOCK_VALUES: usize = 4 << 20;
+/// Values of directions that a block may hold: 8 MiB, some temporaries of the same size beside.
+const BLOCK_VALUES: usize = 2 << 20;
 /// Targets that a block may hold however long the prompt is: fewer would make products of vectors.
 const LEAST_TARGETS: usize = 8;
 
@@ -44,16 +44,18 @@ impl RowEngine {
         self.sources.features() + (self.sources.layers + 1) * self.sources.tokens
     }
 
-    /// Whether a block of `count` targets that have `rows` rows in all can take another of `more`.
-    fn has_room(&self, count: usize, rows: usize, more: usize) -> bool {
-        count < self.batch && (count < LEAST_TARGETS || (rows + more) * self.sources.width <= BLOCK_VALUES)
+    /// Whether a block of `count` targets that have `rows` rows in all can take another of `more`, where
+    /// all the targets at hand have `all` rows: few are shared out evenly over the lanes.
+    fn has_room(&self, count: usize, rows: usize, more: usize, all: usize) -> bool {
+        let most = (BLOCK_VALUES / self.sources.width).min(all.div_ceil(self.lanes.count()));
+        count < self.batch && (count < LEAST_TARGETS || rows + more <= most)
     }
 
     /// Rows of the outputs, in order. Those after the final norm go down together.
     pub fn outputs(&self, starts: &[Start]) -> Result<Edges> {
         let (s, device) = (&self.sources, self.local.embeddings().device());
         let mut edges = Edges::default();
-        let step = (1..starts.len()).find(|&count| !self.has_room(count, count * s.tokens, s.tokens)).unwrap_or(starts.len());
+        let step = (1..starts.len()).find(|&count| !self.has_room(count, count * s.tokens, s.tokens, usize::MAX)).unwrap_or(starts.len());
         let mut k = 0;
         while k < starts.len() {
             let node = |k: usize| (self.first_logit() + k) as u32;
@@ -122,9 +124,10 @@ impl RowEngine {
         let mut blocks = Vec::new();
         let (mut start, mut rows) = (0, 0);
         let place = |i: usize| self.active[features[i] as usize];
+        let all = (0..features.len()).map(|i| place(i).position + 1).sum();
         for end in 1..=features.len() {
             rows += place(end - 1).position + 1;
-            let goes_on = end < features.len() && together(place(end - 1), place(end)) && self.has_room(end - start, rows, place(end).position + 1);
+            let goes_on = end < features.len() && together(place(end - 1), place(end)) && self.has_room(end - start, rows, place(end).position + 1, all);
             if !goes_on {
                 blocks.push(&features[start..end]);
                 (start, rows) = (end, 0);
@@ -276,22 +279,4 @@ impl Column {
         }
         Ok(())
     }
-}
-
-/// `a [m, width] · rows [n, width]ᵀ`, `[m, n]`.
-fn products(a: &[f32], rows: &[f32], width: usize) -> Vec<f32> {
-    let (m, n) = (a.len() / width, rows.len() / width);
-    let mut out = vec![0.0_f32; m * n];
-    // SAFETY: `out` is [m, n], `a` [m, width] and `rows` [n, width], as reckoned above; nothing aliases `out`.
-    unsafe {
-        gemm::gemm(
-            m, n, width,
-            out.as_mut_ptr(), 1, n as isize, false,
-            a.as_ptr(), 1, width as isize,
-            rows.as_ptr(), width as isize, 1,
-            0.0, 1.0, false, false, false,
-            gemm::Parallelism::None,
-        );
-    }
-    out
 }

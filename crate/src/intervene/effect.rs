@@ -1,5 +1,6 @@
 //! The effect of an intervention on the outputs: predicted beside measured.
 
+use super::agreement::correlation;
 use super::{Intervention, Mode};
 use crate::graph::targets::{softmax, top_tokens};
 use candle_core::Tensor;
@@ -67,20 +68,6 @@ impl Effect {
         let (before, after) = (softmax(&self.before), softmax(&self.after));
         before.iter().zip(&after).filter(|(b, _)| **b > 0.0).map(|(b, a)| b * (b / a.max(f64::MIN_POSITIVE)).ln()).sum()
     }
-}
-
-/// Correlation (Pearson) of pairs; `None` when either side does not vary.
-pub(super) fn correlation(pairs: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
-    let pairs: Vec<(f64, f64)> = pairs.collect();
-    let n = pairs.len() as f64;
-    let (x, y) = (pairs.iter().map(|pair| pair.0).sum::<f64>() / n, pairs.iter().map(|pair| pair.1).sum::<f64>() / n);
-    let (mut both, mut xx, mut yy) = (0.0, 0.0, 0.0);
-    for (a, b) in pairs {
-        both += (a - x) * (b - y);
-        xx += (a - x).powi(2);
-        yy += (b - y).powi(2);
-    }
-    (xx > 0.0 && yy > 0.0).then(|| both / (xx * yy).sqrt())
 }
 
 /// The tokens to show: the `top` most probable before, then those after that are new.

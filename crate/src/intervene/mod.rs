@@ -7,6 +7,7 @@
 //! `feature_intervention`, logits equal to 1e-4). Cost: two forward passes and a linear one. Or, by
 //! [`Replacement::generate`], the text that the changed model goes on with.
 
+mod agreement;
 mod check;
 mod effect;
 mod generate;
@@ -14,9 +15,10 @@ mod parse;
 mod pass;
 mod supernodes;
 
+pub use agreement::Agreement;
 pub use check::{Deviation, EdgeCheck};
 pub use effect::{Effect, OutputEffect};
-pub use supernodes::{Agreement, Control, SupernodeCheck, SupernodeConfig, SupernodeEffect};
+pub use supernodes::{Control, SupernodeCheck, SupernodeConfig, SupernodeEffect};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::replacement::{FeatureNode, Replacement};

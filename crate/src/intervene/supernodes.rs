@@ -7,7 +7,8 @@
 //! well as what its groups do. Source: *Circuit Tracing*, section on validating by interventions. Cost: a
 //! forward pass a group and factor, and two a control.
 
-use super::effect::{correlation, demeaned};
+use super::agreement::Agreement;
+use super::effect::demeaned;
 use super::pass::Plan;
 use super::{Intervention, Mode};
 use crate::error::{Error, ErrorKind, Result};
@@ -92,44 +93,6 @@ pub struct SupernodeEffect {
     pub measured: Vec<f64>,
     /// Random features in its place.
     pub controls: Vec<Control>,
-}
-
-/// Correlation of two lists of changes; `None` where one does not vary.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Agreement {
-    /// Of the numbers (Pearson): large changes count most.
-    pub pearson: Option<f64>,
-    /// Of their ranks (Spearman): all count the same.
-    pub spearman: Option<f64>,
-}
-
-impl Agreement {
-    fn of(pairs: Vec<(f64, f64)>) -> Self {
-        let (x, y) = (ranks(pairs.iter().map(|pair| pair.0)), ranks(pairs.iter().map(|pair| pair.1)));
-        Agreement { spearman: correlation(x.into_iter().zip(y)), pearson: correlation(pairs.into_iter()) }
-    }
-}
-
-impl std::fmt::Display for Agreement {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let rounded = |r: Option<f64>| r.map_or_else(|| "–".to_string(), |r| format!("{r:.3}"));
-        write!(f, "r = {} (ranks {})", rounded(self.pearson), rounded(self.spearman))
-    }
-}
-
-/// The rank of each value; equal values share the mean of theirs.
-fn ranks(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let values: Vec<f64> = values.collect();
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
-    let mut ranks = vec![0.0; values.len()];
-    let mut first = 0;
-    for equal in order.chunk_by(|a, b| values[*a] == values[*b]) {
-        let mean = first as f64 + 0.5 * (equal.len() - 1) as f64;
-        equal.iter().for_each(|place| ranks[*place] = mean);
-        first += equal.len();
-    }
-    ranks
 }
 
 /// Predicted and measured effects of groups of features, with controls.

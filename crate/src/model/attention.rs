@@ -119,8 +119,8 @@ pub(crate) fn back(config: &ModelConfig, layer: &Layer, pattern: &Tensor, g: &Fl
     if cpu && g.is_points() {
         let mixed = layer.output.back(&g.rows)?; // [B, H·h]
         let through = (0..heads).map(|head| {
-            let value = layer.value.weight.narrow(0, head * groups / heads * width, width)?;
-            Ok(mixed.narrow(1, head * width, width)?.matmul(&value)?.unsqueeze(1)?)
+            let value = Linear { weight: layer.value.weight.narrow(0, head * groups / heads * width, width)?, bias: None };
+            Ok(value.back(&mixed.narrow(1, head * width, width)?)?.unsqueeze(1)?)
         });
         let through = Tensor::cat(&through.collect::<Result<Vec<_>>>()?, 1)?; // [B, H, d]
         return super::back::spread(g, &through, pattern);

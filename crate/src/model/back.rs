@@ -62,6 +62,27 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }
 
+/// `a [m, width] · rows [n, width]ᵀ`, `[m, n]`; in parallel where the calling pool has threads.
+pub(crate) fn products(a: &[f32], rows: &[f32], width: usize) -> Vec<f32> {
+    if let Some(out) = fast::times(a, rows, width) {
+        return out;
+    }
+    let (m, n) = (a.len() / width.max(1), rows.len() / width.max(1));
+    let mut out = vec![0.0_f32; m * n];
+    // SAFETY: `out` is [m, n], `a` [m, width] and `rows` [n, width], as reckoned above; nothing aliases `out`.
+    unsafe {
+        gemm::gemm(
+            m, n, width,
+            out.as_mut_ptr(), 1, n as isize, false,
+            a.as_ptr(), 1, width as isize,
+            rows.as_ptr(), width as isize, 1,
+            0.0, 1.0, false, false, false,
+            gemm::Parallelism::Rayon(0),
+        );
+    }
+    out
+}
+
 /// How heads share values.
 #[derive(Clone, Copy)]
 pub(super) struct Heads {

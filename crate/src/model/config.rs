@@ -71,6 +71,17 @@ pub enum RotaryScaling {
         /// Queries and keys are multiplied by this as they are turned.
         magnitude: f64,
     },
+    /// YaRN: pairs up to `first` are kept, from `last` on stretched by `factor`, blended between.
+    Yarn {
+        /// How much the longest wavelengths are stretched.
+        factor: f64,
+        /// The last pair that is kept: it turns `beta_fast` times in the context trained on.
+        first: f64,
+        /// The first pair that is stretched in full: it turns `beta_slow` times.
+        last: f64,
+        /// Queries and keys are multiplied by this as they are turned.
+        magnitude: f64,
+    },
 }
 
 impl RotaryScaling {
@@ -83,6 +94,10 @@ impl RotaryScaling {
                 let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                 frequency * (kept + (1.0 - kept) / factor)
             }
+            RotaryScaling::Yarn { factor, first, last, .. } => {
+                let kept = 1.0 - ((pair as f64 - first) / (last - first)).clamp(0.0, 1.0);
+                frequency * (kept + (1.0 - kept) / factor)
+            }
             RotaryScaling::LongRope { ref divisors, .. } => frequency / divisors.get(pair).copied().unwrap_or(1.0),
         }
     }
@@ -90,7 +105,7 @@ impl RotaryScaling {
     /// What turned queries and keys are multiplied by.
     pub fn magnitude(&self) -> f64 {
         match self {
-            RotaryScaling::LongRope { magnitude, .. } => *magnitude,
+            RotaryScaling::LongRope { magnitude, .. } | RotaryScaling::Yarn { magnitude, .. } => *magnitude,
             _ => 1.0,
         }
     }

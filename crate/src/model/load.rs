@@ -2,7 +2,7 @@
 
 use super::rotary::Rotaries;
 use super::weights::Weights;
-use super::{family, Inner, Model, ModelConfig, OutputSite};
+use super::{family, GenerateConfig, Inner, Model, ModelConfig, OutputSite};
 use crate::device::auto_device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
@@ -44,10 +44,11 @@ impl LoadConfig {
     }
 }
 
-/// Where the tensors go, and as what.
+/// Where the tensors go, and as what; how the model's makers sample.
 struct Target<'a> {
     device: &'a Device,
     dtype: DType,
+    sampling: GenerateConfig,
 }
 
 impl Model {
@@ -85,7 +86,7 @@ impl Model {
         config.validate()?;
         let device = config.device.clone().map_or_else(auto_device, Ok)?;
         let usual = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-        let target = Target { device: &device, dtype: config.dtype.unwrap_or(usual) };
+        let target = Target { device: &device, dtype: config.dtype.unwrap_or(usual), sampling: GenerateConfig::default() };
         match find(source)? {
             Source::Folder(folder) => Self::load_folder(folder, source, target),
             Source::Gguf(path) => Self::load_gguf(path, target),
@@ -96,10 +97,17 @@ impl Model {
 
     fn load_folder(folder: &Path, name: &str, target: Target<'_>) -> Result<Model> {
         let place = folder.join("config.json");
-        let config = family::config_from_json(&files::read_json(&place)?, &place.display().to_string())?;
+        let mut config = family::config_from_json(&files::read_json(&place)?, &place.display().to_string())?;
+        let published = folder.join("generation_config.json");
+        let mut sampling = GenerateConfig::default();
+        if published.exists() {
+            let (stops, own) = family::generation(&files::read_json(&published)?, &published.display().to_string())?;
+            config.stop_tokens = stops.unwrap_or(config.stop_tokens);
+            sampling = own;
+        }
         let file = folder.join("tokenizer.json");
         let tokenizer = if file.exists() { Some(Tokenizer::from_file(&file)?) } else { None };
-        Self::assemble(short_name(name), config, Weights::open_folder(folder)?, tokenizer, target)
+        Self::assemble(short_name(name), config, Weights::open_folder(folder)?, tokenizer, Target { sampling, ..target })
     }
 
     fn load_gguf(path: &Path, target: Target<'_>) -> Result<Model> {
@@ -111,7 +119,7 @@ impl Model {
         let beside = path.with_file_name("tokenizer.json");
         let inside = || Tokenizer::from_gguf_header(content).map_err(|error| error.context(path.display()));
         let tokenizer = if beside.exists() {
-            Some(Tokenizer::from_file(&beside)?.or_chat_of(inside))
+            Some(Tokenizer::from_file(&beside)?.or_chat_of(content).map_err(|error| error.context(path.display()))?)
         } else if content.metadata.contains_key("tokenizer.ggml.model") {
             Some(inside()?)
         } else {
@@ -129,11 +137,11 @@ impl Model {
 
     fn assemble(name: String, config: ModelConfig, weights: Weights, tokenizer: Option<Tokenizer>, target: Target<'_>) -> Result<Model> {
         config.validate().map_err(|error| error.context(weights.path().display()))?;
-        let Target { device, dtype } = target;
+        let Target { device, dtype, sampling } = target;
         let parts = family::load(&config, &weights, device, dtype)?;
         let fingerprint = fingerprint(&config, &parts.sample);
         let rotaries = Rotaries::new(&config, parts.rope_divisors.as_ref(), device)?;
-        Ok(Model(Arc::new(Inner { name, config, parts, rotaries, tokenizer, device: device.clone(), dtype, fingerprint }), OutputSite::BeforeNorm))
+        Ok(Model(Arc::new(Inner { name, config, parts, rotaries, tokenizer, device: device.clone(), dtype, sampling, fingerprint }), OutputSite::BeforeNorm))
     }
 }
 
@@ -166,12 +174,21 @@ pub(super) fn not_gguf(path: &Path) -> Error {
     Error::new(ErrorKind::BadFile, format!("{}: not a GGUF file", path.display()))
 }
 
-/// Fetches what a repository needs and returns the folder it lies in. The tokenizer and its chat
-/// templates are taken where there are any.
+/// Fetches what a repository needs and returns the folder it lies in. The tokenizer, its chat
+/// templates and the sampling are taken where there are any; the weights come last, so where they lie
+/// here already the rest was asked for, and without a network what is missing is taken as absent.
 fn fetch(source: &str) -> Result<PathBuf> {
     let repo = HubRepo::open(source)?;
     let config = repo.file("config.json")?;
-    if repo.optional("model.safetensors")?.is_none() {
+    let has_weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| repo.cached(name).is_some());
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"] {
+        match repo.optional(name) {
+            Err(error) if error.kind() == ErrorKind::Network && has_weights => {}
+            other => drop(other?),
+        }
+    }
+    let sharded = repo.cached("model.safetensors.index.json").is_some();
+    if sharded || repo.optional("model.safetensors")?.is_none() {
         let index = repo.optional("model.safetensors.index.json")?.ok_or_else(|| {
             Error::expected(ErrorKind::MissingFile, format_args!("hub {source}"), "no model.safetensors", "weights in safetensors form")
                 .help("older repositories hold pickled weights, which are not read: look for a revision or a copy with safetensors")
@@ -182,9 +199,6 @@ fn fetch(source: &str) -> Result<PathBuf> {
         for name in names {
             repo.file(name)?;
         }
-    }
-    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
-        repo.optional(name)?;
     }
     config.parent().map(Path::to_path_buf).ok_or_else(|| Error::new(ErrorKind::MissingFile, format!("{source}: no folder in the cache")))
 }

@@ -36,6 +36,7 @@ pub use generate::{Generation, Step, Stop};
 pub use load::LoadConfig;
 pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
 pub use sample::GenerateConfig;
+pub(crate) use weights::release;
 pub use summary::{CltNeed, Optimizer, Part, Summary};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -62,6 +63,7 @@ struct Inner {
     tokenizer: Option<Tokenizer>,
     device: Device,
     dtype: DType,
+    sampling: GenerateConfig,
     fingerprint: String,
 }
 
@@ -104,6 +106,12 @@ impl Model {
     /// The type in which maps and embeddings are held. Sites and logits are f32 whatever it is.
     pub fn dtype(&self) -> DType {
         self.0.dtype
+    }
+
+    /// How its makers sample, by `generation_config.json`; greedy where there is none. Nothing samples
+    /// so unless it is given this: `model.chat(&messages, &model.generate_config())`.
+    pub fn generate_config(&self) -> GenerateConfig {
+        self.0.sampling.clone()
     }
 
     /// A short id of the shape and of a sample of the weights. A CLT keeps it, so that it is not

@@ -36,11 +36,15 @@ impl Linear {
 
     /// The transpose: gradient at the output `[..., out]` to gradient at the input `[..., in]`.
     pub(crate) fn back(&self, g: &Tensor) -> Result<Tensor> {
-        match self.weight.dtype() {
-            DType::F32 => flat_matmul(g, &self.weight),
-            half if !g.device().is_cpu() => Ok(flat_matmul(&g.to_dtype(half)?, &self.weight)?.to_dtype(DType::F32)?),
-            _ => flat_matmul(g, &self.weight.to_dtype(DType::F32)?),
+        let weight = match self.weight.dtype() {
+            DType::F32 => self.weight.clone(),
+            half if !g.device().is_cpu() => return Ok(flat_matmul(&g.to_dtype(half)?, &self.weight)?.to_dtype(DType::F32)?),
+            _ => self.weight.to_dtype(DType::F32)?,
+        };
+        if let Some(y) = fast::linear_back(g, &weight)? {
+            return Ok(y);
         }
+        flat_matmul(g, &weight)
     }
 }
 

@@ -11,7 +11,7 @@ use super::parts::{Linear, Norm, Place};
 use super::rotary::{Places, Rotary};
 use super::{Model, Run};
 use crate::error::{Error, ErrorKind, Result};
-use candle_core::{Tensor, D};
+use candle_core::{DType, Tensor, D};
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl HeadMap<'_> {
     /// The linear part, `[h, d]`.
     pub(crate) fn matrix(&self) -> Result<Tensor> {
         let width = self.linear.weight.dim(1)?;
-        Ok(self.apply(&Tensor::eye(width, self.linear.weight.dtype(), self.linear.weight.device())?, false)?.t()?.contiguous()?)
+        Ok(self.apply(&Tensor::eye(width, DType::F32, self.linear.weight.device())?, false)?.t()?.contiguous()?)
     }
 }
 

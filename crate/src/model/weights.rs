@@ -118,7 +118,7 @@ impl Weights {
 
 /// Gives the pages of a mapped tensor back once it has been copied, so that a model is not in memory
 /// twice while it loads (peak for SmolLM2-135M: 1,042 MiB without).
-fn release(mapped: &[u8]) {
+pub(crate) fn release(mapped: &[u8]) {
     #[cfg(unix)]
     {
         const PAGE: usize = 1 << 16; // no page of a machine we build for is larger

@@ -14,7 +14,7 @@
 use crate::clt::{Clt, Format};
 use crate::device::format_bytes;
 use crate::eval::Report;
-use crate::graph::{Graph, QkAttribution};
+use crate::graph::{Graph, GraphDifference, MergedGraph, QkAttribution};
 use crate::intervene::{Deviation, EdgeCheck, Effect, SupernodeCheck};
 use crate::model::{CltNeed, Generation, Model, Run, Summary};
 use crate::picture::html::{self, Align};
@@ -170,6 +170,20 @@ impl Report {
 
 impl Graph {
     /// Shows picture, scores and strongest edges in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
+    }
+}
+
+impl GraphDifference {
+    /// Shows what one graph has more of than another in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&self.html(), &self.to_string());
+    }
+}
+
+impl MergedGraph {
+    /// Shows the mean graph, and the features that most prompts share, in a notebook.
     pub fn evcxr_display(&self) {
         show(&self.html(), &self.to_string());
     }

@@ -7,9 +7,10 @@
 //! JupyterLab strips `<svg>` from notebooks it does not trust, and leaves `<img>`.
 //!
 //! `html` escapes and lays out, `svg` writes shapes; `chart`, `curves`, `report_view`, `graph_view`,
-//! `effect_view`, `qk_view` and `supernode_view` draw. Cost: milliseconds.
+//! `effect_view`, `qk_view`, `supernode_view` and `compare_view` draw. Cost: milliseconds.
 
 pub mod chart;
+mod compare_view;
 mod curves;
 mod edge_table;
 mod effect_view;

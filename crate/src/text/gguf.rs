@@ -67,6 +67,15 @@ pub(super) fn tokenizer(content: &Content) -> Result<Tokenizer> {
     Ok(Tokenizer::new(kind, chat))
 }
 
+/// The chat templates and special tokens alone.
+///
+/// # Errors
+/// `BadFile` for a vocabulary that is no list of texts.
+pub(super) fn chat(content: &Content) -> Result<Chat> {
+    let fields = Fields(content);
+    Ok(fields.chat(&fields.strings("tokens")?))
+}
+
 fn byte_level(fields: &Fields<'_>, tokens: &[String], types: &[i64]) -> Result<Kind> {
     let pre = fields.text("pre");
     let Some(known) = PRE_TOKENIZERS.iter().find(|known| known.names.contains(&pre)) else {

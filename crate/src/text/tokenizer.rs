@@ -92,13 +92,16 @@ impl Tokenizer {
         Tokenizer { kind: self.kind.clone(), chat: Arc::new(chat) }
     }
 
-    /// This tokenizer with the chat templates and special tokens of `other`, if it has none itself.
-    #[must_use]
-    pub(crate) fn or_chat_of(self, other: impl FnOnce() -> Result<Tokenizer>) -> Self {
-        match self.chat.is_empty().then(other) {
-            Some(Ok(other)) => Tokenizer { kind: self.kind, chat: other.chat },
-            _ => self,
+    /// This tokenizer with the chat templates and special tokens of a GGUF header, if it has none
+    /// itself. The header's own tokenizer may be of a kind that is not known.
+    ///
+    /// # Errors
+    /// `BadFile` for a vocabulary that is no list of texts.
+    pub(crate) fn or_chat_of(self, content: &Content) -> Result<Self> {
+        if self.chat.is_empty() {
+            return Ok(Tokenizer { kind: self.kind, chat: Arc::new(gguf::chat(content)?) });
         }
+        Ok(self)
     }
 
     /// Names of the chat templates; empty when there are none.

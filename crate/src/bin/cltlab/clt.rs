@@ -121,9 +121,8 @@ fn convert(args: &ConvertArgs) -> Result<()> {
 }
 
 fn encode(args: &EncodeArgs) -> Result<()> {
-    let device = auto_device()?;
-    let model = Model::load(&args.from.model, &device)?;
-    let replacement = Replacement::new(&model, &args.of.load(&device)?)?;
+    let model = args.from.model()?;
+    let replacement = Replacement::new(&model, &args.of.load(model.device())?)?;
     let (model, clt) = (replacement.model(), replacement.clt());
     let tokens = match &args.from.prompt {
         Some(text) => model.prompt_tokens(text)?,

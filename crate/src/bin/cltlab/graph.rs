@@ -14,7 +14,7 @@ use std::time::Instant;
 pub struct Explained {
     #[command(flatten)]
     from: Prompted,
-    /// Folder or hub name of a CLT in circuit-tracer's format
+    /// Folder or hub name of a CLT, in any format that `cltlab clt check` knows
     #[arg(long)]
     clt: String,
 }
@@ -31,6 +31,16 @@ impl Explained {
             Some(text) => replacement.attribute(text, config),
             None => replacement.attribute_tokens(&self.from.tokens, config),
         }
+    }
+
+    /// The graph of another prompt, given as the first is: as text, or as ids.
+    pub fn attribute_other(&self, replacement: &Replacement, other: &str, config: &AttributeConfig) -> Result<Graph> {
+        if self.from.prompt.is_some() {
+            return replacement.attribute(other, config);
+        }
+        let ids: std::result::Result<Vec<u32>, _> = other.split(',').map(|id| id.trim().parse()).collect();
+        let ids = ids.map_err(|_| Error::expected(ErrorKind::BadInput, "--other", format_args!("'{other}'"), "token ids, as --tokens: 1,2,3"))?;
+        replacement.attribute_tokens(&ids, config)
     }
 
     /// Ids of the prompt, as it is explained.
@@ -74,6 +84,9 @@ pub struct AttributeArgs {
     /// The pruned graph as JSON for viewers
     #[arg(short, long)]
     output: PathBuf,
+    /// Group influential features with like edges into this many supernodes, which viewers open with
+    #[arg(long, default_value_t = 0)]
+    supernodes: usize,
     /// Print this many of the strongest paths
     #[arg(long, default_value_t = 0)]
     paths: usize,
@@ -119,7 +132,7 @@ pub fn attribute(args: &AttributeArgs) -> Result<()> {
     laps.end("attribute");
     let pruned = graph.prune(&prune)?;
     laps.end("prune");
-    pruned.save_json(&args.output)?;
+    pruned.save_json_with(&args.output, &pruned.supernodes(args.supernodes))?;
     laps.end("export");
     println!("{graph}\n{pruned}");
     for logit in graph.logits() {

@@ -6,6 +6,7 @@ mod attention;
 mod bench;
 mod clt;
 mod check;
+mod compare;
 mod doctor;
 mod graph;
 mod kernel;
@@ -41,6 +42,8 @@ enum Command {
     Clt(clt::CltArgs),
     /// Explain why a head looked where it did: its score, split over pairs of features
     Attention(attention::AttentionArgs),
+    /// Lay the graphs of several prompts over each other: their difference, or their mean
+    Compare(compare::CompareArgs),
     /// Does changing groups of features do what the graph says? Predicted, measured, random features
     Check(check::CheckArgs),
     /// The Jupyter kernel
@@ -63,6 +66,7 @@ fn main() -> std::process::ExitCode {
         Command::Clt(args) => clt::clt(&args),
         Command::Attention(args) => attention::attention(&args),
         Command::Check(args) => check::check(&args),
+        Command::Compare(args) => compare::compare(&args),
         Command::Kernel(args) => kernel::kernel(&args),
         Command::Doctor => doctor::doctor(),
         Command::Bench(args) => bench::bench(&args),

@@ -87,6 +87,9 @@ pub struct GenerateArgs {
     /// Sample among the likeliest that together reach this probability
     #[arg(long, default_value_t = 1.0)]
     top_p: f64,
+    /// Sample as the model's generation_config.json says
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p"])]
+    as_published: bool,
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -120,6 +123,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
         }
         _ => args.from.load()?,
     };
+    let config = if args.as_published { GenerateConfig { max_tokens: args.max_tokens, seed: args.seed, stop: args.stop.clone(), ..model.generate_config() } } else { config };
     let readable = model.tokenizer().is_ok();
     let mut out = std::io::stdout().lock();
     // A reader that went away ends the text; nobody is left to tell.

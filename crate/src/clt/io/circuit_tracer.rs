@@ -129,15 +129,16 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
     let (f, d) = (config.features, config.width);
     let jumps = matches!(config.activation, Activation::JumpRelu { .. });
     let mut task = progress::Task::new(format!("load CLT {}", source.name()), config.layers as u64, "layers");
-    let mut layers = Vec::with_capacity(config.layers);
+    let mut layers = Vec::new();
     if config.per_layer {
         layers = per_layer::layers(source, &yaml(source)?, &config, device, |done| task.advance(done as u64))?;
     }
     for l in layers.len()..config.layers {
-        let encoder = Reader::open(source.file(&format!("W_enc_{l}.safetensors"))?)?;
+        let place = source.file(&format!("W_enc_{l}.safetensors"))?;
+        let encoder = Reader::open(&place)?;
         let decoder = Reader::open(source.file(&format!("W_dec_{l}.safetensors"))?)?;
         layers.push(Layer {
-            encoder: encoder.tensor(&format!("W_enc_{l}"), &[f, d], device)?,
+            encoder: Decoder::open(Reader::open(&place)?, format!("W_enc_{l}"), [f, d], device)?,
             encoder_bias: encoder.tensor(&format!("b_enc_{l}"), &[f], device)?,
             threshold: if jumps { Some(encoder.tensor(&format!("threshold_{l}"), &[f], device)?) } else { None },
             decoder: Decoder::open(decoder, format!("W_dec_{l}"), [f, config.slots(l), d], device)?,

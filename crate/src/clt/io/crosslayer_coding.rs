@@ -140,7 +140,7 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
     };
     let decoders = decoders(&tensors, &cfg)?;
     let offset = offset(&tensors, &cfg)?;
-    let mut layers = Vec::with_capacity(l);
+    let mut layers = Vec::new();
     for (s, (decoder, decoder_bias)) in decoders.into_iter().enumerate() {
         let mut encoder_bias = tensors.take(&format!("encoder_module.encoders.{s}.bias_param"), &[f])?;
         let mut threshold = thresholds.as_ref().map(|all| all.get(s)).transpose()?;
@@ -179,7 +179,7 @@ fn decoders(tensors: &Tensors, cfg: &Config) -> Result<Vec<(Tensor, Tensor)>> {
         Tying::PerTarget => format!("decoder_module.decoders.{t}"),
     };
     let scales = if cfg.enable_feature_scale && cfg.decoder_tying != Tying::None { Some(per_target(tensors, "feature_scale", l, f)?) } else { None };
-    let mut all = Vec::with_capacity(l);
+    let mut all = Vec::new();
     for s in 0..l {
         let decoder = |t: usize| {
             let weight = turned(&tensors.take(&format!("{}.weight", name(s, t)), &[d, f])?)?;

@@ -55,6 +55,7 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
     }
     let tensors = Tensors::open(source.file(WEIGHTS)?)?;
     let [l, d, f] = tensors.shape("encoder.W", "[layers, width, features]")?;
+    CltConfig { layers: l, width: d, features: f, activation: Activation::Relu, ..CltConfig::default() }.validate().map_err(|error| error.context(source.name()))?;
     let (activation, cuts) = nonlinearity(part("nonlinearity"), &tensors, &place("model.nonlinearity"), [l, f])?;
     let mut config = CltConfig { layers: l, width: d, features: f, activation, per_layer, input: InputSite::ResidMid, output: OutputSite::AfterNorm, ..CltConfig::default() };
     import.amend(&mut config);

@@ -80,7 +80,7 @@ pub(super) fn layers(source: &Source, yaml: &Yaml, config: &CltConfig, device: &
                 .help("every layer must have a skip connection, or none (in a folder of ours, cltlab.json says which)"));
         }
         let layer = Layer {
-            encoder: reader.tensor("W_enc", &[f, d], device)?,
+            encoder: Decoder::open(Reader::open(path)?, "W_enc".to_string(), [f, d], device)?,
             encoder_bias: reader.tensor("b_enc", &[f], device)?,
             threshold: if jumps { Some(reader.tensor(THRESHOLD, &[f], device)?) } else { None },
             decoder_bias: reader.tensor("b_dec", &[d], device)?,

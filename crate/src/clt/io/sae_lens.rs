@@ -46,6 +46,10 @@ struct Metadata {
     model_name: Option<String>,
     hook_name: Option<String>,
     hook_name_out: Option<String>,
+    /// The sites in the model's own modules: where they are given they say more than hooks do, for
+    /// Gemma 3's transcoders have `hook_mlp_in` for a value after the norm.
+    hf_hook_name: Option<String>,
+    hf_hook_name_out: Option<String>,
 }
 
 fn none() -> String {
@@ -59,6 +63,8 @@ fn config(weights: &Path) -> Result<Config> {
     new.model_name = new.model_name.take().or(old.model_name);
     new.hook_name = new.hook_name.take().or(old.hook_name);
     new.hook_name_out = new.hook_name_out.take().or(old.hook_name_out);
+    new.hf_hook_name = new.hf_hook_name.take().or(old.hf_hook_name);
+    new.hf_hook_name_out = new.hf_hook_name_out.take().or(old.hf_hook_name_out);
     Ok(config)
 }
 
@@ -79,7 +85,10 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
     let cfg = config(first)?;
     let (f, d) = (cfg.d_sae, cfg.d_in);
     let (jumps, skips) = (cfg.architecture.starts_with("jumprelu"), cfg.architecture.contains("skip"));
-    let (input, output) = sites::both(import, &source.name(), cfg.metadata.hook_name.as_deref(), cfg.metadata.hook_name_out.as_deref())?;
+    let said = &cfg.metadata;
+    let reads = said.hf_hook_name.as_deref().or(said.hook_name.as_deref());
+    let writes = said.hf_hook_name_out.as_deref().or(said.hook_name_out.as_deref());
+    let (input, output) = sites::both(import, &source.name(), reads, writes)?;
     let mut shape = CltConfig {
         layers: files.len(),
         width: d,

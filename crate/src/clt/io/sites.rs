@@ -9,7 +9,8 @@ use crate::model::OutputSite;
 /// Norms before the MLP, as model families name them.
 const BEFORE: [&str; 6] = ["ln_2", "ln2", "post_attention_layernorm", "pre_feedforward_layernorm", "post_attention_norm", "ffn_norm"];
 
-/// The input site that `text` names; in Gemma `post_attention_layernorm` is another norm, which is not one.
+/// The input site that `text` names. `post_attention_layernorm` is Llama's; Gemma has another norm of that
+/// name, which no CLT reads.
 pub(super) fn input(text: &str) -> Option<InputSite> {
     if let Some(site) = [InputSite::ResidMid, InputSite::MlpIn, InputSite::Normalized].into_iter().find(|site| text.ends_with(site.hook())) {
         return Some(site);

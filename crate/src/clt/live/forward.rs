@@ -1,7 +1,9 @@
 //! Forward: pre-activations, sparse codes, reconstructions, residuals.
 
 use super::entries::sort_entries;
-use super::scratch::{stride, token_block, LayerScratch, Part, Scratch};
+#[cfg(target_arch = "x86_64")]
+use super::near;
+use super::scratch::{stride, token_block, Block, LayerScratch, Part, Scratch};
 use super::{LiveClt, LiveLayer, StepOptions, StepReport, DENSE};
 use crate::activations::Batch;
 use crate::clt::activation::Rule;
@@ -89,6 +91,9 @@ impl LiveClt {
         for group in (1..slabs.len()).rev() {
             let (before, after) = slabs.split_at_mut(group);
             before[group - 1].par_iter_mut().zip(after[0].par_iter()).for_each(|(sum, value)| *sum += value);
+        }
+        if self.config.skip {
+            skip_gradients(works, &slabs[0], stride, batch, d);
         }
         if tied {
             // A row that stands for all targets gets the sum of their gradients.
@@ -195,6 +200,16 @@ fn residuals(slab: &mut [f32], stride: usize, targets: &[Vec<f32>], d: usize, sc
     totals
 }
 
+/// `∂loss/∂W_skip = xᵀ e`.
+fn skip_gradients(works: &mut [LayerScratch], slab: &[f32], stride: usize, batch: &Batch, d: usize) {
+    works.par_iter_mut().zip(&batch.inputs).enumerate().for_each(|(index, (work, input))| {
+        work.skip.resize(d * d, 0.0);
+        let input_t = Matrix::rows(0, d).t();
+        // SAFETY: `skip` is ours, d rows of d.
+        unsafe { kernels::gemm(d, batch.tokens, d, work.skip.as_mut_ptr(), Matrix::rows(0, d), false, input, input_t, slab, Matrix::rows(index * d, stride)) };
+    });
+}
+
 /// `Σ (y − ȳ)²` of `[tokens, d]`.
 fn variance(values: &[f32], d: usize) -> f64 {
     let (mut sums, mut squares) = (vec![0f64; d], 0f64);
@@ -245,10 +260,14 @@ fn encode_layer(
         into.par_chunks_mut(size * f).enumerate().for_each_init(Vec::new, |packed, (block, h)| product(block, h.len() / f, h, packed));
         return;
     }
+    #[cfg(target_arch = "x86_64")]
+    if near::pays(rule, layer.density, d, f) {
+        return near::keep(rule, layer, work, x, (tokens, d, f), scratch);
+    }
     work.parts.par_iter_mut().enumerate().for_each(|(block, part)| {
         let rows = size.min(tokens - block * size);
         let mut held = scratch.block();
-        let (h, packed) = &mut *held;
+        let Block { h, packed, .. } = &mut *held;
         h.resize(size * f, 0.0);
         product(block, rows, &mut h[..rows * f], packed);
         let Part { features, values, ends, select } = part;

@@ -7,7 +7,7 @@ use super::param::cut;
 use super::scratch::{stride, FeatureBlock, LayerScratch, Scratch};
 use super::{LiveClt, LiveLayer, StepOptions, StepReport};
 use crate::activations::Batch;
-use crate::clt::kernels::{self, adam_rows, AdamStep, Gradient, Matrix};
+use crate::clt::kernels::{adam_rows, AdamStep, Gradient};
 use crate::clt::Activation;
 use crate::error::{Error, ErrorKind, Result};
 use rayon::prelude::*;
@@ -17,7 +17,6 @@ impl LiveClt {
     /// When the gradient is not finite nothing has been changed.
     pub(super) fn learn(&mut self, batch: &Batch, scratch: &mut Scratch, options: &StepOptions, report: &mut StepReport) -> Result<(f64, f64)> {
         let start = std::time::Instant::now();
-        self.skip_gradients(batch, scratch);
         let mut adam = AdamStep::new(options.lr, options.betas, options.eps, options.weight_decay, self.steps + 1);
         let at_once = options.clip.is_none() && self.bounded(scratch);
         if !at_once {
@@ -97,22 +96,6 @@ impl LiveClt {
             None if report.grad_norm.is_finite() => Ok(()),
             None => Err(Error::new(ErrorKind::NotFinite, "gradient of the decoder biases: NaN or infinity")),
         }
-    }
-
-    /// `∂loss/∂W_skip = xᵀ e`.
-    fn skip_gradients(&self, batch: &Batch, scratch: &mut Scratch) {
-        if !self.config.skip {
-            return;
-        }
-        let (d, stride) = (self.config.width, stride(&self.config));
-        let Scratch { layers, slabs, .. } = scratch;
-        layers.par_iter_mut().enumerate().for_each(|(index, work)| {
-            work.skip.resize(d * d, 0.0);
-            // SAFETY: `skip` is ours, d rows of d.
-            unsafe {
-                kernels::gemm(d, batch.tokens, d, work.skip.as_mut_ptr(), Matrix::rows(0, d), false, &batch.inputs[index], Matrix::rows(0, d).t(), &slabs[0], Matrix::rows(index * d, stride));
-            }
-        });
     }
 
     /// What is left of the update once all blocks are done.

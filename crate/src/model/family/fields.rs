@@ -7,7 +7,7 @@ use candle_core::quantized::gguf_file::{Content, Value};
 use serde_json::{json, Map, Value as Json};
 
 /// GGUF keys below the architecture's, and the names that families read.
-const GGUF_KEYS: [(&str, &[&str]); 14] = [
+const GGUF_KEYS: [(&str, &[&str]); 15] = [
     ("block_count", &["num_hidden_layers", "n_layer"]),
     ("embedding_length", &["hidden_size", "n_embd"]),
     ("feed_forward_length", &["intermediate_size", "n_inner"]),
@@ -16,7 +16,8 @@ const GGUF_KEYS: [(&str, &[&str]); 14] = [
     ("attention.key_length", &["head_dim"]),
     ("context_length", &["max_position_embeddings", "n_positions"]),
     ("attention.layer_norm_rms_epsilon", &["rms_norm_eps"]),
-    ("attention.layer_norm_epsilon", &["layer_norm_epsilon"]),
+    ("attention.layer_norm_epsilon", &["layer_norm_epsilon", "layer_norm_eps"]),
+    ("use_parallel_residual", &["use_parallel_residual"]),
     ("rope.freq_base", &["rope_theta"]),
     ("rope.dimension_count", &["rotary_dim"]),
     ("attention.sliding_window", &["sliding_window"]),
@@ -38,8 +39,15 @@ pub(super) fn from_gguf(content: &Content, architecture: &str) -> Json {
     match get(&format!("{architecture}.rope.scaling.type")).as_ref().and_then(Json::as_str) {
         None | Some("none") => {}
         Some(kind) => {
-            let factor = get(&format!("{architecture}.rope.scaling.factor"));
-            fields.insert("rope_scaling".to_string(), json!({"rope_type": kind, "factor": factor}));
+            let scaling = |name: &str| get(&format!("{architecture}.rope.scaling.{name}"));
+            let rule = json!({
+                "rope_type": kind,
+                "factor": scaling("factor"),
+                "original_max_position_embeddings": scaling("original_context_length"),
+                "beta_fast": scaling("yarn_beta_fast"),
+                "beta_slow": scaling("yarn_beta_slow"),
+            });
+            fields.insert("rope_scaling".to_string(), rule);
         }
     }
     let vocab = content.tensor_infos.get("token_embd.weight").and_then(|info| info.shape.dims().first().copied());

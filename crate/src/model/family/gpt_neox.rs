@@ -3,8 +3,8 @@
 
 use super::fields::Fields;
 use super::llama;
-use super::names::{Names, Qkv, Up, LLAMA};
-use super::{rope, Family};
+use super::names::{Names, Qkv, Up, GGUF, LLAMA};
+use super::{rope, Family, Gguf};
 use crate::error::Result;
 use crate::model::config::{Biases, ModelConfig, NormKind};
 
@@ -22,7 +22,7 @@ pub(super) const FAMILY: Family = Family {
         unembedding: "embed_out",
         ..LLAMA
     },
-    gguf: None,
+    gguf: Some(Gguf { name: "gptneox", names: Names { qkv: Qkv::Blocks("attn_qkv"), up: Up::Plain("ffn_up"), ..GGUF }, interleaved: false }),
 };
 
 fn config(fields: &Fields<'_>) -> Result<ModelConfig> {

@@ -23,7 +23,9 @@ pub(super) fn rotated(fields: &Fields<'_>, part: f64, base: Option<f64>) -> Resu
     let (width, heads) = (fields.number("hidden_size")?, fields.number("num_attention_heads")?);
     let head_dim = fields.optional("head_dim")?.unwrap_or(width / heads.max(1));
     let (attention, mlp) = (fields.flag("attention_bias", false)?, fields.flag("mlp_bias", false)?);
-    let (scaling, longest) = (rope::scaling(fields)?, fields.number("max_position_embeddings")?);
+    let base = rope::base(fields)?.or(base).unwrap_or(10_000.0);
+    let rotated = fields.optional("rotary_dim")?.unwrap_or((head_dim as f64 * part) as usize);
+    let (scaling, longest) = (rope::scaling(fields, base, rotated)?, fields.number("max_position_embeddings")?);
     let trained = match scaling {
         Some(RotaryScaling::LongRope { .. }) => rope::original_context(fields, longest)?,
         _ => longest,
@@ -44,9 +46,9 @@ pub(super) fn rotated(fields: &Fields<'_>, part: f64, base: Option<f64>) -> Resu
         norm_offset: false,
         parallel: false,
         positions: Positions::Rotary {
-            base: rope::base(fields)?.or(base).unwrap_or(10_000.0),
+            base,
             interleaved: false,
-            rotated: fields.optional("rotary_dim")?.unwrap_or((head_dim as f64 * part) as usize),
+            rotated,
             scaling,
         },
         attention_scale: (head_dim as f64).powf(-0.5),

@@ -14,6 +14,7 @@ mod names;
 mod olmo2;
 mod phi;
 mod phi3;
+mod published;
 mod qwen;
 mod read;
 mod rope;
@@ -26,6 +27,7 @@ use candle_core::quantized::gguf_file::Content;
 use candle_core::{DType, Device, Tensor};
 use fields::Fields;
 use names::Names;
+pub(crate) use published::generation;
 
 /// One architecture.
 struct Family {

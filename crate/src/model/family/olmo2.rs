@@ -2,12 +2,12 @@
 
 use super::fields::Fields;
 use super::llama;
-use super::names::LLAMA;
-use super::Family;
+use super::names::{GGUF, LLAMA};
+use super::{Family, Gguf};
 use crate::error::Result;
 use crate::model::config::{ModelConfig, NormPlaces, QkNorm};
 
-pub(super) const FAMILY: Family = Family { name: "olmo2", config, names: LLAMA, gguf: None };
+pub(super) const FAMILY: Family = Family { name: "olmo2", config, names: LLAMA, gguf: Some(Gguf { name: "olmo2", names: GGUF, interleaved: false }) };
 
 fn config(fields: &Fields<'_>) -> Result<ModelConfig> {
     let config = llama::config(fields)?;

@@ -3,8 +3,8 @@
 
 use super::fields::Fields;
 use super::llama;
-use super::names::{Names, Up, LLAMA};
-use super::{rope, Family};
+use super::names::{Names, Up, GGUF, LLAMA};
+use super::{rope, Family, Gguf};
 use crate::error::Result;
 use crate::model::config::{Biases, ModelConfig, NormKind};
 use serde_json::json;
@@ -20,7 +20,7 @@ pub(super) const FAMILY: Family = Family {
         final_norm: "final_layernorm",
         ..LLAMA
     },
-    gguf: None,
+    gguf: Some(Gguf { name: "phi2", names: Names { mlp_norm: "attn_norm", up: Up::Plain("ffn_up"), ..GGUF }, interleaved: false }),
 };
 
 fn config(fields: &Fields<'_>) -> Result<ModelConfig> {

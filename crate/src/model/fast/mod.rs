@@ -17,9 +17,14 @@ mod product;
 #[cfg(target_arch = "x86_64")]
 mod rows;
 #[cfg(target_arch = "x86_64")]
+mod screen;
+#[cfg(target_arch = "x86_64")]
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod unmix;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use screen::{exact_row, screens, Found, Rounded, Screen, CHUNK};
 
 use super::parts::{Linear, Mlp};
 use crate::error::Result;
@@ -99,6 +104,34 @@ pub(crate) fn linear(x: &Tensor, map: &Linear) -> Result<Option<Tensor>> {
     }
     #[allow(unreachable_code)]
     Ok(None)
+}
+
+/// `x [..., out]` times the map's `[out, in]` as it lies: the transpose of [`linear`].
+pub(super) fn linear_back(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
+    if !suits(x)? || x.dim(D::Minus1)? != weight.dim(0)? {
+        return Ok(None);
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        let x = x.contiguous()?;
+        let Some(packed) = packed(&x)? else { return Ok(None) };
+        // SAFETY: as in `applied`.
+        let y = with_values([weight], |[weight]| unsafe { packed.times_turned(weight) });
+        let shape = widened(&x, weight.dim(1)?);
+        return Ok(y.map(|y| Tensor::from_vec(y, shape, x.device())).transpose()?);
+    }
+    #[allow(unreachable_code)]
+    Ok(None)
+}
+
+/// `x [m, depth] · rows [n, depth]ᵀ`, `[m, n]`; `None` where there is no kernel for it.
+pub(super) fn times(x: &[f32], rows: &[f32], depth: usize) -> Option<Vec<f32>> {
+    #[cfg(target_arch = "x86_64")]
+    if depth > 0 && depth.is_multiple_of(4) && x.len() >= ROWS * depth && is_x86_feature_detected!("avx512f") {
+        // SAFETY: machine and depth are checked above, lengths where they are used.
+        return Some(unsafe { product::Panels::pack(x, depth).times(held::Held::F32(rows), None) });
+    }
+    None
 }
 
 /// As [`linear`] for few rows, or without the panels' instructions, of a map held in a half type; f32

@@ -72,9 +72,25 @@ impl Panels {
     /// AVX-512F. Lengths as said.
     pub(super) unsafe fn times(&self, w: Held<'_>, bias: Option<&[f32]>) -> Vec<f32> {
         let outs = w.len() / self.depth;
-        assert!(w.len() == outs * self.depth && bias.is_none_or(|bias| bias.len() == outs));
+        assert!(w.len() == outs * self.depth);
+        self.products(outs, bias, |first, end, buffer| Weights { first: w.part(first * self.depth..end * self.depth, buffer).as_ptr(), row: self.depth, step: 1 })
+    }
+
+    /// `y [tokens, outs] = x w`, with `w [depth, outs]` as it lies: the transpose of a map.
+    ///
+    /// # Safety
+    /// AVX-512F.
+    pub(super) unsafe fn times_turned(&self, w: &[f32]) -> Vec<f32> {
+        let outs = w.len() / self.depth;
+        assert!(w.len() == outs * self.depth);
+        self.products(outs, None, |first, _, _| Weights { first: w[first..].as_ptr(), row: 1, step: outs })
+    }
+
+    /// `weights` gives those of outputs from the first to the end, and may use the buffer.
+    unsafe fn products(&self, outs: usize, bias: Option<&[f32]>, weights: impl Fn(usize, usize, &mut Vec<f32>) -> Weights + Sync) -> Vec<f32> {
+        assert!(bias.is_none_or(|bias| bias.len() == outs));
         filled(self.tokens * outs, |to| self.tasks(outs, |panels, first, end, [buffer, _]| {
-            let w = w.part(first * self.depth..end * self.depth, buffer);
+            let w = weights(first, end, buffer);
             for panel in panels {
                 // SAFETY: tiles do not overlap; all lengths were checked above.
                 unsafe {
@@ -125,6 +141,7 @@ pub(super) unsafe fn one_panel(x: &[f32], depth: usize, w: &[f32], bias: &[f32],
         return;
     }
     let registers = tokens.div_ceil(LANES);
+    let w = Weights { first: w.as_ptr(), row: depth, step: 1 };
     packed.resize(depth * LANES * registers, 0.0);
     // SAFETY: the caller's promise; `packed` has just that length.
     unsafe {
@@ -137,16 +154,24 @@ pub(super) unsafe fn one_panel(x: &[f32], depth: usize, w: &[f32], bias: &[f32],
     }
 }
 
+/// Weights of a range of outputs: the n-th's k-th is `n · row + k · step` beyond `first`.
+#[derive(Clone, Copy)]
+struct Weights {
+    first: *const f32,
+    row: usize,
+    step: usize,
+}
+
 /// Outputs `range` of one panel, whose weights `w` are, written as rows of `y`, which are `stride` apart.
 #[target_feature(enable = "avx512f")]
 #[allow(clippy::too_many_arguments)]
 unsafe fn rows<const M: usize>(
-    x: *const f32, depth: usize, w: &[f32], bias: Option<&[f32]>, y: *mut f32, stride: usize, tokens: usize, range: std::ops::Range<usize>,
+    x: *const f32, depth: usize, w: Weights, bias: Option<&[f32]>, y: *mut f32, stride: usize, tokens: usize, range: std::ops::Range<usize>,
 ) {
-    let weights = |out: usize| w.as_ptr().add((out - range.start) * depth);
+    let weights = |out: usize| w.first.add((out - range.start) * w.row);
     let mut out = range.start;
     while out + OUTS <= range.end {
-        let mut sums = tile::sums::<M, OUTS>(depth, x, weights(out), depth, 1);
+        let mut sums = tile::sums::<M, OUTS>(depth, x, weights(out), w.row, w.step);
         if let Some(bias) = bias {
             for (sums, bias) in sums.iter_mut().zip(&bias[out..]) {
                 sums.iter_mut().for_each(|sum| *sum = _mm512_add_ps(*sum, _mm512_set1_ps(*bias)));
@@ -156,7 +181,7 @@ unsafe fn rows<const M: usize>(
         out += OUTS;
     }
     for out in out..range.end {
-        let sums = tile::sums::<M, 1>(depth, x, weights(out), depth, 1);
+        let sums = tile::sums::<M, 1>(depth, x, weights(out), w.row, w.step);
         for (m, sum) in sums[0].into_iter().enumerate() {
             let mut values = [0.0_f32; LANES];
             _mm512_storeu_ps(values.as_mut_ptr(), sum);

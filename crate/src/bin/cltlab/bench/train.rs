@@ -5,8 +5,9 @@
 //! With `--on-request` a step is done for each line of standard input, so that
 //! `benches/train.py` can let several programs take turns.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use cltlab::prelude::*;
+use cltlab::train::Moments;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::time::Instant;
@@ -37,9 +38,23 @@ pub struct TrainShape {
     /// Steps; with --on-request, as many as are asked for
     #[arg(long, default_value_t = 10)]
     steps: usize,
+    /// How Adam's moments are held
+    #[arg(long, value_enum, default_value_t = Held::F32)]
+    moments: Held,
+    /// Update every row in every step, as plain Adam does, instead of making up for rows that rested
+    #[arg(long)]
+    every_row: bool,
     /// Clip the gradient's norm at this value; by default it is not clipped
     #[arg(long)]
     clip: Option<f64>,
+}
+
+/// How Adam's moments are held.
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Held {
+    F32,
+    EightBit,
 }
 
 /// Trains step by step and prints a JSON line for each.
@@ -55,7 +70,20 @@ pub fn train(shape: &TrainShape, on_request: bool) -> Result<()> {
         ..CltConfig::default()
     };
     // One step a run, at one rate: what is timed is the same from the first step to the last.
-    let config = TrainConfig { steps: 1, batch_tokens: shape.tokens, lr: 1e-4, warmup: 0.0, decay: 0.0, clip: shape.clip, ..TrainConfig::default() };
+    let config = TrainConfig {
+        steps: 1,
+        batch_tokens: shape.tokens,
+        lr: 1e-4,
+        warmup: 0.0,
+        decay: 0.0,
+        clip: shape.clip,
+        moments: match shape.moments {
+            Held::F32 => Moments::F32,
+            Held::EightBit => Moments::EightBit,
+        },
+        lazy: !shape.every_row,
+        ..TrainConfig::default()
+    };
     let mut rng = StdRng::seed_from_u64(0);
     let mut side = || (0..shape.layers).map(|_| (0..BATCHES * shape.tokens * shape.width).map(|_| normal(&mut rng)).collect()).collect::<Vec<Vec<f32>>>();
     let activations = Activations::from_memory(side(), side(), shape.width)?;

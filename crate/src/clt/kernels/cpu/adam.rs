@@ -167,6 +167,8 @@ fn adam_body<V: Small>(rows: &mut Rows<'_>, gradient: Gradient<'_>, squares: &mu
                 constants.run(w, &mut m[begin..begin + d], &mut v[begin..begin + d], g, lanes)
             }
             MomentRows::Eight { m, v, scales, first } => {
+                prefetch(m, begin + stride, d);
+                prefetch(v, begin + stride, d);
                 let scales = &mut scales[f * stride.div_ceil(BLOCK) + at / BLOCK..];
                 let (m, v) = (&mut m[begin..begin + d], &mut v[begin..begin + d]);
                 let mut sum = V::zero();

@@ -147,9 +147,9 @@ impl Lanes for Avx2 {
 
 /// Asks for `values[at..at + n]` to be in cache soon; nothing beyond the slice is touched.
 #[inline(always)]
-pub(crate) fn prefetch(values: &[f32], at: usize, n: usize) {
+pub(crate) fn prefetch<T>(values: &[T], at: usize, n: usize) {
     #[cfg(target_arch = "x86_64")]
-    for line in values.get(at..at + n).unwrap_or_default().chunks(16) {
+    for line in values.get(at..at + n).unwrap_or_default().chunks(64 / size_of::<T>()) {
         // SAFETY: a hint, on an address inside the slice.
         unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) }
     }

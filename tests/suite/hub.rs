@@ -45,6 +45,14 @@ fn answer(mut stream: TcpStream, folder: &Path, log: &Heard) -> std::io::Result<
     let refuse = |mut stream: TcpStream, status: &str, code: &str| {
         write!(stream, "HTTP/1.1 {status}\r\nX-Error-Code: {code}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
     };
+    if let Some(repo) = path.strip_prefix("/api/datasets/") {
+        let Some("lab/texts") = repo.strip_suffix("/revision/main") else { return refuse(stream, "404 Not Found", "RepoNotFound") };
+        let mut files: Vec<String> = std::fs::read_dir(folder.join("data"))?.flatten().map(|entry| format!("data/{}", entry.file_name().to_string_lossy())).collect();
+        files.extend(["README.md".to_string(), ".gitattributes".to_string(), "dataset_infos.json".to_string(), "data.tokens".to_string()]);
+        let siblings: Vec<_> = files.iter().map(|file| serde_json::json!({ "rfilename": file })).collect();
+        let body = serde_json::json!({"siblings": siblings, "sha": "commit-main"}).to_string();
+        return write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    }
     let Some((repo, rest)) = path.trim_start_matches('/').split_once("/resolve/") else { return refuse(stream, "404 Not Found", "") };
     let Some((revision, file)) = rest.split_once('/') else { return refuse(stream, "404 Not Found", "") };
     match (repo, revision, token.as_str()) {
@@ -186,8 +194,46 @@ fn a_file_of_a_dataset() {
     assert!(path.to_string_lossy().contains("datasets--lab--texts"), "{}", path.display());
     let config = cltlab::text::TextConfig { field: "story".into(), ..Default::default() };
     assert_eq!(cltlab::Corpus::load_with(&path, &config).unwrap().texts(), ["One.", "Two."]);
-    let error = cltlab::Corpus::hub("lab/texts", &config).unwrap_err();
-    assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("owner/name/path"), "{error}");
+    for name in ["texts", "lab/texts@refs/convert"] {
+        let error = cltlab::Corpus::hub(name, &config).unwrap_err();
+        assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("owner/name/path"), "{error}");
+    }
     let error = HubRepo::dataset("lab/../texts").err().unwrap();
     assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("dataset"), "{error}");
+}
+
+/// A dataset of several files: all of them, those of one split, as much as is wanted; also from the cache.
+#[test]
+fn files_of_a_dataset() {
+    let (folder, cache) = (content(), support::scratch("hub-datasets-cache"));
+    std::fs::create_dir_all(folder.join("data")).unwrap();
+    for (name, words) in [("train-00000", ["One.", "Two."]), ("train-00001", ["Three.", "Four."]), ("test-00000", ["Five.", "Six."])] {
+        let lines: String = words.iter().map(|word| format!("{{\"text\": \"{word}\"}}\n")).collect();
+        std::fs::write(folder.join(format!("data/{name}.jsonl")), lines).unwrap();
+    }
+    std::fs::write(folder.join("data.tokens"), "Seven.").unwrap();
+    let (address, heard) = serve(folder);
+    let repo = HubRepo::dataset_with("lab/texts", config(&address, &cache)).unwrap();
+    let texts = |repo: &HubRepo, path: &str, most: Option<u64>| {
+        let config = cltlab::text::TextConfig { max_bytes: most, ..Default::default() };
+        cltlab::Corpus::from_hub(repo, path, &config).map(|corpus| corpus.texts().to_vec())
+    };
+    let asked = |name: &str| heard.lock().unwrap().iter().any(|line| line.contains(name));
+    assert_eq!(texts(&repo, "data/train", Some(4)).unwrap(), ["One."]);
+    assert!(!asked("train-00001"), "more was fetched than wanted");
+    assert_eq!(texts(&repo, "data/train", None).unwrap(), ["One.", "Two.", "Three.", "Four."]);
+    assert!(!asked("test-00000"));
+    assert_eq!(texts(&repo, "", None).unwrap(), ["Five.", "Six.", "One.", "Two.", "Three.", "Four."]);
+    assert_eq!(texts(&repo, "data.tokens", None).unwrap(), ["Seven."]);
+    let error = texts(&repo, "data/validation", None).unwrap_err();
+    assert!(error.kind() == ErrorKind::MissingFile && error.to_string().contains("data/test-00000.jsonl") && error.to_string().contains("lab/texts"), "{error}");
+    let error = texts(&HubRepo::dataset_with("lab/nothing", config(&address, &cache)).unwrap(), "", None).unwrap_err();
+    assert!(error.kind() == ErrorKind::MissingFile && error.to_string().contains("lab/nothing"), "{error}");
+    // Offline: what lies in the cache.
+    let offline = |name: &str| HubRepo::dataset_with(name, HubConfig { offline: true, ..config(&address, &cache) }).unwrap();
+    let before = heard.lock().unwrap().len();
+    assert_eq!(texts(&offline("lab/texts"), "data/train", None).unwrap(), ["One.", "Two.", "Three.", "Four."]);
+    let error = texts(&offline("lab/other"), "", None).unwrap_err();
+    assert!(error.kind() == ErrorKind::MissingFile && error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
+    assert_eq!(heard.lock().unwrap().len(), before);
 }

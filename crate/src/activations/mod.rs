@@ -25,6 +25,7 @@ use crate::model::{MlpSite, Model, OutputSite};
 use crate::text::Corpus;
 use candle_core::Tensor;
 use rounds::Rounds;
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
@@ -77,6 +78,9 @@ pub(crate) struct Batch {
     pub targets: Vec<Vec<f32>>,
 }
 
+/// Names and values, see [`Activations::course`].
+pub(crate) type Course = BTreeMap<String, String>;
+
 /// A source of training activations. Cloning shares it.
 ///
 /// ```no_run
@@ -96,6 +100,8 @@ struct Inner {
     output: OutputSite,
     model_name: String,
     model_fingerprint: String,
+    /// Checksum of the token ids; empty for activations in memory.
+    text: String,
     source: Source,
 }
 
@@ -128,6 +134,7 @@ impl Activations {
             output: model.output(),
             model_name: model.name().to_string(),
             model_fingerprint: model.fingerprint().to_string(),
+            text: stream.text(),
             source: Source::Stream(stream),
         })))
     }
@@ -155,6 +162,7 @@ impl Activations {
             output: OutputSite::default(),
             model_name: String::new(),
             model_fingerprint: String::new(),
+            text: String::new(),
             source: Source::Memory(Arc::new(Batch { tokens: length / width, inputs, targets })),
         })))
     }
@@ -203,6 +211,33 @@ impl Activations {
                 Ok(())
             }
         }
+    }
+
+    /// All that fixes which tokens come when: a place in it means the same only where this is the same.
+    pub(crate) fn course(&self) -> Course {
+        let text = |value: &dyn std::fmt::Display| value.to_string();
+        let mut course = Course::from([("tokens".to_string(), text(&self.tokens()))]);
+        if let Some(rounds) = self.rounds() {
+            let fields: [(&str, &dyn std::fmt::Display); 5] = [
+                ("text", &self.0.text),
+                ("blocks of text", &rounds.blocks),
+                ("blocks of a filling (buffer_tokens)", &rounds.chunk),
+                ("seed", &rounds.seed),
+                ("passes", &rounds.passes),
+            ];
+            course.extend(fields.map(|(name, value)| (name.to_string(), text(value))));
+        }
+        course
+    }
+
+    /// Bytes of the buffer that a training fills; 0 for activations in memory.
+    pub(crate) fn buffer_bytes(&self) -> u64 {
+        let served = match &self.0.source {
+            Source::Stream(stream) => stream.served(),
+            Source::Store(store) => store.served(),
+            Source::Memory(_) => 0,
+        };
+        self.rounds().map_or(0, |rounds| rounds.bytes(self.layers(), self.width(), served, self.ahead()))
     }
 
     /// How fillings follow each other; activations in memory have one, used without end.

@@ -36,6 +36,11 @@ impl Rounds {
         order
     }
 
+    /// Bytes of the buffer: of two when one is made ahead.
+    pub fn bytes(&self, layers: usize, width: usize, served: usize, ahead: bool) -> u64 {
+        per_token(layers, width).saturating_mul((self.chunk * served) as u64) * (1 + u64::from(ahead))
+    }
+
     /// Tokens that a filling holds when the user does not say: what 1 GiB holds, at most 65,536.
     pub fn usual_tokens(layers: usize, width: usize) -> usize {
         ((1u64 << 30) / per_token(layers, width)).clamp(1, 65_536) as usize

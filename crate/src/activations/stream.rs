@@ -1,6 +1,6 @@
 //! Streaming: the model runs over shuffled blocks of the corpus and fills the buffer.
 
-use super::rounds::{per_token, Rounds};
+use super::rounds::Rounds;
 use super::{Batch, InputSite};
 use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
@@ -144,8 +144,7 @@ impl Stream {
         let blocks = corpus.blocks(model.tokenizer()?, model.special_token(), config.context, config.max_tokens)?;
         let rounds = Rounds::new(blocks.len(), served, wanted, config.seed, config.passes);
         let ahead = config.ahead.unwrap_or(!model.device().is_cpu());
-        let buffer = per_token(layers, width) * (rounds.chunk * served) as u64;
-        require_memory("buffer of activations", buffer * (1 + u64::from(ahead)), "lower StreamConfig::buffer_tokens")?;
+        require_memory("buffer of activations", rounds.bytes(layers, width, served, ahead), "lower StreamConfig::buffer_tokens")?;
         let runner = Runner {
             model: model.clone(),
             blocks,
@@ -165,8 +164,18 @@ impl Stream {
         self.ahead
     }
 
+    /// Checksum of the token ids.
+    pub fn text(&self) -> String {
+        self.runner.blocks.fingerprint()
+    }
+
+    /// Tokens that are served of each block.
+    pub fn served(&self) -> usize {
+        self.runner.context - self.runner.exclude_first
+    }
+
     pub fn tokens(&self) -> u64 {
-        (self.runner.blocks.len() * (self.runner.context - self.runner.exclude_first)) as u64
+        (self.runner.blocks.len() * self.served()) as u64
     }
 
     /// Makes filling number `index`, see [`Rounds`].

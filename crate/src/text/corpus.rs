@@ -3,9 +3,10 @@
 //! Documents are tokenised, joined by the model's special token and cut into contexts of equal
 //! length, so that no position is padding. Cost: one pass over the text, 4 bytes a token.
 
-use super::documents::Documents;
+use super::documents::{self, Documents};
 use super::Tokenizer;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::sealed::checksum;
 use crate::hub::HubRepo;
 use crate::progress;
 use std::path::Path;
@@ -65,24 +66,48 @@ impl Corpus {
         Self::named(name, documents.texts).map_err(|error| error.context(path.display()))
     }
 
-    /// Loads one file of a dataset on the hub, `owner/name/path/in/it.parquet` or
-    /// `owner/name@revision/path`; it is fetched once, into the cache that is shared with Python.
+    /// Loads a dataset from the hub: `owner/name` for all of its text, JSONL and parquet files,
+    /// `owner/name/data/train` for those whose path begins so, or the path of one file; after the name
+    /// `@revision` may stand (`@refs/convert/parquet` is the hub's own copy in parquet). Files are fetched
+    /// one after the other until there is enough text ([`TextConfig::max_bytes`]), once, into the cache
+    /// that is shared with Python.
     ///
     /// ```no_run
     /// use cltlab::text::{Corpus, TextConfig};
-    /// let stories = Corpus::hub("roneneldan/TinyStories/TinyStories-valid.txt", &TextConfig::default())?;
+    /// let first_100_mb = TextConfig { max_bytes: Some(100_000_000), ..TextConfig::default() };
+    /// let stories = Corpus::hub("roneneldan/TinyStories/data/train", &first_100_mb)?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```
     ///
     /// # Errors
-    /// `BadInput` for what is no such name; those of [`HubRepo::file`] and [`Corpus::load_with`].
+    /// `BadInput` for what is no such name; those of [`Corpus::from_hub`].
     pub fn hub(source: &str, config: &TextConfig) -> Result<Self> {
-        let mut parts = source.splitn(3, '/');
-        let (Some(owner), Some(name), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(Error::expected(ErrorKind::BadInput, "dataset", format_args!("'{source}'"), "owner/name/path/of/file, as on the hub"));
-        };
-        let path = HubRepo::dataset(&format!("{owner}/{name}"))?.file(file)?;
-        Self::load_with(path, config).map_err(|error| error.context(format_args!("dataset {source}")))
+        let parts: Vec<&str> = source.split('/').collect();
+        // refs/convert/parquet and refs/pr/1 are revisions of three parts.
+        let of_name = if parts.get(1).is_some_and(|name| name.ends_with("@refs")) { 4 } else { 2 };
+        if parts.len() < of_name {
+            return Err(Error::expected(ErrorKind::BadInput, "dataset", format_args!("'{source}'"), "owner/name or owner/name/path, as on the hub"));
+        }
+        Self::from_hub(&HubRepo::dataset(&parts[..of_name].join("/"))?, &parts[of_name..].join("/"), config)
+    }
+
+    /// As [`Corpus::hub`], from an open repository and a path in it, which may be empty.
+    ///
+    /// # Errors
+    /// `MissingFile` when no file's path begins so; those of [`HubRepo::file`] and
+    /// [`Corpus::load_with`].
+    pub fn from_hub(repo: &HubRepo, path: &str, config: &TextConfig) -> Result<Self> {
+        let place = format!("dataset {}", repo.name());
+        let files = if documents::holds_text(path) { vec![path.to_string()] } else { matching(repo.list()?, path, &place)? };
+        let mut documents = Documents::new(config);
+        for file in &files {
+            if documents.enough() {
+                break;
+            }
+            documents.read(&repo.file(file)?).map_err(|error| error.context(&place))?;
+        }
+        let name = format!("{}/{path}", repo.name());
+        Self::named(name.trim_end_matches('/').to_string(), documents.texts).map_err(|error| error.context(place))
     }
 
     /// A corpus of these documents.
@@ -209,6 +234,20 @@ impl Corpus {
     }
 }
 
+/// The files of a dataset that `path` means.
+fn matching(files: Vec<String>, path: &str, place: &str) -> Result<Vec<String>> {
+    if files.iter().any(|file| file == path) {
+        return Ok(vec![path.to_string()]);
+    }
+    let (wanted, others): (Vec<String>, Vec<String>) = files.into_iter().partition(|file| file.starts_with(path) && documents::holds_text(file));
+    if wanted.is_empty() {
+        let some: Vec<&str> = others.iter().map(String::as_str).filter(|file| documents::holds_text(file)).take(5).collect();
+        let error = Error::new(ErrorKind::MissingFile, format!("{place}: no text, JSONL or parquet file whose path begins with '{path}'"));
+        return Err(error.help(if some.is_empty() { "it holds none at all: try the revision refs/convert/parquet".into() } else { format!("it has {}", some.join(", ")) }));
+    }
+    Ok(wanted)
+}
+
 impl std::fmt::Debug for Corpus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Corpus '{}': {} documents, {:.2} MB of text", self.name, self.documents(), self.characters() as f64 / 1e6)
@@ -236,6 +275,12 @@ impl Blocks {
     /// Ids in a block.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// A checksum of all ids, 16 hexadecimal digits.
+    pub(crate) fn fingerprint(&self) -> String {
+        let bytes: Vec<u8> = self.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        format!("{:016x}", checksum(&bytes))
     }
 
     /// The ids of one block, or `None` past the end.

@@ -1,6 +1,7 @@
 //! Documents from files: plain text, JSONL and parquet, the first two also compressed (`.gz`, `.zst`).
 
 use super::corpus::TextConfig;
+use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
@@ -36,13 +37,20 @@ fn kind(path: &Path) -> Option<Kind> {
     }
 }
 
+/// Whether a file of a dataset holds its text, by its name: descriptions of the dataset do not.
+pub(super) fn holds_text(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path).to_lowercase();
+    let about = name.starts_with('.') || name.ends_with(".md") || ["dataset_info.json", "dataset_infos.json", "state.json"].contains(&name.as_str());
+    !about && kind(Path::new(path)).is_some()
+}
+
 impl<'a> Documents<'a> {
     pub fn new(config: &'a TextConfig) -> Self {
         Documents { config, texts: Vec::new(), bytes: 0 }
     }
 
     /// True when as much text as is wanted was read.
-    fn enough(&self) -> bool {
+    pub fn enough(&self) -> bool {
         self.config.max_bytes.is_some_and(|most| self.bytes >= most)
     }
 
@@ -63,6 +71,9 @@ impl<'a> Documents<'a> {
     }
 
     fn read_file(&mut self, path: &Path) -> Result<()> {
+        let length = std::fs::metadata(path).map_err(|error| Error::io(path, &error))?.len();
+        let wanted = self.config.max_bytes.map_or(length, |most| most.saturating_sub(self.bytes).min(length));
+        require_memory(&format!("text of {}", path.display()), wanted, "read a part of it: TextConfig::max_bytes")?;
         match kind(path) {
             Some(Kind::Lines) => self.read_lines(path),
             Some(Kind::Parquet) => self.read_parquet(path),

@@ -9,7 +9,7 @@
 mod shard;
 mod write;
 
-use super::rounds::{per_token, Rounds};
+use super::rounds::Rounds;
 use super::{Activations, Batch, Inner, InputSite, Source};
 use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,6 +24,8 @@ use std::sync::Arc;
 
 const MANIFEST: &str = "activations.json";
 const VERSION: u32 = 1;
+/// Places within a shard are counted in 32 bits.
+const LARGEST_SHARD: u64 = 4 << 30;
 
 /// How a stored value is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -65,9 +67,11 @@ pub struct StoreConfig {
     pub max_tokens: Option<usize>,
     /// How values are kept. Default f32.
     pub format: StoreFormat,
-    /// Level of zstd compression, 1 to 22; `None` for none. Default `None`: f32 hardly shrinks, int8 does.
+    /// Level of zstd compression, 1 to 22; `None` for none. On SmolLM2-135M level 3 leaves 88 % of
+    /// int8, 79 % of bf16 and 93 % of f32; higher levels take off no more. Default `None`.
     pub zstd: Option<i32>,
-    /// Bytes of f32 values that make a shard, about; this much memory is needed, twice. Default 512 MiB.
+    /// Bytes of f32 values that make a shard, about, at most 4 GiB; this much memory is needed, twice.
+    /// Default 512 MiB.
     pub shard_bytes: u64,
 }
 
@@ -102,6 +106,9 @@ impl StoreConfig {
         }
         if self.batch == 0 {
             return bad("batch", "0".into(), "at least 1".into());
+        }
+        if !(1..=LARGEST_SHARD).contains(&self.shard_bytes) {
+            return bad("shard_bytes", self.shard_bytes.to_string(), format!("1 to {LARGEST_SHARD}"));
         }
         match self.zstd {
             Some(level) if !(1..=22).contains(&level) => bad("zstd", level.to_string(), "1 to 22, or none".into()),
@@ -152,6 +159,11 @@ struct Manifest {
 }
 
 impl Manifest {
+    /// Tokens that are served of each block, special ones within not counted.
+    fn served(&self) -> usize {
+        self.context - self.exclude_first
+    }
+
     fn shards(&self) -> usize {
         self.blocks.div_ceil(self.shard_blocks.max(1))
     }
@@ -218,11 +230,10 @@ impl Activations {
         }
         let shards = (0..manifest.shards()).map(|index| Shard::open(folder, index, &manifest)).collect::<Result<Vec<_>>>()?;
         let (layers, width) = (manifest.layers, manifest.width);
-        let served = manifest.context - manifest.exclude_first;
+        let served = manifest.served();
         let wanted = config.buffer_tokens.unwrap_or(Rounds::usual_tokens(layers, width));
         let rounds = Rounds::new(manifest.blocks, served, wanted, config.seed, config.passes);
-        let buffer = per_token(layers, width) * (rounds.chunk * served) as u64;
-        require_memory("buffer of activations", buffer * (1 + u64::from(config.ahead)), "lower ReadConfig::buffer_tokens, or set ReadConfig::ahead to false")?;
+        require_memory("buffer of activations", rounds.bytes(layers, width, served, config.ahead), "lower ReadConfig::buffer_tokens, or set ReadConfig::ahead to false")?;
         Ok(Activations(Arc::new(Inner {
             layers,
             width,
@@ -230,6 +241,7 @@ impl Activations {
             output: manifest.output,
             model_name: manifest.model_name.clone(),
             model_fingerprint: manifest.model_fingerprint.clone(),
+            text: manifest.text.clone(),
             source: Source::Store(Store { manifest, shards, rounds, ahead: config.ahead }),
         })))
     }
@@ -242,6 +254,10 @@ impl Store {
 
     pub fn ahead(&self) -> bool {
         self.ahead
+    }
+
+    pub fn served(&self) -> usize {
+        self.manifest.served()
     }
 
     pub fn tokens(&self) -> u64 {

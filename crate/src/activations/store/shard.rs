@@ -72,12 +72,16 @@ fn dtype(format: StoreFormat) -> Dtype {
 
 fn encode(manifest: &Manifest, values: &[f32], rows: &[u32]) -> Result<Encoded> {
     let d = manifest.width;
+    // int8 would turn NaN into 0.
+    if let Some(odd) = values.iter().find(|value| !value.is_finite()) {
+        return Err(Error::expected(ErrorKind::NotFinite, "a value", odd, "a finite number").help("the model gives NaN or infinity on this text: look at its weights, or run it in f32"));
+    }
     let mut scales = Vec::new();
     let plain: Vec<u8> = match manifest.format {
         StoreFormat::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         StoreFormat::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
         StoreFormat::F16 => {
-            if let Some(large) = values.iter().find(|value| value.is_finite() && f16::from_f32(**value).is_infinite()) {
+            if let Some(large) = values.iter().find(|value| f16::from_f32(**value).is_infinite()) {
                 return Err(Error::expected(ErrorKind::NotFinite, "a value", large, "at most 65504, the largest of f16").help("use StoreFormat::Bf16"));
             }
             values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect()

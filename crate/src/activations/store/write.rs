@@ -4,10 +4,9 @@ use super::{shard, shard_path, Manifest, Shard, StoreConfig, MANIFEST, VERSION};
 use crate::activations::rounds::per_token;
 use crate::activations::stream::Runner;
 use crate::activations::{Activations, Batch};
-use crate::device::{require_disk, require_memory};
+use crate::device::{format_bytes, require_disk, require_memory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
-use crate::files::sealed::checksum;
 use crate::model::Model;
 use crate::progress::Task;
 use crate::text::Corpus;
@@ -22,14 +21,13 @@ impl Activations {
     /// `BadConfig` naming the field; `BadInput` for a corpus shorter than one context; `DiskFull`
     /// when the predicted size exceeds what is free there, before anything is written; `Mismatch` when the
     /// folder holds a store of another model, text or configuration, naming what differs; `NotFinite`
-    /// for values that f16 cannot hold; `Interrupted`, errors of the model and of writing.
+    /// for NaN, infinity and values that f16 cannot hold; `Interrupted`, errors of the model and of writing.
     pub fn store(model: &Model, corpus: &Corpus, folder: impl AsRef<Path>, config: &StoreConfig) -> Result<Self> {
         let folder = folder.as_ref();
         config.validate(model.context())?;
         let blocks = corpus.blocks(model.tokenizer()?, model.special_token(), config.context, config.max_tokens)?;
         let served = config.context - config.exclude_first;
         let block_bytes = per_token(model.layers(), model.width()) * served as u64;
-        let ids: Vec<u8> = (0..blocks.len()).filter_map(|index| blocks.block(index)).flatten().flat_map(|id| id.to_le_bytes()).collect();
         let manifest = Manifest {
             version: VERSION,
             model_name: model.name().to_string(),
@@ -42,7 +40,7 @@ impl Activations {
             exclude_first: config.exclude_first,
             format: config.format,
             zstd: config.zstd,
-            text: format!("{:016x}", checksum(&ids)),
+            text: blocks.fingerprint(),
             blocks: blocks.len(),
             shard_blocks: (config.shard_bytes / block_bytes).clamp(1, blocks.len() as u64) as usize,
         };
@@ -56,7 +54,7 @@ impl Activations {
         require_disk("a store of activations", folder, predicted, "store fewer tokens (StoreConfig::max_tokens), or use bf16 or int8 (StoreConfig::format)")?;
         files::write_json(folder.join(MANIFEST), &manifest)?;
         let runner = Runner { model: model.clone(), blocks, input: config.input, context: config.context, batch: config.batch, exclude_first: config.exclude_first };
-        let mut task = Task::new(format!("store activations in {}", folder.display()), manifest.shards() as u64, "shards");
+        let mut task = Task::new(format!("store activations in {} ({} to write)", folder.display(), format_bytes(predicted)), manifest.shards() as u64, "shards");
         let mut batch = Batch::default();
         for index in missing {
             let first = index * manifest.shard_blocks;

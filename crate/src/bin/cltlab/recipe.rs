@@ -7,7 +7,7 @@
 //! [model]
 //! name = "gpt2"                          # hub name, folder, .gguf
 //! [text]
-//! file = "stories.txt"                   # or dataset = "owner/name/path/in/it.parquet"
+//! file = "stories.txt"                   # or dataset = "owner/name/data/train"
 //! held_out = 0.05                        # or held_out_file = "test.txt"
 //! [stream]
 //! passes = 2                             # StreamConfig
@@ -49,7 +49,7 @@ pub struct ModelTable {
 pub struct TextTable {
     /// A text, JSONL or parquet file, or a folder of them.
     pub file: Option<String>,
-    /// A file of a dataset on the hub instead: owner/name/path.
+    /// A dataset on the hub instead: owner/name, owner/name/beginning/of/paths.
     pub dataset: Option<String>,
     /// The field of JSONL objects or parquet rows that holds the text.
     pub field: Option<String>,

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 #[derive(Args)]
 pub struct TrainArgs {
-    /// TOML file with tables [model] [text] [activations] [stream] [clt] [train] [eval] [output]
+    /// TOML file with tables [model] [text] [activations] [store] [stream] [clt] [train] [eval] [output]
     config: PathBuf,
     /// Override one key; repeatable
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]

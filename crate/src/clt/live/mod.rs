@@ -157,7 +157,8 @@ impl LiveClt {
         // A layer's values of one token: dense, or kept entries in parts, code, lists and gradients.
         let code = match config.activation {
             Activation::TopK { k } | Activation::BatchTopK { k } => 40 * k as u64,
-            Activation::Relu | Activation::JumpRelu { .. } => 4 * 3 * f,
+            Activation::Relu => 4 * 2 * f,
+            Activation::JumpRelu { .. } => 4 * 3 * f,
         };
         let slabs = 4 * groups * scratch::stride(config) as u64;
         tokens.saturating_mul((l * (8 * d + code + 64)).saturating_add(slabs))

@@ -6,7 +6,7 @@ pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::eval::{evaluate, evaluate_with, EvalConfig, Report};
 pub use crate::graph::{Alignment, AttributeConfig, Graph, GraphDifference, MergedGraph, Node, NodeKind, PruneConfig, QkAttribution, QkConfig, Scores, Supernode, Target};
 pub use crate::intervene::{EdgeCheck, Effect, InterveneConfig, Intervention, Mode, Positions, SupernodeCheck, SupernodeConfig};
-pub use crate::model::{Capture, Freeze, GenerateConfig, Generation, LoadConfig, Model, ModelConfig, Run, Summary};
+pub use crate::model::{Capture, Freeze, GenerateConfig, Generation, LoadConfig, Model, ModelConfig, OutputSite, Run, Summary};
 pub use crate::notebook::param::param;
 pub use crate::picture::Picture;
 pub use crate::replacement::{FeatureNode, LocalReplacement, Replacement};

@@ -4,8 +4,8 @@
 //! value that the encoder reads and the MLP output that is to be reconstructed, `[tokens, d]` each.
 //! The model runs while training goes on, or ran before and filled a store on disk. The first
 //! position of a context and special tokens are left out: there the residual stream holds a few
-//! enormous values that say nothing about language. Cost: one forward pass a token, without logits, shared by
-//! [`StreamConfig::passes`] uses of it.
+//! enormous values that say nothing about language. Cost: one forward pass a token, without logits,
+//! shared by [`StreamConfig::passes`] uses of it.
 
 mod ahead;
 mod file;

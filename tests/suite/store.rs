@@ -256,7 +256,7 @@ fn the_program_stores_and_is_stopped() {
         let text: String = (0..90).map(|n| format!("Once upon a time there were {n} cats. They ran to tree number {}.\n", n * 7)).collect();
         std::fs::write(folder.join("stories.txt"), text).unwrap();
         let recipe = format!(
-            "[model]\nname = {:?}\n[text]\nfile = \"stories.txt\"\nheld_out = 0\n[activations]\nstore = \"activations\"\n[store]\ncontext = 16\nformat = \"int8\"\nzstd = 3\n[stream]\nbuffer_tokens = 100\nahead = true\n[clt]\nfeatures = 64\nactivation = {{ top_k = {{ k = 4 }} }}\n[train]\nsteps = 600\nbatch_tokens = 64\n[output]\nfolder = \"run\"\n",
+            "[model]\nname = {:?}\n[text]\nfile = \"stories.txt\"\nheld_out = 0\n[activations]\nstore = \"activations\"\n[store]\ncontext = 16\nformat = \"int8\"\nzstd = 3\nshard_bytes = 200000\n[stream]\nbuffer_tokens = 100\nahead = true\n[clt]\nfeatures = 64\nactivation = {{ top_k = {{ k = 4 }} }}\n[train]\nsteps = 600\nbatch_tokens = 64\n[output]\nfolder = \"run\"\n",
             model.to_str().unwrap()
         );
         std::fs::write(folder.join("train.toml"), recipe).unwrap();
@@ -264,7 +264,15 @@ fn the_program_stores_and_is_stopped() {
     };
     let (whole, stopped) = (make("store-run"), make("store-stopped"));
     assert!(start(&whole, &[]).wait().unwrap().success());
-    assert!(whole.join("activations/shard-00000.safetensors").exists());
+    let shards = |folder: &Path| std::fs::read_dir(folder.join("activations")).map_or(0, |files| files.filter(|file| file.as_ref().is_ok_and(|file| file.file_name().to_string_lossy().starts_with("shard-"))).count());
+    assert!(shards(&whole) > 20, "{}", shards(&whole));
+    // Killed while it stores: the next one makes the rest.
+    for made in [1, 6, 11] {
+        let mut child = start(&stopped, &["--resume"]);
+        wait(&mut child, || shards(&stopped) >= made);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
     for _ in 0..3 {
         let mut child = start(&stopped, &["--resume"]);
         wait(&mut child, || stopped.join("run/metrics.jsonl").exists());
@@ -273,5 +281,6 @@ fn the_program_stores_and_is_stopped() {
         child.wait().unwrap();
     }
     assert!(start(&stopped, &["--resume"]).wait().unwrap().success());
+    assert!(bytes_of(&whole.join("activations")) == bytes_of(&stopped.join("activations")), "another store after kills");
     assert!(clt_files(&whole) == clt_files(&stopped), "other weights after stops");
 }

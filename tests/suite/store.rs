@@ -263,6 +263,10 @@ fn the_program_stores_and_is_stopped() {
         folder
     };
     let (whole, stopped) = (make("store-run"), make("store-stopped"));
+    let file = whole.join("train.toml");
+    let output = crate::train_command::cltlab(&["train", file.to_str().unwrap(), "--set", "stream.context=32"]);
+    let text = crate::train_command::said(&output);
+    assert!(!output.status.success() && text.contains("[stream] context") && text.contains("[store]"), "{text}");
     assert!(start(&whole, &[]).wait().unwrap().success());
     let shards = |folder: &Path| std::fs::read_dir(folder.join("activations")).map_or(0, |files| files.filter(|file| file.as_ref().is_ok_and(|file| file.file_name().to_string_lossy().starts_with("shard-"))).count());
     assert!(shards(&whole) > 20, "{}", shards(&whole));

@@ -90,6 +90,15 @@ fn fields_compression_and_limits() {
         assert!(error.contains("line 1") && error.contains("id") && error.contains("content") && error.contains("TextConfig::field"), "{error}");
     }
     assert_eq!(Corpus::load_with(&folder, &content).unwrap().documents(), 300);
+    let array = folder.join("array.json");
+    std::fs::write(&array, "\n[\n  {\"content\": \"One.\"},\n  \"Two.\"\n]\n").unwrap();
+    assert_eq!(Corpus::load_with(&array, &content).unwrap().texts(), ["One.", "Two."]);
+    for (text, words) in [("[{\"content\": 1}]", "array.json [0]"), ("[\"One.\"", "line 1")] {
+        std::fs::write(&array, text).unwrap();
+        let error = Corpus::load_with(&array, &content).unwrap_err();
+        assert!(error.kind() == cltlab::ErrorKind::BadFile && error.to_string().contains(words), "{error}");
+    }
+    std::fs::remove_file(&array).unwrap();
     std::fs::write(folder.join("d.txt.zst"), zstd::bulk::compress(b"One.\n\n\nTwo.", 3).unwrap()).unwrap();
     assert_eq!(Corpus::load(folder.join("d.txt.zst")).unwrap().texts(), ["One.", "Two."]);
     // Cut off or not compressed at all.

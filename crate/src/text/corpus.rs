@@ -37,7 +37,7 @@ pub struct Corpus {
 
 impl Corpus {
     /// Loads a text file (blank lines, two in a row, part documents), a `.jsonl` file (one object
-    /// or string a line, field `text`), a `.parquet` file (string column `text`), or a folder of
+    /// or string a line, field `text`), a `.json` file (the same, or one array of them), a `.parquet` file (string column `text`), or a folder of
     /// such files in the order of their names. Text and JSONL may be compressed: `.gz`, `.zst`.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::schema::types::Type;
+use serde_json::Value;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -95,7 +96,12 @@ impl<'a> Documents<'a> {
     }
 
     fn read_lines(&mut self, path: &Path) -> Result<()> {
-        for (number, line) in open(path)?.lines().enumerate() {
+        let mut reader = open(path)?;
+        // Where an array begins, the file is one; lines that are objects or strings begin otherwise.
+        if reader.fill_buf().map_err(|error| unreadable(path, &error))?.trim_ascii_start().starts_with(b"[") {
+            return self.read_array(path, reader);
+        }
+        for (number, line) in reader.lines().enumerate() {
             if self.enough() {
                 break;
             }
@@ -104,14 +110,31 @@ impl<'a> Documents<'a> {
             if line.trim().is_empty() {
                 continue;
             }
-            let value: serde_json::Value = serde_json::from_str(&line).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", place())))?;
-            let field = &self.config.field;
-            match value.as_str().or_else(|| value.get(field).and_then(|text| text.as_str())) {
-                Some(text) => self.push(text),
-                None => {
-                    let names = value.as_object().map(|map| map.keys().cloned().collect::<Vec<_>>().join(", ")).unwrap_or_default();
-                    return Err(missing(place(), &names, field));
-                }
+            let value: Value = serde_json::from_str(&line).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", place())))?;
+            self.push_value(&value, place)?;
+        }
+        Ok(())
+    }
+
+    /// One JSON array of objects or strings.
+    fn read_array(&mut self, path: &Path, reader: impl BufRead) -> Result<()> {
+        let values: Vec<Value> = serde_json::from_reader(reader).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
+        for (index, value) in values.iter().enumerate() {
+            if self.enough() {
+                break;
+            }
+            self.push_value(value, || format!("{} [{index}]", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn push_value(&mut self, value: &Value, place: impl Fn() -> String) -> Result<()> {
+        let field = &self.config.field;
+        match value.as_str().or_else(|| value.get(field).and_then(|text| text.as_str())) {
+            Some(text) => self.push(text),
+            None => {
+                let names = value.as_object().map(|map| map.keys().cloned().collect::<Vec<_>>().join(", ")).unwrap_or_default();
+                return Err(missing(place(), &names, field));
             }
         }
         Ok(())

@@ -158,6 +158,7 @@ impl Recipe {
         recipe.init = init.map(|value| value.as_str().map(str::to_string).ok_or_else(|| recipe.bad("[clt] init", value.type_str(), "the folder of a CLT"))).transpose()?;
         // A wrong key is refused before a model is loaded.
         recipe.table("clt", &CltConfig::default())?;
+        recipe.one_source()?;
         Ok(recipe)
     }
 
@@ -182,6 +183,22 @@ impl Recipe {
 
     fn is_given(&self, table: &str, key: &str) -> bool {
         self.tables.get(table).and_then(|table| table.get(key)).is_some()
+    }
+
+    /// Refuses keys that would be passed over, because activations come from elsewhere.
+    fn one_source(&self) -> Result<()> {
+        match (&self.activations.file, &self.activations.store) {
+            (Some(_), Some(_)) => return Err(self.bad("[activations]", "a file and a store", "one of them")),
+            (_, None) if self.tables.contains_key("store") => return Err(self.bad("[store]", "a table", "none, or its folder: [activations] store")),
+            (_, None) => return Ok(()),
+            (None, Some(_)) => {}
+        }
+        let read = ["buffer_tokens", "passes", "seed", "ahead"];
+        let odd = self.tables.get("stream").and_then(toml::Value::as_table).into_iter().flatten().find(|(key, _)| !read.contains(&key.as_str()));
+        match odd {
+            None => Ok(()),
+            Some((key, value)) => Err(self.bad(&format!("[stream] {key}"), value, "none, because activations come from a store").help("give it in [store]")),
+        }
     }
 
     /// True when `[train]` says how often checkpoints are made.

@@ -145,13 +145,25 @@ pub(crate) struct StepReport {
 }
 
 impl LiveClt {
-    /// Bytes of weights and moments, and of the scratch for batches of `tokens` with `groups` groups.
-    pub fn bytes(config: &CltConfig, eight: bool, tokens: usize, groups: usize) -> u64 {
+    /// Bytes of weights and moments.
+    pub fn weight_bytes(config: &CltConfig, eight: bool) -> u64 {
+        // In eight bits: two codes, and two exponents for 64 neighbours.
+        config.trained_parameters().saturating_mul(if eight { 49 } else { 96 }) / 8
+    }
+
+    /// Bytes of the batch and of the scratch for batches of `tokens` with `groups` groups.
+    pub fn step_bytes(config: &CltConfig, tokens: usize, groups: usize) -> u64 {
         let (l, d, f) = (config.layers as u64, config.width as u64, config.features as u64);
-        let tokens = tokens as u64;
-        let dense = if forward::starts_dense(&config.activation) { 3 } else { 0 };
-        let each = if eight { 7 } else { 12 };
-        each * config.trained_parameters() + 4 * tokens * l * ((2 + groups as u64) * d + dense * f) + 64 * tokens * l
+        let (tokens, groups) = (tokens as u64, groups as u64);
+        // A layer's values of one token: dense, or kept entries, which stand in candidates, parts, code,
+        // lists and gradients (60 bytes by measurement).
+        let code = match config.activation {
+            Activation::TopK { k } | Activation::BatchTopK { k } => 60 * k as u64,
+            Activation::Relu => 4 * 2 * f,
+            Activation::JumpRelu { .. } => 4 * 3 * f,
+        };
+        let slabs = 4 * groups * scratch::stride(config) as u64;
+        tokens.saturating_mul((l * (8 * d + code + 64)).saturating_add(slabs))
     }
 
     /// Random weights. Encoder rows have norm 1, so that pre-activations of normalised inputs have

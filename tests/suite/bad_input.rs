@@ -1,6 +1,6 @@
 //! Bad input gives a typed error that says what was read, what was found and what to do.
 
-use crate::support;
+use crate::support::{self, says};
 use cltlab::candle::{self as candle_core, Device, Tensor};
 use cltlab::{Corpus, Error, ErrorKind, Model};
 use std::collections::HashMap;
@@ -9,14 +9,6 @@ const ENOSPC: i32 = 28;
 
 fn refused(source: &str) -> Error {
     Model::load(source, &Device::Cpu).expect_err("must be refused")
-}
-
-#[track_caller]
-fn says(error: &Error, kind: ErrorKind, words: &[&str]) {
-    assert_eq!(error.kind(), kind, "{error}");
-    for word in words {
-        assert!(error.to_string().contains(word), "'{error}' does not say '{word}'");
-    }
 }
 
 #[test]

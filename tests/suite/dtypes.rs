@@ -3,9 +3,8 @@
 //! rounded beforehand, where nothing but the order of sums may differ.
 
 use crate::families::{largest, FAMILIES};
-use crate::support::{fixture, max_difference, scratch, shared, smollm2, tensors, values};
+use crate::support::{fixture, lively_clt, max_difference, scratch, shared, smollm2, tensors, values};
 use cltlab::candle::{safetensors, DType, Device, Tensor};
-use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
 use cltlab::graph::{AttributeConfig, QkConfig};
 use cltlab::model::{Capture, GenerateConfig, LoadConfig, Run, Summary};
 use cltlab::replacement::Replacement;
@@ -109,18 +108,7 @@ fn halves_are_f32_arithmetic_on_rounded_weights() {
 fn edges_are_effects_in_bf16() {
     for family in ["gpt2", "gpt_neox", "llama", "gemma2_sliding"] {
         let model = load(&fixture(&format!("parity/{family}")), DType::BF16);
-        let (layers, d, features) = (model.layers(), model.width(), 24);
-        let normal = |std: f64, shape: &[usize]| (Tensor::randn(0_f32, 1.0, shape, &Device::Cpu).unwrap() * std).unwrap();
-        let weights = (0..layers).map(|l| LayerWeights {
-            encoder: normal(1.0 / (d as f64).sqrt(), &[features, d]),
-            encoder_bias: normal(0.1, &[features]),
-            threshold: None,
-            decoder: normal(0.2 / (d as f64).sqrt(), &[features, layers - l, d]),
-            decoder_bias: normal(0.1, &[d]),
-            skip: None,
-        });
-        let config = CltConfig { layers, width: d, features, activation: Activation::Relu, ..CltConfig::default() };
-        let replacement = Replacement::new(&model, &Clt::new(config, weights.collect()).unwrap()).unwrap();
+        let replacement = Replacement::new(&model, &lively_clt(&model, false, |_| ())).unwrap();
         let graph = replacement.attribute_tokens(&[0, 17, 5, 90, 42, 17, 63, 8, 71], &AttributeConfig::default()).unwrap();
         let check = replacement.verify_edges(&graph, 40, 7).unwrap();
         let which = QkConfig { layer: 1, head: 1, query: 7, key: 3, ..QkConfig::default() };

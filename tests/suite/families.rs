@@ -1,9 +1,9 @@
 //! Every family on tiny random models: outputs of Hugging Face transformers (`tests/make_parity.py`),
 //! and what must hold whatever the family.
 
-use crate::support::{assert_close, fixture, max_difference, shared, tensors, values};
+use crate::support::{assert_close, fixture, lively_clt, max_difference, shared, tensors, values};
 use cltlab::candle::{DType, Device, Tensor};
-use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
+use cltlab::clt::InputSite;
 use cltlab::graph::AttributeConfig;
 use cltlab::intervene::{InterveneConfig, Intervention, Mode};
 use cltlab::model::{Capture, Freeze, GenerateConfig, OutputSite, Padding, Run};
@@ -70,22 +70,6 @@ fn equal_to_transformers() {
     }
 }
 
-/// A random CLT for a tiny model, of features that are often active.
-fn random_clt(model: &Model, input: InputSite, output: OutputSite, skip: bool) -> Clt {
-    let (layers, d, features) = (model.layers(), model.width(), 24);
-    let normal = |std: f64, shape: &[usize]| (Tensor::randn(0_f32, 1.0, shape, &Device::Cpu).unwrap() * std).unwrap();
-    let weights = (0..layers).map(|l| LayerWeights {
-        encoder: normal(1.0 / (d as f64).sqrt(), &[features, d]),
-        encoder_bias: normal(0.1, &[features]),
-        threshold: None,
-        decoder: normal(0.2 / (d as f64).sqrt(), &[features, layers - l, d]),
-        decoder_bias: normal(0.1, &[d]),
-        skip: skip.then(|| normal(0.5 / (d as f64).sqrt(), &[d, d])),
-    });
-    let config = CltConfig { layers, width: d, features, input, output, skip, activation: Activation::Relu, ..CltConfig::default() };
-    Clt::new(config, weights.collect()).unwrap()
-}
-
 const PROMPT: [u32; 12] = [0, 17, 5, 90, 42, 17, 63, 8, 71, 5, 77, 31];
 
 /// Doubling a feature or an error, or exchanging a token, with the rest held moves each later
@@ -103,7 +87,7 @@ fn edges_are_effects_in_every_family() {
             (InputSite::Normalized, OutputSite::AfterNorm, false),
             (InputSite::Normalized, OutputSite::BeforeNorm, true),
         ] {
-            let replacement = Replacement::new(&model, &random_clt(&model, input, output, skip)).unwrap();
+            let replacement = Replacement::new(&model, &lively_clt(&model, false, |config| (config.input, config.output, config.skip) = (input, output, skip))).unwrap();
             let graph = replacement.attribute_tokens(&PROMPT, &AttributeConfig::default()).unwrap();
             let check = replacement.verify_edges(&graph, 60, 7).unwrap();
             println!("{family} {input:?} skip {skip}: {check}");

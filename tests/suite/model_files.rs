@@ -2,7 +2,7 @@
 //! said about files that do not fit.
 
 use crate::families::{largest, FAMILIES};
-use crate::support::{fixture, max_difference, scratch, tensors, values};
+use crate::support::{fixture, max_difference, says, scratch, tensors, values};
 use cltlab::candle::{safetensors, DType, Device, Tensor};
 use cltlab::model::{Capture, ARCHITECTURES};
 use cltlab::{Error, ErrorKind, Model};
@@ -42,14 +42,6 @@ fn spoilt(family: &str, change: impl Fn(&mut HashMap<String, Tensor>), config: s
 
 fn load(folder: &std::path::Path) -> Result<Model, Error> {
     Model::load(&folder.to_string_lossy(), &Device::Cpu)
-}
-
-#[track_caller]
-fn says(error: &Error, kind: ErrorKind, words: &[&str]) {
-    assert_eq!(error.kind(), kind, "{error}");
-    for word in words {
-        assert!(error.to_string().contains(word), "'{error}' does not say '{word}'");
-    }
 }
 
 #[test]

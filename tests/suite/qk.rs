@@ -2,9 +2,9 @@
 //! forward passes, constants against what they are, on every family.
 
 use crate::families::{largest, tiny, FAMILIES};
-use crate::support::{assert_close, scratch, tensors, values};
+use crate::support::{assert_close, lively_clt, scratch, tensors, values};
 use cltlab::candle::{safetensors, DType, Device, Tensor};
-use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
+use cltlab::clt::{Clt, InputSite};
 use cltlab::graph::{NodeKind, QkAttribution, QkConfig, QkPart};
 use cltlab::model::{Capture, Freeze, LoadConfig, OutputSite, Run};
 use cltlab::replacement::{LocalReplacement, Replacement};
@@ -14,18 +14,7 @@ const PROMPT: [u32; 12] = [0, 17, 5, 90, 42, 17, 63, 8, 71, 5, 77, 31];
 
 /// A random CLT; without biases in its decoders if `bare`.
 fn random_clt(model: &Model, output: OutputSite, bare: bool) -> Clt {
-    let (layers, d, features) = (model.layers(), model.width(), 24);
-    let normal = |std: f64, shape: &[usize]| (Tensor::randn(0_f32, 1.0, shape, &Device::Cpu).unwrap() * std).unwrap();
-    let weights = (0..layers).map(|l| LayerWeights {
-        encoder: normal(1.0 / (d as f64).sqrt(), &[features, d]),
-        encoder_bias: normal(0.1, &[features]),
-        threshold: None,
-        decoder: normal(0.2 / (d as f64).sqrt(), &[features, layers - l, d]),
-        decoder_bias: normal(if bare { 0.0 } else { 0.1 }, &[d]),
-        skip: None,
-    });
-    let config = CltConfig { layers, width: d, features, input: InputSite::ResidMid, output, activation: Activation::Relu, ..CltConfig::default() };
-    Clt::new(config, weights.collect()).unwrap()
+    lively_clt(model, bare, |config| (config.input, config.output) = (InputSite::ResidMid, output))
 }
 
 /// The stream that enters `layer` at `position`.

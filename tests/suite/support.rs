@@ -1,9 +1,10 @@
 //! Where reference data lies, and small helpers that several tests share.
 
-use std::collections::BTreeMap;
 use candle_core::Tensor;
 use cltlab::candle as candle_core;
-use std::collections::HashMap;
+use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
+use cltlab::Model;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// The project's root.
@@ -75,4 +76,32 @@ pub fn seal(bytes: &mut [u8]) {
     let seal = format!("{:016x}", twox_hash::XxHash64::oneshot(0, format!("{notes:?}{infos:?}").as_bytes()));
     let at = bytes.windows(8).position(|window| window == b"\"seal\":\"").unwrap() + 8;
     bytes[at..at + seal.len()].copy_from_slice(seal.as_bytes());
+}
+
+/// That an error is of a kind and has these words.
+#[track_caller]
+pub fn says(error: &cltlab::Error, kind: cltlab::ErrorKind, words: &[&str]) {
+    assert_eq!(error.kind(), kind, "{error}");
+    for word in words {
+        assert!(error.to_string().contains(word), "'{error}' does not say '{word}'");
+    }
+}
+
+/// A random CLT of 24 features a layer for a tiny model, many of them often active, as `change` has its configuration;
+/// without biases in its decoders if `bare`.
+pub fn lively_clt(model: &Model, bare: bool, change: impl Fn(&mut CltConfig)) -> Clt {
+    let mut config = CltConfig { layers: model.layers(), width: model.width(), features: 24, activation: Activation::Relu, ..CltConfig::default() };
+    change(&mut config);
+    let (layers, d, features) = (config.layers, config.width, config.features);
+    let normal = |std: f64, shape: &[usize]| (Tensor::randn(0_f32, 1.0, shape, &candle_core::Device::Cpu).unwrap() * std).unwrap();
+    let weights = (0..layers).map(|l| LayerWeights {
+        encoder: normal(1.0 / (d as f64).sqrt(), &[features, d]),
+        encoder_bias: normal(0.1, &[features]),
+        threshold: None,
+        decoder: normal(0.2 / (d as f64).sqrt(), &[features, layers - l, d]),
+        decoder_bias: normal(if bare { 0.0 } else { 0.1 }, &[d]),
+        skip: config.skip.then(|| normal(0.5 / (d as f64).sqrt(), &[d, d])),
+    });
+    let weights = weights.collect();
+    Clt::new(config, weights).unwrap()
 }

@@ -3,6 +3,7 @@
 //! Through plotters' SVG backend; axes carry their units.
 
 use super::html::WIDTH;
+use super::svg::{Anchor, Svg};
 use super::Picture;
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -11,6 +12,8 @@ pub(super) const FONT: &str = "sans-serif";
 pub(super) const BLUE: RGBColor = RGBColor(43, 123, 186);
 pub(super) const GREY: RGBColor = RGBColor(110, 110, 110);
 pub(super) const FAINT: RGBColor = RGBColor(228, 228, 228);
+/// What is said beside a picture.
+pub(super) const QUIET: &str = "#777";
 const HEIGHT: u32 = 260;
 
 /// A plotters area; the backend writes into memory.
@@ -26,8 +29,8 @@ pub(super) fn draw((width, height): (u32, u32), alt: String, paint: impl FnOnce(
         area.fill(&WHITE).map_err(Into::into).and_then(|()| paint(&area)).and_then(|()| area.present().map_err(Into::into))
     };
     if let Err(error) = drawn {
-        let mut empty = super::svg::Svg::new(f64::from(width), 40.0);
-        empty.text((8.0, 24.0), super::svg::Anchor::Start, 12.0, "#a00", &format!("no picture: {error}"));
+        let mut empty = Svg::new(f64::from(width), 40.0);
+        empty.text((8.0, 24.0), Anchor::Start, 12.0, "#a00", &format!("no picture: {error}"));
         return Picture::new(empty.finish(&alt), alt, width);
     }
     Picture::new(svg.trim_start().to_string(), alt, width)
@@ -119,4 +122,24 @@ pub(super) fn tick(value: f64) -> String {
     }
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
+/// A step of 1, 2 or 5 times a power of ten with at most four to `most`.
+fn nice(most: f64) -> f64 {
+    let power = 10.0_f64.powf((most / 4.0).log10().floor());
+    [1.0, 2.0, 5.0, 10.0].into_iter().map(|k| k * power).find(|step| step * 4.0 >= most).unwrap_or(10.0 * power)
+}
+
+/// Numbers and lines of an axis with 0 at `zero` and `scale` pixels a unit, for values up to ±`most`, from
+/// height `top` to `foot`.
+pub(super) fn about_zero(svg: &mut Svg, most: f64, (zero, scale): (f64, f64), (top, foot): (f64, f64)) {
+    let step = nice(most);
+    for k in -4..=4 {
+        let value = step * f64::from(k);
+        if value.abs() <= 1.05 * most {
+            let x = zero + scale * value;
+            svg.line((x, top), (x, foot), if k == 0 { "#555" } else { "#e4e4e4" }, 1.0);
+            svg.text((x, foot + 13.0), Anchor::Middle, 10.0, QUIET, &tick(value));
+        }
+    }
 }

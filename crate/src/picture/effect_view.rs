@@ -1,5 +1,6 @@
 //! The effect of an intervention: predicted and measured change of each shown output, side by side.
 
+use super::chart::QUIET;
 use super::html::{self, visible, Align, WIDTH};
 use super::svg::{Anchor, Svg};
 use super::Picture;
@@ -8,7 +9,6 @@ use crate::intervene::{Change, Effect, Intervention, Positions};
 const ROW: f64 = 24.0;
 const HEAD: f64 = 62.0;
 const INK: &str = "#222";
-const QUIET: &str = "#777";
 const PREDICTED: &str = "#a6bddb";
 const MEASURED: &str = "#2b7bba";
 
@@ -26,15 +26,7 @@ impl Effect {
         let (zero, scale) = (0.5 * (left + right), 0.5 * (right - left) / (1.05 * most));
         svg.text((140.0, HEAD - 6.0), Anchor::End, 10.0, QUIET, "output");
         svg.text((right + 76.0, HEAD - 6.0), Anchor::Middle, 10.0, QUIET, "probability");
-        let step = nice(most);
-        for k in -4..=4 {
-            let value = step * f64::from(k);
-            if value.abs() <= 1.05 * most {
-                let x = zero + scale * value;
-                svg.line((x, HEAD), (x, foot), if k == 0 { "#555" } else { "#e4e4e4" }, 1.0);
-                svg.text((x, foot + 13.0), Anchor::Middle, 10.0, QUIET, &super::chart::tick(value));
-            }
-        }
+        super::chart::about_zero(&mut svg, most, (zero, scale), (HEAD, foot));
         svg.text((zero, foot + 28.0), Anchor::Middle, 10.5, INK, "change of the logit, less the mean over the vocabulary (nats)");
         for (k, output) in self.outputs.iter().enumerate() {
             let y = HEAD + ROW * k as f64;
@@ -103,10 +95,4 @@ fn words(intervention: &Intervention) -> String {
         Change::Add(amount) => format!("+ {amount}"),
     };
     format!("feature {}/{} {at} {change}", place.layer, place.feature)
-}
-
-/// A step of 1, 2 or 5 times a power of ten with at most four to `most`.
-pub(super) fn nice(most: f64) -> f64 {
-    let power = 10.0_f64.powf((most / 4.0).log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|k| k * power).find(|step| step * 4.0 >= most).unwrap_or(10.0 * power)
 }

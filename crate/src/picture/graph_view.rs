@@ -1,9 +1,11 @@
 //! The attribution graph as one still picture: layers from below, tokens from the left.
 //!
 //! ● features, ◆ errors, ■ tokens and outputs, larger with more influence. An edge's width is the
-//! root of its share of the target's input; green raises the target, purple lowers it. At most
+//! root of its share of the target's input; green and whole raises the target,
+//! purple and dashed lowers it. At most
 //! [`EDGES`] edges and [`NODES`] inner nodes are drawn, the most influential; the caption says so.
 
+use super::chart::QUIET;
 use super::edge_table::{strongest, table, Strong};
 use super::graph_layout::{Layout, LEFT, TOKEN_CHARS, TOKEN_SIZE, TOP};
 use super::html::{self, visible, Align};
@@ -20,7 +22,6 @@ const LABEL_SIZE: f64 = 9.5;
 const GREEN: &str = "#1b7837";
 const PURPLE: &str = "#762a83";
 const INK: &str = "#222";
-const QUIET: &str = "#777";
 
 impl Graph {
     /// The graph as a picture. A whole graph is pruned with the default thresholds first.
@@ -94,8 +95,8 @@ fn draw(graph: &Graph, shown: &[bool], edges: &[Strong]) -> Picture {
     for strong in edges.iter().rev() {
         if let (Some((from, a)), Some((to, b))) = (layout.places[strong.edge.source], layout.places[strong.edge.target]) {
             let size = strong.share.abs().sqrt();
-            let colour = if strong.share > 0.0 { GREEN } else { PURPLE };
-            svg.arc((from.0, from.1 - 0.5 * a), (to.0, to.1 + 0.5 * b), colour, 0.35 + 5.0 * size, 0.10 + 0.70 * size);
+            let look = if strong.share > 0.0 { (GREEN, false) } else { (PURPLE, true) };
+            svg.arc((from.0, from.1 - 0.5 * a), (to.0, to.1 + 0.5 * b), look, 0.35 + 5.0 * size, 0.10 + 0.70 * size);
         }
     }
     for (node, place) in graph.nodes.iter().zip(&layout.places) {
@@ -200,6 +201,6 @@ fn head(svg: &mut Svg, graph: &Graph) {
     let at = entry(svg, 24.0, "raises its target");
     svg.line((at, y), (at + 19.0, y), GREEN, 2.5);
     let at = entry(svg, 24.0, "lowers it");
-    svg.line((at, y), (at + 19.0, y), PURPLE, 2.5);
+    svg.arc((at, y), (at + 19.0, y), (PURPLE, true), 2.5, 1.0);
     entry(svg, 0.0, "· size: influence · label: layer/feature");
 }

@@ -1,6 +1,6 @@
 //! An attention score: the strongest pairs of query and key parts as bars, and both sides' own sums.
 
-use super::effect_view::nice;
+use super::chart::QUIET;
 use super::html::{self, shorten, tame, Align, WIDTH};
 use super::svg::{Anchor, Svg};
 use super::Picture;
@@ -9,7 +9,6 @@ use crate::graph::{QkAttribution, QkPart};
 const ROW: f64 = 20.0;
 const HEAD: f64 = 66.0;
 const INK: &str = "#222";
-const QUIET: &str = "#777";
 const MORE: &str = "#2b7bba";
 const LESS: &str = "#c0643c";
 /// Parts of either side in the tables.
@@ -28,15 +27,7 @@ impl QkAttribution {
         let finite = |weight: f64| if weight.is_finite() { weight } else { 0.0 };
         let most = self.pairs.iter().map(|pair| finite(pair.weight).abs()).fold(0.0, f64::max).max(1e-12);
         let (zero, scale) = (0.5 * (left + right), 0.5 * (right - left) / (1.05 * most));
-        let step = nice(most);
-        for k in -2..=2 {
-            let value = 2.0 * step * f64::from(k);
-            if value.abs() <= 1.05 * most {
-                let x = zero + scale * value;
-                svg.line((x, HEAD), (x, foot), if k == 0 { "#555" } else { "#e4e4e4" }, 1.0);
-                svg.text((x, foot + 13.0), Anchor::Middle, 10.0, QUIET, &super::chart::tick(value));
-            }
-        }
+        super::chart::about_zero(&mut svg, most, (zero, scale), (HEAD, foot));
         svg.text((zero, foot + 28.0), Anchor::Middle, 10.5, INK, "part of the score (before softmax)");
         for (k, pair) in self.pairs.iter().enumerate() {
             let (y, length) = (HEAD + ROW * k as f64, scale * finite(pair.weight));

@@ -1,7 +1,7 @@
 //! Supernodes: the predicted and the measured change of the likeliest output for each group, with what random
 //! features in its place did in grey; as a picture, as a table, as text.
 
-use super::effect_view::nice;
+use super::chart::QUIET;
 use super::html::{self, visible, Align, WIDTH};
 use super::svg::{Anchor, Svg};
 use super::Picture;
@@ -10,7 +10,6 @@ use crate::intervene::{SupernodeCheck, SupernodeEffect};
 const ROW: f64 = 34.0;
 const HEAD: f64 = 58.0;
 const INK: &str = "#222";
-const QUIET: &str = "#777";
 const PREDICTED: &str = "#a6bddb";
 const MEASURED: &str = "#2b7bba";
 const CONTROL: &str = "#b8b8b8";
@@ -38,15 +37,7 @@ impl SupernodeCheck {
         });
         let most = shown.map(f64::abs).fold(0.0, f64::max).max(1e-12);
         let (zero, scale) = (0.5 * (left + right), 0.5 * (right - left) / (1.05 * most));
-        let step = nice(most);
-        for k in -4..=4 {
-            let value = step * f64::from(k);
-            if value.abs() <= 1.05 * most {
-                let x = zero + scale * value;
-                svg.line((x, HEAD), (x, foot), if k == 0 { "#555" } else { "#e4e4e4" }, 1.0);
-                svg.text((x, foot + 13.0), Anchor::Middle, 10.0, QUIET, &super::chart::tick(value));
-            }
-        }
+        super::chart::about_zero(&mut svg, most, (zero, scale), (HEAD, foot));
         let output = self.outputs.first().map_or("", |(_, text, _)| text);
         let axis = format!("change of the logit of {}, less the mean over the vocabulary (nats)", visible(output, 20));
         svg.text((zero, foot + 28.0), Anchor::Middle, 10.5, INK, &axis);

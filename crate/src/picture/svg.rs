@@ -59,12 +59,13 @@ impl Svg {
         );
     }
 
-    /// A curve that leaves and arrives upright.
-    pub fn arc(&mut self, (x1, y1): (f64, f64), (x2, y2): (f64, f64), stroke: &str, width: f64, opacity: f64) {
+    /// A curve that leaves and arrives upright, dashed for what is negative.
+    pub fn arc(&mut self, (x1, y1): (f64, f64), (x2, y2): (f64, f64), (stroke, dashed): (&str, bool), width: f64, opacity: f64) {
         let middle = 0.5 * (y1 + y2);
+        let dashes = if dashed { DASHES } else { "" };
         let _ = write!(
             self.body,
-            "<path d=\"M{x1:.1} {y1:.1}C{x1:.1} {middle:.1} {x2:.1} {middle:.1} {x2:.1} {y2:.1}\" fill=\"none\" stroke=\"{stroke}\" stroke-width=\"{width:.2}\" stroke-opacity=\"{opacity:.2}\"/>"
+            "<path d=\"M{x1:.1} {y1:.1}C{x1:.1} {middle:.1} {x2:.1} {middle:.1} {x2:.1} {y2:.1}\" fill=\"none\" stroke=\"{stroke}\" stroke-width=\"{width:.2}\" stroke-opacity=\"{opacity:.2}\"{dashes}/>"
         );
     }
 
@@ -96,6 +97,9 @@ impl Svg {
         )
     }
 }
+
+/// The second sign, beside its colour, of an edge that lowers its target.
+const DASHES: &str = " stroke-dasharray=\"5 3\"";
 
 /// About how wide a text is, in pixels: wide scripts and emoji count double.
 pub(super) fn text_width(text: &str, size: f64) -> f64 {

@@ -1,7 +1,7 @@
 //! What a notebook cell sees: `use cltlab::prelude::*;`, done by the kernel.
 
 pub use crate::activations::{Activations, InputSite, StreamConfig};
-pub use crate::clt::{Activation, Clt, CltConfig, FeatureId, Format, ImportConfig};
+pub use crate::clt::{Activation, Calibration, Clt, CltConfig, FeatureId, Format, ImportConfig};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::eval::{evaluate, evaluate_with, EvalConfig, Report};
 pub use crate::graph::{Alignment, AttributeConfig, Graph, GraphDifference, MergedGraph, Node, NodeKind, PruneConfig, QkAttribution, QkConfig, Scores, Supernode, Target};

@@ -4,6 +4,7 @@
 mod attribution;
 mod attribution_speed;
 mod bad_input;
+mod calibrate;
 mod checkpoints;
 mod clt;
 mod command_line;

@@ -1,4 +1,4 @@
-//! The variants of a CLT and of its training against candle's autograd in f64: PLTs, rows tied over
+//! The variants of a CLT and of its training against candle's autograd in f64: PLTs, rankings over layers, rows tied over
 //! targets, skip connections, FVU, Matryoshka groups; the gradient's norm by pairs of tokens; rows
 //! that rest, and moments in eight bits, against Adam as it is.
 
@@ -6,7 +6,7 @@ use crate::numbers::Numbers;
 use crate::support::scratch;
 use candle_core::{DType, Device, Tensor, Var};
 use cltlab::activations::Activations;
-use cltlab::clt::{Activation, CltConfig, SparseCode, Tied};
+use cltlab::clt::{Activation, CltConfig, Tied};
 use cltlab::train::{Loss, Moments, TrainConfig, Trainer};
 use std::collections::BTreeMap;
 
@@ -38,26 +38,38 @@ fn arrays(trainer: &Trainer) -> Arrays {
     all.into_iter().filter(|(_, t)| t.dtype() == DType::F32).map(|(name, t)| (name, t.to_dtype(DType::F64).unwrap())).collect()
 }
 
+/// What the activation keeps of the pre-activations, found by sorting all that it ranks together.
+fn kept(activation: &Activation, pre: &[Tensor]) -> candle_core::Result<Vec<Tensor>> {
+    let rows = pre.iter().map(|h| h.to_vec2::<f64>()).collect::<candle_core::Result<Vec<_>>>()?;
+    let tokens = rows[0].len();
+    let cut = |layers: std::ops::Range<usize>, tokens: std::ops::Range<usize>, count: usize| {
+        let mut all: Vec<f64> = layers.flat_map(|l| rows[l][tokens.clone()].iter().flatten().copied().collect::<Vec<_>>()).collect();
+        all.sort_by(|a, b| b.total_cmp(a));
+        all[count - 1].max(f64::MIN_POSITIVE)
+    };
+    (0..L)
+        .map(|l| {
+            let of = |p: usize| match *activation {
+                Activation::TopK { k } => cut(l..l + 1, p..p + 1, k),
+                Activation::BatchTopK { k } => cut(l..l + 1, 0..tokens, k * tokens),
+                Activation::GlobalTopK { k } => cut(0..L, p..p + 1, k * L),
+                Activation::GlobalBatchTopK { k } => cut(0..L, 0..tokens, k * L * tokens),
+                _ => 0.0,
+            };
+            let keep: Vec<f64> = rows[l].iter().enumerate().flat_map(|(p, row)| { let cut = of(p); row.iter().map(move |&h| if h >= cut { 1.0 } else { 0.0 }) }).collect();
+            &pre[l] * Tensor::from_vec(keep, (tokens, F), &Device::Cpu)?
+        })
+        .collect()
+}
+
 /// The loss in candle; activations that TopK keeps are found by value and held.
 fn loss(vars: &BTreeMap<String, Var>, clt: &CltConfig, train: &TrainConfig, x: &[Tensor], y: &[Tensor]) -> candle_core::Result<Tensor> {
     let tokens = x[0].dim(0)?;
     let var = |name: String, shape: &[usize]| vars[&name].reshape(shape);
-    let codes = (0..L)
-        .map(|l| {
-            let h = x[l].matmul(&var(format!("{l}.encoder"), &[F, D])?.t()?)?.broadcast_add(&var(format!("{l}.encoder_bias"), &[F])?)?;
-            let keep: Vec<f64> = h
-                .to_vec2::<f64>()?
-                .into_iter()
-                .flat_map(|row| {
-                    let mut sorted = row.clone();
-                    sorted.sort_by(|a, b| b.total_cmp(a));
-                    let cut = sorted[K - 1].max(f64::MIN_POSITIVE);
-                    row.into_iter().map(move |h| if h >= cut { 1.0 } else { 0.0 })
-                })
-                .collect();
-            h * Tensor::from_vec(keep, (tokens, F), &Device::Cpu)?
-        })
+    let pre = (0..L)
+        .map(|l| x[l].matmul(&var(format!("{l}.encoder"), &[F, D])?.t()?)?.broadcast_add(&var(format!("{l}.encoder_bias"), &[F])?))
         .collect::<candle_core::Result<Vec<_>>>()?;
+    let codes = kept(&clt.activation, &pre)?;
     let ends: Vec<usize> = train.matryoshka.iter().copied().chain([F]).collect();
     let mut total = Tensor::zeros((), DType::F64, &Device::Cpu)?;
     for t in 0..L {
@@ -104,6 +116,8 @@ fn variants() -> Vec<(&'static str, CltConfig, TrainConfig)> {
     let nested = |loss| TrainConfig { matryoshka: vec![9, 40], loss, ..plain.clone() };
     vec![
         ("plain", shape(|_| ()), plain.clone()),
+        ("over layers", shape(|c| c.activation = Activation::GlobalTopK { k: K }), plain.clone()),
+        ("over layers and batch", shape(|c| c.activation = Activation::GlobalBatchTopK { k: K }), plain.clone()),
         ("plt", shape(|c| c.per_layer = true), plain.clone()),
         ("tied", shape(|c| c.tied = Tied::PerSource), plain.clone()),
         ("skip", shape(|c| c.skip = true), plain.clone()),
@@ -155,7 +169,8 @@ fn gradients_and_their_norm_equal_autograd() {
 /// The folded CLT reconstructs what the one in training does: an FVU of its own, measured by loops.
 #[test]
 fn folded_variants_reconstruct_as_in_training() {
-    for (name, clt, train) in variants() {
+    // What ranks a batch has thresholds afterwards, and is another function.
+    for (name, clt, train) in variants().into_iter().filter(|(_, clt, _)| !matches!(clt.activation, Activation::GlobalBatchTopK { .. })) {
         let (inputs, targets) = (raw(60, 1), raw(60, 50));
         let activations = Activations::from_memory(inputs.clone(), targets.clone(), D).unwrap();
         let config = TrainConfig { steps: 30, batch_tokens: 60, lr: 5e-3, decay: 0.0, warmup: 0.0, ..train };
@@ -167,7 +182,7 @@ fn folded_variants_reconstruct_as_in_training() {
         let fvu = trainer.run_steps(1).unwrap().last().unwrap().fvu;
         let tensor = |values: &[f32]| Tensor::from_slice(values, (60, D), &Device::Cpu).unwrap();
         let x: Vec<Tensor> = inputs.iter().map(|v| tensor(v)).collect();
-        let code = SparseCode { layers: (0..L).map(|l| folded.encode_layer(l, &x[l]).unwrap()).collect() };
+        let code = folded.encode_inputs(&x).unwrap();
         let out = folded.decode_with(&code, &x).unwrap();
         let mut mean = 0.0;
         for (out, y) in out.iter().zip(&targets) {

@@ -1,7 +1,7 @@
 //! FVU, L0 and dead features on held-out text, streamed batch by batch.
 
 use super::{LayerReport, Report};
-use crate::clt::LayerCode;
+use crate::clt::{Clt, LayerCode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{stop_requested, Task};
 use crate::replacement::Replacement;
@@ -42,13 +42,24 @@ pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, tokens: usize,
         }
         let tokens = Tensor::from_vec(ids, (group.len(), blocks.context()), model.device())?;
         let mut codes: Vec<LayerCode> = Vec::with_capacity(model.layers());
+        // Where all layers are ranked together, nothing is known before the last one.
+        let (together, mut sites) = (clt.config().activation.ranks_layers(), Vec::new());
         model.visit_mlp(&tokens, &mut |layer, site| {
             let input = replacement.read(site)?.index_select(&kept, 0)?;
-            codes.push(clt.encode_layer(layer, &input)?);
             let output = site.mlp_out.index_select(&kept, 0)?;
-            let error = (&output - clt.decode_target_with(&codes, layer, &input)?)?;
-            sums[layer].add(&codes[layer], &output, &error)
+            if together {
+                sites.push((input, output));
+                return Ok(());
+            }
+            codes.push(clt.encode_layer(layer, &input)?);
+            sums[layer].add(clt, &codes, &input, &output)
         })?;
+        if together {
+            codes = clt.encode_inputs(&sites.iter().map(|(input, _)| input.clone()).collect::<Vec<_>>())?.layers;
+            for (layer, (input, output)) in sites.iter().enumerate() {
+                sums[layer].add(clt, &codes[..=layer], input, output)?;
+            }
+        }
         seen += count;
         task.advance(seen as u64);
     }
@@ -62,8 +73,10 @@ pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, tokens: usize,
 }
 
 impl Sums {
-    /// Takes in a batch; `output` and `error` are `[tokens, d]`.
-    fn add(&mut self, code: &LayerCode, output: &Tensor, error: &Tensor) -> Result<()> {
+    /// Takes in a batch: the codes up to this layer, what it reads and what is to be written, `[tokens, d]`.
+    fn add(&mut self, clt: &Clt, codes: &[LayerCode], input: &Tensor, output: &Tensor) -> Result<()> {
+        let (layer, code) = (codes.len() - 1, &codes[codes.len() - 1]);
+        let error = (output - clt.decode_target_with(codes, layer, input)?)?;
         let total = |values: &[f32]| values.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
         let output = output.flatten_all()?.to_vec1::<f32>()?;
         self.error += total(&error.flatten_all()?.to_vec1::<f32>()?);

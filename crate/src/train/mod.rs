@@ -225,6 +225,11 @@ impl Trainer {
         &self.config
     }
 
+    /// What is trained.
+    pub fn clt_config(&self) -> &CltConfig {
+        &self.live.config
+    }
+
     /// The course so far.
     pub fn history(&self) -> &History {
         &self.history
@@ -237,8 +242,9 @@ impl Trainer {
 
     /// The CLT as it is now, in the model's own units: normalisation is folded into the weights,
     /// and its reconstruction equals the one in training to 1e-5 relative. BatchTopK becomes a
-    /// JumpReLU whose threshold, one a layer, is the running mean over batches of the least value
-    /// kept. The trainer keeps its state and can go on.
+    /// JumpReLU whose threshold, one a layer (one for all when they are ranked together), is the running
+    /// mean over batches of the least value kept; [`Clt::calibrate`] sets it again where L0 should be
+    /// met exactly. The trainer keeps its state and can go on.
     ///
     /// # Errors
     /// `OutOfMemory` when the copy of the weights does not fit.

@@ -114,6 +114,9 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     if let (Some(model), Some(text), true) = (&source.model, &source.held_out, config.eval_every > 0) {
         trainer = trainer.with_eval(model, text, &recipe.eval)?;
     }
+    if source.held_out.is_some() && source.model.is_some() {
+        recipe.eval.fits(&trainer.clt_config().activation)?;
+    }
     cltlab::files::create_folder(&folder.0)?;
     cltlab::files::sweep(&folder.0);
     cltlab::files::write_atomic(folder.0.join("config.toml"), recipe.text()?.as_bytes())?;

@@ -54,7 +54,7 @@ impl LiveClt {
             })
             .collect::<Result<_>>()?;
         let mut config = CltConfig { tied: Tied::No, ..self.config.clone() };
-        if matches!(config.activation, Activation::BatchTopK { .. }) {
+        if config.activation.ranks_batch() {
             let mean = self.layers.iter().map(|layer| f64::from(layer.cut.mean())).sum::<f64>() / count as f64;
             config.activation = Activation::JumpRelu { threshold: mean.max(f64::MIN_POSITIVE), bandwidth: mean.max(f64::MIN_POSITIVE) };
         }
@@ -79,7 +79,7 @@ impl LiveClt {
     fn thresholds(&self, layer: &LiveLayer) -> Option<Vec<f32>> {
         match (&self.config.activation, &layer.log_threshold) {
             (_, Some(log)) => Some(log.w.iter().map(|t| t.exp()).collect()),
-            (Activation::BatchTopK { .. }, None) => Some(vec![layer.cut.mean(); self.config.features]),
+            (activation, None) if activation.ranks_batch() => Some(vec![layer.cut.mean(); self.config.features]),
             _ => None,
         }
     }

@@ -1,5 +1,6 @@
 //! Forward: pre-activations, sparse codes, reconstructions, residuals.
 
+use super::cuts::{cut_batch, cut_tokens};
 use super::entries::sort_entries;
 use super::scratch::{stride, token_block, LayerScratch, Part, Scratch};
 use super::{LiveClt, LiveLayer, StepOptions, StepReport, DENSE};
@@ -23,22 +24,44 @@ impl LiveClt {
         let (d, f, tokens) = (self.config.width, self.config.features, batch.tokens);
         let activation = &self.config.activation;
         let mut layers = std::mem::take(&mut scratch.layers);
+        let most = match *activation {
+            Activation::TopK { k } => k,
+            Activation::GlobalTopK { k } => (k * layers.len()).min(f),
+            _ => 0,
+        };
+        let pre_activations = |work: &mut LayerScratch, layer: &LiveLayer, x: &[f32], guess: f32| encode_layer(activation, layer, work, x, (tokens, d, f), (most, guess), scratch);
+        let found = |work: &LayerScratch| work.parts.iter().map(|part| part.values.len()).sum::<usize>();
         layers.par_iter_mut().zip(&self.layers).zip(&batch.inputs).for_each(|((work, layer), x)| {
             work.dense = layer.density > DENSE && starts_dense(activation);
             column_sums(x, d, &mut work.input_sum);
             let guess = 0.7 * layer.cut.last;
-            encode_layer(activation, layer, work, x, (tokens, d, f), guess, scratch);
+            pre_activations(work, layer, x, guess);
             if let Activation::BatchTopK { k } = *activation {
-                let wanted = k * tokens;
-                let found: usize = work.parts.iter().map(|part| part.values.len()).sum();
-                if found < wanted && guess > 0.0 {
-                    encode_layer(activation, layer, work, x, (tokens, d, f), 0.0, scratch);
+                if found(work) < k * tokens && guess > 0.0 {
+                    pre_activations(work, layer, x, 0.0);
                 }
-                let cut = cut_batch(work, wanted);
+                let cut = cut_batch(std::slice::from_mut(work), k * tokens);
                 work.cuts.fill(cut);
             }
-            sort_entries(activation, layer, work, tokens, f);
+            if !activation.ranks_layers() {
+                sort_entries(activation, layer, work, tokens, f);
+            }
         });
+        if activation.ranks_layers() {
+            match *activation {
+                Activation::GlobalBatchTopK { k } => {
+                    let wanted = k * tokens * layers.len();
+                    if layers.iter().map(found).sum::<usize>() < wanted {
+                        layers.par_iter_mut().zip(&self.layers).zip(&batch.inputs).for_each(|((work, layer), x)| pre_activations(work, layer, x, 0.0));
+                    }
+                    let cut = cut_batch(&mut layers, wanted);
+                    layers.iter_mut().for_each(|work| work.cuts.fill(cut));
+                }
+                Activation::GlobalTopK { k } => cut_tokens(&mut layers, k * self.layers.len()),
+                _ => {}
+            }
+            layers.par_iter_mut().zip(&self.layers).for_each(|(work, layer)| sort_entries(activation, layer, work, tokens, f));
+        }
         scratch.layers = layers;
         match scratch.layers.iter().position(|work| work.input_sum.iter().any(|sum| !sum.is_finite())) {
             Some(layer) => Err(Error::new(ErrorKind::NotFinite, format!("input of layer {layer}: NaN or infinity in the batch"))),
@@ -227,15 +250,15 @@ fn encode_layer(
     work: &mut LayerScratch,
     x: &[f32],
     (tokens, d, f): (usize, usize, usize),
-    guess: f32,
+    (most, guess): (usize, f32),
     scratch: &Scratch,
 ) {
     let near = near_thresholds(activation, layer);
     let rule = match *activation {
         Activation::Relu => Rule::Above(0.0),
         Activation::JumpRelu { .. } => Rule::AboveEach(&near),
-        Activation::TopK { k } => Rule::Top(k),
-        Activation::BatchTopK { .. } => Rule::Above(guess),
+        Activation::TopK { .. } | Activation::GlobalTopK { .. } => Rule::Top(most),
+        Activation::BatchTopK { .. } | Activation::GlobalBatchTopK { .. } => Rule::Above(guess),
     };
     let jumps = layer.log_threshold.is_some();
     if work.dense {
@@ -264,7 +287,7 @@ fn encode_layer(
         let (h, packed) = &mut *held;
         h.resize(size * f, 0.0);
         product(block, rows, &mut h[..rows * f], packed);
-        let Part { features, values, ends, select } = part;
+        let Part { features, values, ends, select, .. } = part;
         features.clear();
         values.clear();
         ends.clear();
@@ -281,37 +304,6 @@ fn near_thresholds(activation: &Activation, layer: &LiveLayer) -> Vec<f32> {
         (Activation::JumpRelu { bandwidth, .. }, Some(log)) => log.w.iter().map(|t| t.exp() - 0.5 * *bandwidth as f32).collect(),
         _ => Vec::new(),
     }
-}
-
-/// BatchTopK: drops all but the `wanted` largest entries; returns the least that stays.
-fn cut_batch(work: &mut LayerScratch, wanted: usize) -> f32 {
-    let LayerScratch { parts, candidates, .. } = work;
-    candidates.clear();
-    parts.iter().for_each(|part| candidates.extend_from_slice(&part.values));
-    if candidates.len() <= wanted {
-        return candidates.iter().copied().reduce(f32::min).unwrap_or(0.0);
-    }
-    let (above, &mut cut, _) = candidates.select_nth_unstable_by(wanted - 1, |a, b| b.total_cmp(a));
-    let mut ties = wanted - above.iter().filter(|&&value| value > cut).count();
-    for part in parts {
-        let (mut to, mut from) = (0, 0);
-        for end in &mut part.ends {
-            while from < *end as usize {
-                let value = part.values[from];
-                if value > cut || (value == cut && ties > 0) {
-                    ties -= usize::from(value == cut);
-                    part.features[to] = part.features[from];
-                    part.values[to] = value;
-                    to += 1;
-                }
-                from += 1;
-            }
-            *end = to as u32;
-        }
-        part.features.truncate(to);
-        part.values.truncate(to);
-    }
-    cut
 }
 
 fn column_sums(x: &[f32], d: usize, sums: &mut [f32]) {

@@ -16,6 +16,7 @@
 //! over each target's variance (FVU), or its mean over nested groups of features (Matryoshka).
 
 mod block;
+mod cuts;
 mod entries;
 mod fold;
 mod forward;
@@ -148,7 +149,12 @@ impl LiveClt {
         let tokens = tokens as u64;
         let dense = if forward::starts_dense(&config.activation) { 3 } else { 0 };
         let each = if eight { 7 } else { 12 };
-        each * config.trained_parameters() + 4 * tokens * l * ((2 + groups as u64) * d + dense * f) + 64 * tokens * l
+        // Entries of a token and layer: a ranking of all layers has more candidates.
+        let candidates = match config.activation {
+            Activation::GlobalTopK { k } => (k as u64 * l).min(f),
+            _ => 8,
+        };
+        each * config.trained_parameters() + 4 * tokens * l * ((2 + groups as u64) * d + dense * f) + 8 * candidates * tokens * l
     }
 
     /// Random weights. Encoder rows have norm 1, so that pre-activations of normalised inputs have

@@ -2,6 +2,7 @@
 
 use super::param::zeros;
 use super::LiveClt;
+use crate::clt::activation::CutOff;
 use crate::clt::sparse::{FeatureLists, LayerCode};
 use crate::clt::CltConfig;
 use crate::model::fast;
@@ -56,8 +57,10 @@ pub(crate) struct LayerScratch {
     pub kept: usize,
     /// Active entries of each feature.
     pub fired: Vec<u32>,
-    /// TopK: sum over tokens of the least kept value, and the value for each token.
+    /// What each token's entries had to reach where a k decides: the least kept value, or 0.
     pub cuts: Vec<f32>,
+    /// Rankings over layers: each token's cut.
+    pub cut_offs: Vec<CutOff>,
     /// Column sums of the input, `[d]`.
     pub input_sum: Vec<f32>,
     /// Features in blocks, each worked on by one thread.
@@ -75,6 +78,16 @@ pub(crate) struct Part {
     pub ends: Vec<u32>,
     /// Left from row to row by the selection.
     pub select: Vec<f32>,
+    /// Rankings over layers: values of one token's candidates.
+    pub candidates: Vec<f32>,
+}
+
+impl Part {
+    /// Values of the part's `p`-th token.
+    pub fn token(&self, p: usize) -> &[f32] {
+        let start = if p == 0 { 0 } else { self.ends[p - 1] as usize };
+        &self.values[start..self.ends[p] as usize]
+    }
 }
 
 /// Per-feature terms of a block of features.

@@ -8,7 +8,6 @@ use super::scratch::{stride, FeatureBlock, LayerScratch, Scratch};
 use super::{LiveClt, LiveLayer, StepOptions, StepReport};
 use crate::activations::Batch;
 use crate::clt::kernels::{adam_rows, AdamStep, Gradient};
-use crate::clt::Activation;
 use crate::error::{Error, ErrorKind, Result};
 use rayon::prelude::*;
 
@@ -102,7 +101,7 @@ impl LiveClt {
     fn finish(&mut self, batch: &Batch, scratch: &Scratch, options: &StepOptions, adam: &AdamStep, report: &mut StepReport) {
         self.steps += 1;
         self.pending.advance(adam);
-        let batch_wide = matches!(self.config.activation, Activation::BatchTopK { .. });
+        let batch_wide = self.config.activation.ranks_batch();
         let whole = |rows| Gradient { rows, own: &[], touched: &[] };
         self.layers.par_iter_mut().zip(&scratch.layers).zip(scratch.sums.par_chunks(self.config.width)).for_each(|((layer, work), sums)| {
             layer.density = work.kept as f32 / (batch.tokens * layer.idle.len()) as f32;

@@ -5,7 +5,7 @@
 //! gradient, and a checkpoint shows it.
 
 use crate::numbers::Numbers;
-use crate::support::scratch;
+use crate::support::{scratch, seal};
 use candle_core::{DType, Device, Tensor, Var, D};
 use cltlab::activations::Activations;
 use cltlab::clt::{Activation, CltConfig};
@@ -17,7 +17,7 @@ const L: usize = 3;
 type Arrays = BTreeMap<String, Vec<f64>>;
 
 /// The shape of a case: width, features, tokens.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 struct Shape {
     width: usize,
     features: usize,
@@ -30,6 +30,9 @@ const SMALL: Shape = Shape { width: 13, features: 11, tokens: 9 };
 const WIDE: Shape = Shape { width: 150, features: 40, tokens: 20 };
 /// More features than one round of the decoder's kernel takes.
 const MANY: Shape = Shape { width: 70, features: 2100, tokens: 12 };
+
+/// Few of many features fire, on tokens of unequal norm: entries are looked for in bfloat16 first.
+const FEW: Shape = Shape { width: 64, features: 330, tokens: 70 };
 
 /// What the loss is made of.
 struct Case {
@@ -48,7 +51,9 @@ struct Data {
 }
 
 fn raw(shape: Shape, seed: u64) -> Vec<Vec<f32>> {
-    (0..L).map(|l| Numbers::new(seed + l as u64).take(shape.tokens * shape.width).iter().map(|v| v * (1.0 + l as f32) + 0.3).collect()).collect()
+    let large = |i: usize| if shape == FEW && (i / shape.width) % 9 == 5 { 6.0 } else { 1.0 };
+    let values = |l: usize| Numbers::new(seed + l as u64).take(shape.tokens * shape.width).into_iter().enumerate();
+    (0..L).map(|l| values(l).map(|(i, v)| large(i) * v * (1.0 + l as f32) + 0.3).collect()).collect()
 }
 
 /// Centred, and scaled to a mean squared norm of the width.
@@ -105,21 +110,10 @@ fn as_sparse(trainer: &Trainer, activations: &Activations) -> Trainer {
     let (from, to) = (b"densities\\\":[1.0,1.0,1.0]", b"densities\\\":[0.0,0.0,0.0]");
     if let Some(at) = bytes.windows(from.len()).position(|window| window == from) {
         bytes[at..at + to.len()].copy_from_slice(to);
-        let at = bytes.windows(8).position(|window| window == b"\"seal\":\"").unwrap() + 8;
-        let seal = seal_of(&bytes);
-        bytes[at..at + seal.len()].copy_from_slice(seal.as_bytes());
+        seal(&mut bytes);
     }
     std::fs::write(&file, &bytes).unwrap();
     Trainer::resume(&file, activations).unwrap()
-}
-
-/// The checksum that a header says of itself.
-fn seal_of(bytes: &[u8]) -> String {
-    let (_, header) = safetensors::SafeTensors::read_metadata(bytes).unwrap();
-    let mut infos: Vec<_> = header.tensors().into_iter().map(|(name, info)| (name, info.dtype, info.shape.clone())).collect();
-    infos.sort_by(|a, b| a.0.cmp(&b.0));
-    let notes: BTreeMap<_, _> = header.metadata().as_ref().unwrap().iter().filter(|(name, _)| *name != "seal").collect();
-    format!("{:016x}", twox_hash::XxHash64::oneshot(0, format!("{notes:?}{infos:?}").as_bytes()))
 }
 
 /// The code and the pre-activations, and what each entry had to exceed.
@@ -268,15 +262,10 @@ fn thresholds_follow_the_straight_through_formula() {
         let (e, _) = residuals(case.shape, &before, &data, &a);
         let mut expected = BTreeMap::new();
         for l in 0..L {
-            let wd = &before[&format!("{l}.decoder.w")];
             let mut gradient = vec![0f64; features];
             for i in 0..tokens * features {
                 let (p, f) = (i / features, i % features);
-                let n = norm(&before, width, l, f);
-                let mut g = case.lambda * case.c * n * (1.0 - (case.c * n * a[l][i]).tanh().powi(2)) / tokens as f64;
-                for t in l..L {
-                    g += (0..width).map(|c| e[t][p * width + c] * wd[(f * (L - l) + t - l) * width + c]).sum::<f64>();
-                }
+                let (n, g) = (norm(&before, width, l, f), gradient_of(&case, &before, &e, l, p, f, a[l][i]));
                 let t = theta[l][i];
                 if (h[l][i] - t).abs() < bandwidth / 2.0 {
                     gradient[f] += t * (-(t / bandwidth) * g);
@@ -290,6 +279,38 @@ fn thresholds_follow_the_straight_through_formula() {
         let worst = worst(&after, &expected);
         assert!(worst < 1e-5, "bandwidth {bandwidth} sparse {sparse}: {worst}");
     }
+}
+
+/// The bias of a feature gets the gradients of the tokens on which it fires: of all these, and of no other.
+#[test]
+fn what_is_kept_is_found() {
+    let jump = Activation::JumpRelu { threshold: 2.0, bandwidth: 0.1 };
+    for (activation, sparse) in [(Activation::TopK { k: 7 }, false), (Activation::TopK { k: 1 }, false), (jump, true)] {
+        let Shape { width, features, tokens } = FEW;
+        let case = Case { shape: FEW, sparse, activation: activation.clone(), lambda: 0.6, c: 1.3, dead: 0.0 };
+        let (data, before, after) = train(&case, gradients_only(), 1);
+        let (_, a, _) = forward(&case, &before, &data);
+        let (e, _) = residuals(case.shape, &before, &data, &a);
+        let mut expected = BTreeMap::new();
+        for l in 0..L {
+            let mut gradient = vec![0f64; features];
+            for (p, f) in (0..tokens * features).filter(|&i| a[l][i] > 0.0).map(|i| (i / features, i % features)) {
+                gradient[f] += gradient_of(&case, &before, &e, l, p, f, a[l][p * features + f]);
+            }
+            assert!(gradient.iter().filter(|&&g| g != 0.0).count() > 20);
+            expected.insert(format!("{l}.encoder_bias"), gradient);
+        }
+        let worst = worst(&after, &expected);
+        assert!(worst < 1e-5, "{activation:?}, width {width}: {worst}");
+    }
+}
+
+/// `∂loss/∂a` of one entry, without dead features.
+fn gradient_of(case: &Case, w: &Arrays, e: &[Vec<f64>], l: usize, p: usize, f: usize, a: f64) -> f64 {
+    let Shape { width, tokens, .. } = case.shape;
+    let (wd, n) = (&w[&format!("{l}.decoder.w")], norm(w, width, l, f));
+    let sparsity = case.lambda * case.c * n * (1.0 - (case.c * n * a).tanh().powi(2)) / tokens as f64;
+    sparsity + (l..L).map(|t| (0..width).map(|c| e[t][p * width + c] * wd[(f * (L - l) + t - l) * width + c]).sum::<f64>()).sum::<f64>()
 }
 
 /// The loss in candle, f64, ReLU, all features dead.

@@ -2,7 +2,9 @@
 
 use super::cuts::{cut_batch, cut_tokens};
 use super::entries::sort_entries;
-use super::scratch::{stride, token_block, LayerScratch, Part, Scratch};
+#[cfg(target_arch = "x86_64")]
+use super::near;
+use super::scratch::{stride, token_block, Block, LayerScratch, Part, Scratch};
 use super::{LiveClt, LiveLayer, StepOptions, StepReport, DENSE};
 use crate::activations::Batch;
 use crate::clt::activation::Rule;
@@ -281,10 +283,14 @@ fn encode_layer(
         into.par_chunks_mut(size * f).enumerate().for_each_init(Vec::new, |packed, (block, h)| product(block, h.len() / f, h, packed));
         return;
     }
+    #[cfg(target_arch = "x86_64")]
+    if near::pays(rule, layer.density, d, f) {
+        return near::keep(rule, layer, work, x, (tokens, d, f), scratch);
+    }
     work.parts.par_iter_mut().enumerate().for_each(|(block, part)| {
         let rows = size.min(tokens - block * size);
         let mut held = scratch.block();
-        let (h, packed) = &mut *held;
+        let Block { h, packed, .. } = &mut *held;
         h.resize(size * f, 0.0);
         product(block, rows, &mut h[..rows * f], packed);
         let Part { features, values, ends, select, .. } = part;

@@ -1,7 +1,8 @@
 //! A CLT while it is trained: flat weights and moments, and the step written by hand.
 //!
 //! In: a batch of normalised inputs and targets. Out: weights one Adam step further, and the terms
-//! of the loss. No autograd: [`forward`] encodes, decodes and takes the residual, [`block`] finds the
+//! of the loss. No autograd: [`forward`] encodes ([`near`]
+//! looks for what is kept in half the precision first), decodes and takes the residual, [`block`] finds the
 //! gradient of every active entry, forms each gradient row in cache and spends it at once in Adam,
 //! so that no gradient is ever stored ([`update`] puts this in order, [`norm`] knows the norm of the
 //! whole before any of it is spent, [`lazy`] leaves rows alone that got none). 12 bytes a weight in
@@ -21,6 +22,8 @@ mod entries;
 mod fold;
 mod forward;
 mod lazy;
+#[cfg(target_arch = "x86_64")]
+mod near;
 mod norm;
 mod param;
 mod scratch;

@@ -1,5 +1,7 @@
 //! Buffers of a step, allocated once and grown as needed.
 
+#[cfg(target_arch = "x86_64")]
+use super::near;
 use super::param::zeros;
 use super::LiveClt;
 use crate::clt::activation::CutOff;
@@ -29,8 +31,20 @@ pub(crate) struct Scratch {
     pub slabs: Vec<Vec<f32>>,
     /// `[L · d]`: column sums of the gradient at the targets.
     pub sums: Vec<f32>,
-    /// One block of pre-activations and one of packed inputs for each thread.
-    pub blocks: Vec<Mutex<(Vec<f32>, Vec<f32>)>>,
+    /// For each thread.
+    pub blocks: Vec<Mutex<Block>>,
+}
+
+/// Buffers of one thread.
+#[derive(Default)]
+pub(crate) struct Block {
+    /// Pre-activations of a block of tokens.
+    pub h: Vec<f32>,
+    /// Packed inputs of these.
+    pub packed: Vec<f32>,
+    /// Of [`near`].
+    #[cfg(target_arch = "x86_64")]
+    pub rounded: near::Rounded,
 }
 
 /// Buffers of one source layer.
@@ -38,6 +52,9 @@ pub(crate) struct Scratch {
 pub(crate) struct LayerScratch {
     /// Entries found by each block of tokens.
     pub parts: Vec<Part>,
+    /// How they are found where few are kept.
+    #[cfg(target_arch = "x86_64")]
+    pub near: near::Near,
     /// The code, token by token.
     pub code: LayerCode,
     /// BatchTopK: values of all candidates.
@@ -212,7 +229,7 @@ impl Scratch {
     }
 
     /// The block of pre-activations of the calling thread.
-    pub fn block(&self) -> std::sync::MutexGuard<'_, (Vec<f32>, Vec<f32>)> {
+    pub fn block(&self) -> std::sync::MutexGuard<'_, Block> {
         let thread = rayon::current_thread_index().map_or(0, |index| index + 1);
         self.blocks[thread % self.blocks.len()].lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }

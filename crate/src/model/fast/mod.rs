@@ -17,9 +17,14 @@ mod product;
 #[cfg(target_arch = "x86_64")]
 mod rows;
 #[cfg(target_arch = "x86_64")]
+mod screen;
+#[cfg(target_arch = "x86_64")]
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod unmix;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use screen::{exact_row, screens, Found, Rounded, Screen, CHUNK};
 
 use super::parts::{Linear, Mlp};
 use crate::error::Result;

@@ -65,8 +65,13 @@ pub(crate) fn keep_top(row: &[f32], k: usize, features: &mut Vec<u32>, values: &
         values.truncate(start);
         keep_above(row, 0.0, features, values);
     }
-    let found = features.len() - start;
-    if found <= k {
+    trim_top(start, k, features, values, scratch);
+}
+
+/// Of the entries from `start` on keeps the `k` largest, of equal values the lower features. Leaves
+/// the least that stays in `scratch[0]` if any had to go.
+pub(crate) fn trim_top(start: usize, k: usize, features: &mut Vec<u32>, values: &mut Vec<f32>, scratch: &mut Vec<f32>) {
+    if features.len() - start <= k {
         return;
     }
     scratch.clear();

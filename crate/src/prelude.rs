@@ -11,6 +11,6 @@ pub use crate::notebook::param::param;
 pub use crate::picture::Picture;
 pub use crate::replacement::{FeatureNode, LocalReplacement, Replacement};
 pub use crate::text::{Blocks, ChatConfig, Corpus, Tokenizer};
-pub use crate::train::{History, TrainConfig, Trainer};
+pub use crate::train::{History, Preset, TrainConfig, Trainer};
 pub use crate::{auto_device, progress};
 pub use candle_core::{DType, Device, IndexOp, Tensor, Var};

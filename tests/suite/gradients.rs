@@ -1,7 +1,5 @@
 //! The step written by hand against three references: a loss in f64 with finite differences,
-//! candle's autograd in f64, and Adam in ten lines.
-//!
-//! The step keeps no gradient, but after its first step Adam's first moment is (1 − β₁) times the
+//! candle's autograd in f64, and Adam in ten lines. The step keeps no gradient, but after its first step Adam's first moment is (1 − β₁) times the
 //! gradient, and a checkpoint shows it.
 
 use crate::numbers::Numbers;

@@ -65,7 +65,10 @@ impl LiveClt {
     fn expanded(&self, l: usize, layer: &LiveLayer, scales: &[LayerScale]) -> Vec<f32> {
         let (d, slots) = (self.config.width, self.config.slots(l));
         let mut decoder = self.settled(layer);
-        if layer.decoder.row < slots * d {
+        if self.config.tied == Tied::PerTarget {
+            let targets: Vec<&[f32]> = self.layers[l..].iter().map(|layer| layer.decoder.w.as_slice()).collect();
+            decoder = (0..self.config.features).flat_map(|f| targets.iter().map(move |w| &w[f * d..(f + 1) * d])).flatten().copied().collect();
+        } else if layer.decoder.row < slots * d {
             decoder = decoder.chunks_exact(d).flat_map(|row| std::iter::repeat_n(row, slots)).flatten().copied().collect();
         }
         for feature in decoder.chunks_exact_mut(slots * d) {

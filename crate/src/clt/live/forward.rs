@@ -34,7 +34,7 @@ impl LiveClt {
         let pre_activations = |work: &mut LayerScratch, layer: &LiveLayer, x: &[f32], guess: f32| encode_layer(activation, layer, work, x, (tokens, d, f), (most, guess), scratch);
         let found = |work: &LayerScratch| work.parts.iter().map(|part| part.values.len()).sum::<usize>();
         layers.par_iter_mut().zip(&self.layers).zip(&batch.inputs).for_each(|((work, layer), x)| {
-            work.dense = layer.density > DENSE && starts_dense(activation);
+            work.dense = layer.density > DENSE && starts_dense(activation) && !self.shares_targets();
             column_sums(x, d, &mut work.input_sum);
             let guess = 0.7 * layer.cut.last;
             pre_activations(work, layer, x, guess);
@@ -77,12 +77,14 @@ impl LiveClt {
         let (d, tokens, layers, stride) = (self.config.width, batch.tokens, self.config.layers, stride(&self.config));
         let tied = self.config.tied == Tied::PerSource;
         let Scratch { layers: works, slabs, sums, .. } = scratch;
+        // What lies behind is for the auxiliary loss.
+        let main = tokens * stride;
         let mut start = 0;
         for (group, &end) in options.groups.iter().enumerate() {
             let (before, slab) = slabs.split_at_mut(group);
-            let slab = &mut slab[0];
+            let slab = &mut slab[0][..main];
             match before.last() {
-                Some(before) => slab.copy_from_slice(before),
+                Some(before) => slab.copy_from_slice(&before[..main]),
                 None if tied => slab.fill(0.0),
                 None => self.constants(batch, slab),
             }
@@ -97,26 +99,31 @@ impl LiveClt {
         }
         let mut totals = vec![Residual::default(); layers];
         sums.fill(0.0);
-        for slab in slabs.iter_mut() {
+        let scales: Vec<f32> = (0..layers)
+            .map(|target| {
+                let whole = 2.0 / (tokens * options.groups.len()) as f64;
+                let variance = variances.get(target).map_or(1.0, |&variance: &f64| if variance > 0.0 { variance / tokens as f64 } else { 1.0 });
+                (whole / variance) as f32
+            })
+            .collect();
+        for slab in slabs.iter_mut().map(|slab| &mut slab[..main]) {
             if tied {
                 slab.par_chunks_exact_mut(stride).zip(constants.par_chunks_exact(stride)).for_each(|(row, constants)| {
                     (d..layers * d).for_each(|i| row[i] += row[i - d]);
                     row.iter_mut().zip(constants).for_each(|(value, constant)| *value += constant);
                 });
             }
-            let scale = |target: usize| {
-                let whole = 2.0 / (tokens * options.groups.len()) as f64;
-                let variance = variances.get(target).map_or(1.0, |&variance: &f64| if variance > 0.0 { variance / tokens as f64 } else { 1.0 });
-                (whole / variance) as f32
-            };
-            totals = residuals(slab, stride, &batch.targets, d, scale, sums);
+            totals = residuals(slab, stride, &batch.targets, d, |target| scales[target], sums);
         }
         for group in (1..slabs.len()).rev() {
             let (before, after) = slabs.split_at_mut(group);
-            before[group - 1].par_iter_mut().zip(after[0].par_iter()).for_each(|(sum, value)| *sum += value);
+            before[group - 1][..main].par_iter_mut().zip(after[0][..main].par_iter()).for_each(|(sum, value)| *sum += value);
+        }
+        if options.aux > 0.0 {
+            report.aux = self.decode_dead(works, slabs, options, &scales, tied);
         }
         if self.config.skip {
-            skip_gradients(works, &slabs[0], stride, batch, d);
+            skip_gradients(works, &slabs[0][..main], stride, batch, d);
         }
         if tied {
             // A row that stands for all targets gets the sum of their gradients.
@@ -151,6 +158,9 @@ impl LiveClt {
     /// most, token by token, whole rows streaming by.
     fn decode_group(&self, works: &[LayerScratch], features: Range<u32>, slab: &mut [f32]) {
         const CACHE: usize = 384 << 10;
+        if self.shares_targets() {
+            return self.decode_shared(works, features, slab);
+        }
         let (d, f, layers) = (self.config.width, self.config.features, self.config.layers);
         let stride = stride(&self.config);
         let tokens = slab.len() / stride;

@@ -14,8 +14,10 @@
 //! `Σ_l ‖ŷ_l − y_l‖² + λ Σ tanh(c ‖W_dec,f‖ a_f) + λ_P Σ_{f dead} ReLU(θ_f − h_f) ‖W_dec,f‖`,
 //! ‖W_dec,f‖ over the concatenation of all targets, with its gradient. θ is what a feature had to
 //! exceed: 0, its threshold, or the least value kept (a constant then). Variants: the first term
-//! over each target's variance (FVU), or its mean over nested groups of features (Matryoshka).
+//! over each target's variance (FVU), or its mean over nested groups of features (Matryoshka); a term
+//! that asks dead features for what is left over ([`aux`]).
 
+mod aux;
 mod block;
 mod cuts;
 mod entries;
@@ -26,6 +28,7 @@ mod lazy;
 mod near;
 mod norm;
 mod param;
+mod per_target;
 mod scratch;
 mod update;
 
@@ -48,7 +51,7 @@ pub(crate) struct LiveLayer {
     pub encoder_bias: Param,
     /// `[F]`, JumpReLU only, logarithms.
     pub log_threshold: Option<Param>,
-    /// `[F, L - l, d]`; in a PLT, or tied over targets, `[F, d]`.
+    /// `[F, L - l, d]`; in a PLT, or tied, `[F, d]` (per target: that of target l).
     pub decoder: Param,
     /// `[d]`.
     pub decoder_bias: Param,
@@ -128,6 +131,9 @@ pub(crate) struct StepOptions {
     pub dead: f64,
     /// Tokens without firing after which a feature is dead.
     pub dead_window: u32,
+    /// α of the auxiliary loss, and how many dead features of a token and layer it takes.
+    pub aux: f64,
+    pub aux_k: usize,
 }
 
 /// What one step says; losses per token.
@@ -137,6 +143,7 @@ pub(crate) struct StepReport {
     pub layers: Vec<(f64, f64)>,
     pub sparsity: f64,
     pub dead_term: f64,
+    pub aux: f64,
     /// Active entries per token of each layer.
     pub l0: Vec<f64>,
     pub dead: usize,
@@ -146,8 +153,9 @@ pub(crate) struct StepReport {
 }
 
 impl LiveClt {
-    /// Bytes of weights and moments, and of the scratch for batches of `tokens` with `groups` groups.
-    pub fn bytes(config: &CltConfig, eight: bool, tokens: usize, groups: usize) -> u64 {
+    /// Bytes of weights and moments, and of the scratch for batches of `tokens` with `groups` groups and
+    /// `aux_k` dead features of a token and layer in an auxiliary loss.
+    pub fn bytes(config: &CltConfig, eight: bool, tokens: usize, groups: usize, aux_k: usize) -> u64 {
         let (l, d, f) = (config.layers as u64, config.width as u64, config.features as u64);
         let tokens = tokens as u64;
         let dense = if forward::starts_dense(&config.activation) { 3 } else { 0 };
@@ -157,7 +165,11 @@ impl LiveClt {
             Activation::GlobalTopK { k } => (k as u64 * l).min(f),
             _ => 8,
         };
-        each * config.trained_parameters() + 4 * tokens * l * ((2 + groups as u64) * d + dense * f) + 8 * candidates * tokens * l
+        let aux = match aux_k as u64 {
+            0 => 0,
+            k => 4 * l * (tokens * (groups as u64 + 2) * d + f * d) + 24 * tokens * l * k.min(f),
+        };
+        aux + each * config.trained_parameters() + 4 * tokens * l * ((2 + groups as u64) * d + dense * f) + 8 * candidates * tokens * l
     }
 
     /// Random weights. Encoder rows have norm 1, so that pre-activations of normalised inputs have
@@ -197,9 +209,12 @@ impl LiveClt {
     /// `NotFinite` naming the layer.
     pub fn step(&mut self, batch: &Batch, scratch: &mut Scratch, options: &StepOptions) -> Result<StepReport> {
         let mut report = StepReport::default();
-        scratch.fit(self, &options.groups, batch.tokens);
+        scratch.fit(self, options, batch.tokens);
         let start = std::time::Instant::now();
         self.encode(batch, scratch)?;
+        if options.aux > 0.0 {
+            self.encode_dead(batch, scratch, options);
+        }
         let encoded = start.elapsed().as_secs_f64();
         self.settle(scratch, options);
         self.decode(batch, scratch, options, &mut report)?;

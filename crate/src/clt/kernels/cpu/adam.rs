@@ -1,6 +1,8 @@
 //! Adam, fused: one pass over weight, moments and gradient. And what Adam would have done to rows
 //! that got no gradient for some steps, in one pass too.
 
+#[cfg(target_arch = "x86_64")]
+use super::adam512;
 use super::lanes::{dot, groups, groups_mut, prefetch, Lanes, N};
 use super::moments::{key, pack, unpack, Moments, Scales, Small, BLOCK};
 use super::simd;
@@ -147,6 +149,8 @@ fn adam_body<V: Small>(rows: &mut Rows<'_>, gradient: Gradient<'_>, squares: &mu
     let constants = Constants::<V>::of(step);
     let mut moments = Moments::ZERO;
     let mut norm = 0.0;
+    #[cfg(target_arch = "x86_64")]
+    let wide = adam512::has();
     for (f, g) in gradient.rows.chunks_exact(d).enumerate() {
         if gradient.touched.get(f) == Some(&false) {
             continue;
@@ -171,6 +175,16 @@ fn adam_body<V: Small>(rows: &mut Rows<'_>, gradient: Gradient<'_>, squares: &mu
                 prefetch(v, begin + stride, d);
                 let scales = &mut scales[f * stride.div_ceil(BLOCK) + at / BLOCK..];
                 let (m, v) = (&mut m[begin..begin + d], &mut v[begin..begin + d]);
+                #[cfg(target_arch = "x86_64")]
+                if wide && d.is_multiple_of(BLOCK) {
+                    let scales = &mut scales[..d / BLOCK];
+                    // SAFETY: `has` said yes; the slices were just cut to d.
+                    let square = unsafe { adam512::row(step, w, m, v, scales, (g, own), |block| key(step.key, *first + f, at + block * BLOCK)) };
+                    if let Some(all) = squares.get_mut(f) {
+                        *all += square;
+                    }
+                    continue;
+                }
                 let mut sum = V::zero();
                 for (block, (w, g)) in w.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).enumerate() {
                     let codes = block * BLOCK..block * BLOCK + w.len();

@@ -3,6 +3,8 @@
 //! of them starts threads: the caller splits the work, so that a result never depends on it.
 
 pub(crate) mod adam;
+#[cfg(target_arch = "x86_64")]
+mod adam512;
 pub(crate) mod gemm;
 pub(crate) mod lanes;
 pub(crate) mod moments;

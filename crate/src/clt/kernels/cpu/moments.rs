@@ -27,14 +27,14 @@ impl Moments {
 pub(crate) type Scales = [u8; 2];
 
 /// Exponent steps below the block's largest that a first and a second moment have.
-const DEPTH: [u32; 2] = [15, 31];
+pub(super) const DEPTH: [u32; 2] = [15, 31];
 
 /// A golden section of 2³², by which the random bits of neighbours differ.
-const GOLDEN: u32 = 0x9E37_79B1;
+pub(super) const GOLDEN: u32 = 0x9E37_79B1;
 
 /// Bits of the number of code 0, which stands for 0 itself; 0 where a block has nothing else.
 #[inline(always)]
-fn base(scale: u8, depth: u32) -> u32 {
+pub(super) fn base(scale: u8, depth: u32) -> u32 {
     u32::from(scale).saturating_sub(depth) << 23
 }
 
@@ -175,13 +175,18 @@ pub(crate) fn unpack_block(m: &[u8; BLOCK], v: &[u8; BLOCK], scales: Scales) -> 
 
 /// The exponent for a block whose largest value is `largest`: with room for rounding it up.
 #[inline(always)]
+pub(super) fn scale_of(largest: f32) -> u8 {
+    ((largest * 1.07).to_bits() >> 23) as u8
+}
+
+#[inline(always)]
 fn scale<V: Small>(values: &[f32; BLOCK]) -> u8 {
     let mut most = V::zero();
     for values in values.as_chunks::<N>().0 {
         most = most.larger(V::load(values));
     }
     let largest = most.array().iter().fold(0f32, |most, &value| most.max(value));
-    ((largest * 1.07).to_bits() >> 23) as u8
+    scale_of(largest)
 }
 
 #[inline(always)]

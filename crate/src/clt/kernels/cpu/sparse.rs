@@ -48,6 +48,14 @@ pub(crate) struct Slab<'a> {
 }
 
 impl<'a> Slab<'a> {
+    /// Asks for the rows of the four entries from `entry` on.
+    #[inline(always)]
+    fn ask(&self, lists: &FeatureLists, entry: usize, width: usize) {
+        for &p in lists.tokens.get(entry..entry + 4).unwrap_or_default() {
+            prefetch(self.values, p as usize * self.stride + self.at, width);
+        }
+    }
+
     #[inline(always)]
     fn row(&self, p: u32, width: usize) -> &'a [f32] {
         let begin = p as usize * self.stride + self.at;
@@ -179,9 +187,10 @@ fn meet_body<V: Lanes>(lists: &FeatureLists, features: Range<usize>, weights: &[
         gradient.fill(0.0);
         let range = lists.range(f);
         let products = &mut products[range.start - base..range.end - base];
-        let (coefficients, tokens) = (&lists.values[range.clone()], &lists.tokens[range]);
+        let (coefficients, tokens) = (&lists.values[range.clone()], &lists.tokens[range.clone()]);
         let (fours, rest) = coefficients.as_chunks::<4>();
-        for ((values, tokens), products) in fours.iter().zip(tokens.as_chunks::<4>().0).zip(products.as_chunks_mut::<4>().0) {
+        for (four, ((values, tokens), products)) in fours.iter().zip(tokens.as_chunks::<4>().0).zip(products.as_chunks_mut::<4>().0).enumerate() {
+            slab.ask(lists, range.start + 4 * four + 4, d);
             let dots = meet4::<V>(*values, tokens.map(|p| slab.row(p, d)), row, gradient);
             products.iter_mut().zip(dots).for_each(|(product, dot)| *product += dot);
         }

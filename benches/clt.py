@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""A CLT and a per-layer transcoder (PLT) of equal parameters, trained on real text for the same time.
+
+    python benches/clt.py CLTLAB MODEL TEXTS FOLDER [--minutes 20] [--features 1024] [--k 16]
+
+TopK, moments in eight bits, two passes over each buffer of activations. The PLT has as many features as
+give it the CLT's number of weights. A short run of each says how many tokens a second the model and the
+step take; from these follow the steps that fill the minutes (running the model included), so that the
+number of steps does not depend on what else the machine does later. Then both are evaluated on text that
+neither was trained on, and the CLT's graph of the two-hop prompt is checked: predicted against measured
+effects of its groups of features, with random groups beside them.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+PROMPT = "The capital of the state containing Dallas is"
+PASSES, BATCH, BUFFER = 2, 512, 24576
+
+
+def config(given, folder, kind, features, steps, held_out):
+    return f"""[model]
+name = {json.dumps(os.path.abspath(given.model))}
+[text]
+file = {json.dumps(os.path.abspath(given.texts))}
+held_out = {held_out}
+[stream]
+context = 128
+passes = {PASSES}
+buffer_tokens = {BUFFER}
+[clt]
+features = {features}
+per_layer = {"true" if kind == "plt" else "false"}
+activation = {{ top_k = {{ k = {given.k} }} }}
+[train]
+steps = {steps}
+batch_tokens = {BATCH}
+lr = 1e-3
+moments = "eight_bit"
+clip = "none"
+metrics = "metrics.jsonl"
+[eval]
+tokens = 8192
+fidelity_tokens = 2048
+[output]
+folder = {json.dumps(folder)}
+"""
+
+
+def train(given, folder, kind, features, steps, held_out=0.02):
+    """Trains; returns seconds, and the lines of the metrics."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    path = os.path.join(folder, "train.toml")
+    with open(path, "w") as file:
+        file.write(config(given, "run", kind, features, steps, held_out))
+    start = time.time()
+    with open(os.path.join(folder, "train.log"), "w") as log:
+        subprocess.run([given.cltlab, "train", path], check=True, stdout=log, stderr=subprocess.STDOUT)
+    with open(os.path.join(folder, "metrics.jsonl")) as file:
+        return time.time() - start, [json.loads(line) for line in file]
+
+
+def rates(given, folder, kind, features):
+    """Tokens a second of the model and of the step, from a short run."""
+    train(given, folder, kind, features, 40, held_out=0)
+    with open(os.path.join(folder, "train.log")) as file:
+        filling = re.search(r"run the model for activations: ([0-9.:]+ ?[a-z]*)$", file.read(), re.M).group(1)
+    with open(os.path.join(folder, "metrics.jsonl")) as file:
+        step = json.loads(file.readlines()[-1])["tokens_per_second"]
+    return BUFFER / seconds(filling), step
+
+
+def seconds(text):
+    """`87.4 s`, or `1:27` and longer."""
+    if text.endswith("s"):
+        return float(text[:-1])
+    total = 0
+    for part in text.split(":"):
+        total = 60 * total + int(part)
+    return total
+
+
+def parameters(kind, layers, width, features):
+    decoders = layers if kind == "plt" else layers * (layers + 1) // 2
+    return layers * features * width + decoders * features * width + layers * (features + width)
+
+
+def evaluate(given, folder):
+    path = os.path.join(folder, "report.json")
+    held_out = os.path.join(folder, "train.toml")
+    subprocess.run([given.cltlab, "eval", held_out, "-o", path], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with open(path) as file:
+        return json.load(file)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    for name in ("cltlab", "model", "texts", "folder"):
+        parser.add_argument(name)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--features", type=int, default=1024)
+    parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--layers", type=int, default=30, help="of the model")
+    parser.add_argument("--width", type=int, default=576, help="of the model")
+    given = parser.parse_args()
+    given.folder = os.path.abspath(given.folder)
+    size = (given.layers, given.width)
+    wide = round(given.features * (1 + (given.layers + 1) / 2) / 2 / 64) * 64
+    rows = []
+    for kind, features in (("clt", given.features), ("plt", wide)):
+        folder = os.path.join(given.folder, kind)
+        model, step = rates(given, folder, kind, features)
+        steps = int(60 * given.minutes / (BATCH * (1 / step + 1 / model / PASSES)))
+        print(f"{kind}: the model runs {model:.0f} tokens/s, the step {step:.0f}: {steps} steps in {given.minutes:g} minutes", flush=True)
+        wall, _ = train(given, folder, kind, features, steps)
+        rows.append((kind, features, parameters(kind, *size, features), steps, wall, evaluate(given, folder)))
+    print("| | features a layer | weights | steps of 512 tokens | minutes in all | FVU | L0 a layer | dead | cross-entropy: model, replacement, MLPs at zero | KL | top-1 |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for kind, features, weights, steps, wall, report in rows:
+        fvu, l0, dead = (statistics.mean(layer[key] for layer in report["layers"]) for key in ("fvu", "l0", "dead"))
+        entropy = ", ".join(f"{report[key]:.2f}" for key in ("cross_entropy", "replacement_cross_entropy", "zero_ablation_ce"))
+        print(
+            f"| {kind.upper()} | {features} | {weights / 1e6:.0f} M | {steps} | {wall / 60:.1f} | {fvu:.3f} | {l0:.1f} | {dead:.2%} "
+            f"| {entropy} | {report['kl']:.3f} | {report['top1']:.2%} |", flush=True)
+    subprocess.run([given.cltlab, "check", "--model", given.model, "--clt", os.path.join(given.folder, "clt", "run"), "--prompt", PROMPT], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -44,7 +44,6 @@ steps = {steps}
 batch_tokens = {BATCH}
 lr = 1e-3
 moments = "eight_bit"
-clip = "none"
 metrics = "metrics.jsonl"
 [eval]
 tokens = 8192

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::progress;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How often a fetch that breaks off is taken up again.
 const ATTEMPTS: usize = 5;
@@ -65,17 +65,43 @@ impl HubRepo {
     /// # Errors
     /// As [`HubRepo::open`].
     pub fn open_with(source: &str, config: HubConfig) -> Result<Self> {
+        Self::of(RepoType::Model, source, config)
+    }
+
+    /// As [`HubRepo::open`], for a dataset.
+    ///
+    /// # Errors
+    /// As [`HubRepo::open`].
+    pub fn dataset(source: &str) -> Result<Self> {
+        Self::dataset_with(source, HubConfig::default())
+    }
+
+    /// As [`HubRepo::dataset`], from another hub or cache.
+    ///
+    /// # Errors
+    /// As [`HubRepo::open`].
+    pub fn dataset_with(source: &str, config: HubConfig) -> Result<Self> {
+        Self::of(RepoType::Dataset, source, config)
+    }
+
+    fn of(kind: RepoType, source: &str, config: HubConfig) -> Result<Self> {
         let (name, revision) = source.split_once('@').unwrap_or((source, "main"));
         let fits = |text: &str, more: &str| !text.is_empty() && !text.contains("..") && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c) || more.contains(c));
         if !fits(name, "/") || !fits(revision, "/") || name.split('/').any(str::is_empty) {
-            return Err(Error::expected(ErrorKind::BadInput, "model", format_args!("'{source}'"), "a hub name: owner/name or owner/name@revision")
+            let what = if matches!(kind, RepoType::Dataset) { "dataset" } else { "model" };
+            return Err(Error::expected(ErrorKind::BadInput, what, format_args!("'{source}'"), "a hub name: owner/name or owner/name@revision")
                 .help("give a folder, a .gguf file, or a hub name like gpt2"));
         }
-        let repo = Repo::with_revision(name.to_string(), RepoType::Model, revision.to_string());
+        let repo = Repo::with_revision(name.to_string(), kind, revision.to_string());
         let builder = ApiBuilder::from_cache(Cache::new(config.cache.clone())).with_endpoint(config.endpoint.clone());
         let api = builder.with_progress(false).with_token(config.token.clone()).build();
         let api = api.map_err(|error| Error::new(ErrorKind::Network, format!("hub client: {error}")))?.repo(repo.clone());
         Ok(HubRepo { name: source.to_string(), config, repo, api })
+    }
+
+    /// The name that it was opened with.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Local path of one file, from the cache or fetched.
@@ -111,12 +137,42 @@ impl HubRepo {
         Cache::new(self.config.cache.clone()).repo(self.repo.clone()).get(file)
     }
 
+    /// Paths of all files of the repository, sorted; while offline, of those that lie in the cache.
+    ///
+    /// # Errors
+    /// As [`HubRepo::file`].
+    pub fn list(&self) -> Result<Vec<String>> {
+        let mut files = if self.config.offline {
+            let snapshot = self.commit().map(|commit| self.folder().join("snapshots").join(commit)).filter(|snapshot| snapshot.is_dir());
+            let snapshot = snapshot.ok_or_else(|| {
+                self.error(ErrorKind::MissingFile, "list of files", "nothing of it is in the cache, and HF_HUB_OFFLINE is set").help("fetch it once with a network, or give a local folder")
+            })?;
+            let mut found = Vec::new();
+            walk(&snapshot, "", &mut found)?;
+            found
+        } else {
+            let info = self.api.info().map_err(|error| self.refused("list of files", &error))?;
+            info.siblings.into_iter().map(|file| file.rfilename).collect()
+        };
+        files.sort();
+        Ok(files)
+    }
+
+    /// The repository's folder in the cache.
+    fn folder(&self) -> PathBuf {
+        self.config.cache.join(self.repo.folder_name())
+    }
+
+    /// The commit that the revision stood for when something of it was fetched.
+    fn commit(&self) -> Option<String> {
+        let text = std::fs::read_to_string(self.folder().join("refs").join(self.repo.revision())).ok()?;
+        Some(text.trim().to_string())
+    }
+
     /// Where it is kept that the repository does not have a file, as Python's `huggingface_hub` keeps
     /// it; `None` before anything of this revision was fetched.
     fn absence(&self, file: &str) -> Option<PathBuf> {
-        let folder = self.config.cache.join(self.repo.folder_name());
-        let commit = std::fs::read_to_string(folder.join("refs").join(self.repo.revision())).ok()?;
-        Some(folder.join(".no_exist").join(commit.trim()).join(file))
+        Some(self.folder().join(".no_exist").join(self.commit()?).join(file))
     }
 
     /// A mark that cannot be written only costs another question.
@@ -175,6 +231,20 @@ impl HubRepo {
             _ => self.error(ErrorKind::Network, file, &said).help("check the network, or give a local folder or GGUF file instead of a hub name"),
         }
     }
+}
+
+/// Paths of the files below `folder`, each after `prefix`.
+fn walk(folder: &Path, prefix: &str, into: &mut Vec<String>) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, &error))? {
+        let path = entry.map_err(|error| Error::io(folder, &error))?.path();
+        let name = format!("{prefix}{}", path.file_name().unwrap_or_default().to_string_lossy());
+        if path.is_dir() {
+            walk(&path, &format!("{name}/"), into)?;
+        } else {
+            into.push(name);
+        }
+    }
+    Ok(())
 }
 
 /// The hub answered that the repository does not have the file.

@@ -117,19 +117,19 @@ fn a_stream_goes_on_where_it_was() {
     }
 }
 
-fn start(folder: &Path, more: &[&str]) -> Child {
+pub fn start(folder: &Path, more: &[&str]) -> Child {
     let file = folder.join("train.toml");
     let mut command = Command::new(env!("CARGO_BIN_EXE_cltlab"));
     command.arg("train").arg(file).args(more).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-fn clt_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+pub fn clt_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = std::fs::read_dir(folder.join("run/clt")).unwrap().map(|entry| entry.unwrap());
     entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path()).unwrap())).collect()
 }
 
 /// Waits until `condition` holds or the process ended.
-fn wait(child: &mut Child, condition: impl Fn() -> bool) {
+pub fn wait(child: &mut Child, condition: impl Fn() -> bool) {
     while !condition() && child.try_wait().unwrap().is_none() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }

@@ -20,6 +20,7 @@ fn named(graph: &Graph, last: usize) -> BTreeMap<(String, String), f32> {
         NodeKind::Feature { layer, feature, .. } => format!("f {layer} {feature} {}", last - node.position),
         NodeKind::Error { layer } => format!("e {layer} {}", last - node.position),
         NodeKind::Token { .. } => format!("t {}", last - node.position),
+        NodeKind::Position => format!("p {}", last - node.position),
         NodeKind::Logit { token, .. } => format!("l {token}"),
     };
     graph.edges().iter().filter(|edge| edge.weight != 0.0).map(|edge| ((name(&graph.nodes[edge.source]), name(&graph.nodes[edge.target])), edge.weight)).collect()

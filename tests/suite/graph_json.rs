@@ -99,6 +99,7 @@ fn tiny(text: &str, probability: f32) -> GraphParts {
         activations: vec![],
         selected: vec![],
         logits: vec![LogitTarget { token: 5, text: text.into(), probability }],
+        position_nodes: false,
         edges: Edges::default(),
         zero_positions: vec![0],
         complete: true,

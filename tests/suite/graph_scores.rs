@@ -65,6 +65,7 @@ fn rebuilt(arch: &str, file: &str) -> (Graph, HashMap<String, Tensor>) {
             .zip(probabilities)
             .map(|(token, probability)| LogitTarget { token: *token as u32, text: format!("w{token}"), probability })
             .collect(),
+        position_nodes: false,
         edges: Edges::from_dense(&values(&part["adjacency_matrix"]), nodes).unwrap(),
         zero_positions: vec![0],
         complete: true,

@@ -45,13 +45,21 @@ fn answer(mut stream: TcpStream, folder: &Path, log: &Heard) -> std::io::Result<
     let refuse = |mut stream: TcpStream, status: &str, code: &str| {
         write!(stream, "HTTP/1.1 {status}\r\nX-Error-Code: {code}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
     };
+    if let Some(repo) = path.strip_prefix("/api/datasets/") {
+        let Some("lab/texts") = repo.strip_suffix("/revision/main") else { return refuse(stream, "404 Not Found", "RepoNotFound") };
+        let mut files: Vec<String> = std::fs::read_dir(folder.join("data"))?.flatten().map(|entry| format!("data/{}", entry.file_name().to_string_lossy())).collect();
+        files.extend(["README.md".to_string(), ".gitattributes".to_string(), "dataset_infos.json".to_string(), "data.tokens".to_string()]);
+        let siblings: Vec<_> = files.iter().map(|file| serde_json::json!({ "rfilename": file })).collect();
+        let body = serde_json::json!({"siblings": siblings, "sha": "commit-main"}).to_string();
+        return write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    }
     let Some((repo, rest)) = path.trim_start_matches('/').split_once("/resolve/") else { return refuse(stream, "404 Not Found", "") };
     let Some((revision, file)) = rest.split_once('/') else { return refuse(stream, "404 Not Found", "") };
     match (repo, revision, token.as_str()) {
         ("lab/gated", _, "") => return refuse(stream, "401 Unauthorized", "GatedRepo"),
         ("lab/gated", _, "wrong") => return refuse(stream, "403 Forbidden", "GatedRepo"),
         ("lab/busy", ..) => return refuse(stream, "503 Service Unavailable", ""),
-        ("lab/tiny" | "lab/gated", "main" | "v1", _) => {}
+        ("lab/tiny" | "lab/gated" | "datasets/lab/texts", "main" | "v1", _) => {}
         ("lab/tiny", ..) => return refuse(stream, "404 Not Found", "RevisionNotFound"),
         _ => return refuse(stream, "401 Unauthorized", "RepoNotFound"),
     }
@@ -172,4 +180,60 @@ fn the_environment_is_read() {
     std::fs::remove_dir_all(home.join("hub/models--lab--gated/.no_exist")).unwrap();
     let (done, text) = run("lab/gated", &[("HF_ENDPOINT", "http://127.0.0.1:9")]);
     assert!(done, "{text}");
+}
+
+/// Datasets lie at an address of their own, and in a folder of their own in the cache.
+#[test]
+fn a_file_of_a_dataset() {
+    let (folder, cache) = (content(), support::scratch("hub-dataset-cache"));
+    std::fs::create_dir_all(folder.join("data")).unwrap();
+    std::fs::write(folder.join("data/a.jsonl"), "{\"story\": \"One.\"}\n{\"story\": \"Two.\"}\n").unwrap();
+    let (address, heard) = serve(folder);
+    let path = HubRepo::dataset_with("lab/texts@v1", config(&address, &cache)).unwrap().file("data/a.jsonl").unwrap();
+    assert!(heard.lock().unwrap().iter().any(|line| line.contains("/datasets/lab/texts/resolve/v1/data/a.jsonl")));
+    assert!(path.to_string_lossy().contains("datasets--lab--texts"), "{}", path.display());
+    let config = cltlab::text::TextConfig { field: "story".into(), ..Default::default() };
+    assert_eq!(cltlab::Corpus::load_with(&path, &config).unwrap().texts(), ["One.", "Two."]);
+    for name in ["texts", "lab/texts@refs/convert"] {
+        let error = cltlab::Corpus::hub(name, &config).unwrap_err();
+        assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("owner/name/path"), "{error}");
+    }
+    let error = HubRepo::dataset("lab/../texts").err().unwrap();
+    assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("dataset"), "{error}");
+}
+
+/// A dataset of several files: all of them, those of one split, as much as is wanted; also from the cache.
+#[test]
+fn files_of_a_dataset() {
+    let (folder, cache) = (content(), support::scratch("hub-datasets-cache"));
+    std::fs::create_dir_all(folder.join("data")).unwrap();
+    for (name, words) in [("train-00000", ["One.", "Two."]), ("train-00001", ["Three.", "Four."]), ("test-00000", ["Five.", "Six."])] {
+        let lines: String = words.iter().map(|word| format!("{{\"text\": \"{word}\"}}\n")).collect();
+        std::fs::write(folder.join(format!("data/{name}.jsonl")), lines).unwrap();
+    }
+    std::fs::write(folder.join("data.tokens"), "Seven.").unwrap();
+    let (address, heard) = serve(folder);
+    let repo = HubRepo::dataset_with("lab/texts", config(&address, &cache)).unwrap();
+    let texts = |repo: &HubRepo, path: &str, most: Option<u64>| {
+        let config = cltlab::text::TextConfig { max_bytes: most, ..Default::default() };
+        cltlab::Corpus::from_hub(repo, path, &config).map(|corpus| corpus.texts().to_vec())
+    };
+    let asked = |name: &str| heard.lock().unwrap().iter().any(|line| line.contains(name));
+    assert_eq!(texts(&repo, "data/train", Some(4)).unwrap(), ["One."]);
+    assert!(!asked("train-00001"), "more was fetched than wanted");
+    assert_eq!(texts(&repo, "data/train", None).unwrap(), ["One.", "Two.", "Three.", "Four."]);
+    assert!(!asked("test-00000"));
+    assert_eq!(texts(&repo, "", None).unwrap(), ["Five.", "Six.", "One.", "Two.", "Three.", "Four."]);
+    assert_eq!(texts(&repo, "data.tokens", None).unwrap(), ["Seven."]);
+    let error = texts(&repo, "data/validation", None).unwrap_err();
+    assert!(error.kind() == ErrorKind::MissingFile && error.to_string().contains("data/test-00000.jsonl") && error.to_string().contains("lab/texts"), "{error}");
+    let error = texts(&HubRepo::dataset_with("lab/nothing", config(&address, &cache)).unwrap(), "", None).unwrap_err();
+    assert!(error.kind() == ErrorKind::MissingFile && error.to_string().contains("lab/nothing"), "{error}");
+    // Offline: what lies in the cache.
+    let offline = |name: &str| HubRepo::dataset_with(name, HubConfig { offline: true, ..config(&address, &cache) }).unwrap();
+    let before = heard.lock().unwrap().len();
+    assert_eq!(texts(&offline("lab/texts"), "data/train", None).unwrap(), ["One.", "Two.", "Three.", "Four."]);
+    let error = texts(&offline("lab/other"), "", None).unwrap_err();
+    assert!(error.kind() == ErrorKind::MissingFile && error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
+    assert_eq!(heard.lock().unwrap().len(), before);
 }

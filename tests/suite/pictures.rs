@@ -120,6 +120,7 @@ pub fn hostile_graph() -> Graph {
         activations: vec![1.0, 2.0],
         selected: vec![0, 1],
         logits: vec![LogitTarget { token: 0, text: text(1), probability: 0.6 }, LogitTarget { token: 1, text: text(5), probability: 0.2 }],
+        position_nodes: false,
         edges: Edges::from_dense(&dense, count).unwrap(),
         zero_positions: vec![],
         complete: true,

@@ -150,6 +150,7 @@ fn likes_are_grouped() {
         selected: vec![0, 1, 2, 3],
         active: active.clone(),
         logits: vec![LogitTarget { token: 5, text: "x".into(), probability: 0.6 }, LogitTarget { token: 6, text: "y".into(), probability: 0.3 }],
+        position_nodes: false,
         edges: Edges::from_dense(&matrix, n).unwrap(),
         zero_positions: vec![0],
         complete: true,

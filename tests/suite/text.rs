@@ -65,3 +65,78 @@ fn blocks_hold_the_ids_in_order() {
     assert!((0..blocks.len()).all(|index| blocks.block(index).unwrap()[0] == 1));
     assert_eq!(corpus.blocks(tokenizer, Some(1), 16, Some(40)).unwrap().len(), 3);
 }
+
+/// Compressed files, another field, and reading that stops.
+#[test]
+fn fields_compression_and_limits() {
+    use cltlab::text::TextConfig;
+    use std::io::Write;
+    let folder = support::scratch("corpus-fields");
+    let lines: String = (0..100).map(|n| format!("{{\"id\": {n}, \"content\": \"Document {n:03}.\"}}\n")).collect();
+    std::fs::write(folder.join("a.jsonl"), &lines).unwrap();
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gz.write_all(lines.as_bytes()).unwrap();
+    let gz = gz.finish().unwrap();
+    std::fs::write(folder.join("b.jsonl.gz"), &gz).unwrap();
+    let zst = zstd::bulk::compress(lines.as_bytes(), 3).unwrap();
+    std::fs::write(folder.join("c.jsonl.zst"), &zst).unwrap();
+    let content = TextConfig { field: "content".into(), ..TextConfig::default() };
+    for name in ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst"] {
+        let corpus = Corpus::load_with(folder.join(name), &content).unwrap();
+        assert_eq!((corpus.documents(), corpus.texts()[41].as_str()), (100, "Document 041."), "{name}");
+        let few = Corpus::load_with(folder.join(name), &TextConfig { max_bytes: Some(50), ..content.clone() }).unwrap();
+        assert_eq!(few.documents(), 4, "{name}: thirteen bytes each, until there are fifty");
+        let error = Corpus::load(folder.join(name)).unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("id") && error.contains("content") && error.contains("TextConfig::field"), "{error}");
+    }
+    assert_eq!(Corpus::load_with(&folder, &content).unwrap().documents(), 300);
+    let array = folder.join("array.json");
+    std::fs::write(&array, "\n[\n  {\"content\": \"One.\"},\n  \"Two.\"\n]\n").unwrap();
+    assert_eq!(Corpus::load_with(&array, &content).unwrap().texts(), ["One.", "Two."]);
+    for (text, words) in [("[{\"content\": 1}]", "array.json [0]"), ("[\"One.\"", "line 1")] {
+        std::fs::write(&array, text).unwrap();
+        let error = Corpus::load_with(&array, &content).unwrap_err();
+        assert!(error.kind() == cltlab::ErrorKind::BadFile && error.to_string().contains(words), "{error}");
+    }
+    std::fs::remove_file(&array).unwrap();
+    std::fs::write(folder.join("d.txt.zst"), zstd::bulk::compress(b"One.\n\n\nTwo.", 3).unwrap()).unwrap();
+    assert_eq!(Corpus::load(folder.join("d.txt.zst")).unwrap().texts(), ["One.", "Two."]);
+    // Cut off or not compressed at all.
+    for (name, bytes) in [("e.jsonl.gz", &gz[..gz.len() / 2]), ("f.jsonl.zst", &zst[..zst.len() / 2]), ("g.jsonl.zst", lines.as_bytes())] {
+        std::fs::write(folder.join(name), bytes).unwrap();
+        let error = Corpus::load_with(folder.join(name), &content).unwrap_err();
+        assert_eq!(error.kind(), cltlab::ErrorKind::BadFile, "{error}");
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+/// Parquet as datasets have it: compressed columns, rows without text, columns of other types.
+#[test]
+fn parquet_columns() {
+    use cltlab::text::TextConfig;
+    use parquet::basic::{Compression, ZstdLevel};
+    use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+    use parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
+    for compression in [Compression::SNAPPY, Compression::ZSTD(ZstdLevel::default())] {
+        let path = support::scratch("parquet-columns").join("c.parquet");
+        let schema = "message doc { required int64 id; optional binary story (UTF8); }";
+        let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+        let properties = WriterProperties::builder().set_compression(compression).build();
+        let mut writer = SerializedFileWriter::new(std::fs::File::create(&path).unwrap(), schema, properties.into()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[1, 2, 3], None, None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&[ByteArray::from("One."), ByteArray::from("Three.")], Some(&[1, 0, 1]), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        let config = |field: &str| TextConfig { field: field.into(), ..TextConfig::default() };
+        assert_eq!(Corpus::load_with(&path, &config("story")).unwrap().texts(), ["One.", "Three."], "{compression:?}");
+        let error = Corpus::load(&path).unwrap_err().to_string();
+        assert!(error.contains("id, story") && error.contains("'text'"), "{error}");
+        let error = Corpus::load_with(&path, &config("id")).unwrap_err();
+        assert!(error.kind() == cltlab::ErrorKind::BadFile && error.to_string().contains("'id'"), "{error}");
+    }
+}

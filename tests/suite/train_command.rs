@@ -146,6 +146,11 @@ fn files_that_cannot_be_followed() {
     refused(&["--set", "clt.activation=gelu"], &["[clt] activation", "gelu", "relu"]);
     refused(&["--set", "activations.file=nowhere.safetensors"], &["nowhere.safetensors", "no such file"]);
     refused(&["--set", "stream.contxt=8"], &["[stream] contxt", "'context'"]);
+    refused(&["--set", "store.formt=int8"], &["[store] formt", "'format'"]);
+    refused(&["--set", "store.format=int4"], &["[store] format", "int4", "int8"]);
+    refused(&["--set", "store.format=int8"], &["[store]", "[activations] store"]);
+    refused(&["--set", "activations.store=there"], &["[activations]", "a file and a store", "one of them"]);
+    refused(&["--set", "text.datset=a/b"], &["[text] datset", "'dataset'"]);
     refused(&["--set", "clt.features=100000000"], &["free", "fewer features"]);
     std::fs::write(folder.join("train.toml"), "[train]\nsteps = = 3\n").unwrap();
     refused(&[], &["train.toml", "line 2"]);

@@ -2,6 +2,7 @@
 //! `input.{l}` and `target.{l}`, `[tokens, d]`, in f32, f16, bf16 or f64.
 
 use super::Activations;
+use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ impl Activations {
     /// reconstructed), all `[tokens, d]`, for l from 0 on. Other tensors are not read.
     ///
     /// # Errors
-    /// `MissingFile`; `BadFile` when it is no safetensors file; `BadTensor` naming the tensor that is
+    /// `MissingFile`; `OutOfMemory` by prediction; `BadFile` when it is no safetensors file; `BadTensor` naming the tensor that is
     /// missing or has another shape than `input.0`.
     ///
     /// ```no_run
@@ -25,7 +26,9 @@ impl Activations {
     /// ```
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        std::fs::metadata(path).map_err(|error| Error::io(path, &error))?;
+        let length = std::fs::metadata(path).map_err(|error| Error::io(path, &error))?.len();
+        // As they lie in the file, and as they are used.
+        require_memory(&format!("activations of {}", path.display()), length.saturating_mul(2), "take fewer tokens, or a store (Activations::store), which is read in parts")?;
         let mut tensors = candle_core::safetensors::load(path, &Device::Cpu)
             .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: not a whole safetensors file: {error}", path.display())))?;
         let layers = (0..).take_while(|l| tensors.contains_key(&format!("input.{l}"))).count();

@@ -2,24 +2,31 @@
 //!
 //! In: a model and a corpus, or arrays in memory. Out: shuffled batches of, for each layer, the
 //! value that the encoder reads and the MLP output that is to be reconstructed, `[tokens, d]` each.
-//! The model runs while training goes on and nothing is kept on disk. The first position of a
-//! context and special tokens are left out: there the residual stream holds a few enormous values
-//! that say nothing about language. Cost: one forward pass a token, without logits, shared by
-//! [`StreamConfig::passes`] uses of it.
+//! The model runs while training goes on, or ran before and filled a store on disk. The first
+//! position of a context and special tokens are left out: there the residual stream holds a few
+//! enormous values that say nothing about language. Cost: one forward pass a token, without logits,
+//! shared by [`StreamConfig::passes`] uses of it.
 
+mod ahead;
 mod file;
 mod reader;
+mod rounds;
 mod scale;
+mod store;
 mod stream;
 
 pub(crate) use reader::{Position, Reader};
 pub(crate) use scale::{Affine, LayerScale, Scale};
+pub use store::{ReadConfig, StoreConfig, StoreFormat};
 pub use stream::StreamConfig;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{MlpSite, Model, OutputSite};
 use crate::text::Corpus;
 use candle_core::Tensor;
+use rounds::Rounds;
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 /// Which value of each layer the encoders read.
@@ -71,6 +78,9 @@ pub(crate) struct Batch {
     pub targets: Vec<Vec<f32>>,
 }
 
+/// Names and values, see [`Activations::course`].
+pub(crate) type Course = BTreeMap<String, String>;
+
 /// A source of training activations. Cloning shares it.
 ///
 /// ```no_run
@@ -90,11 +100,14 @@ struct Inner {
     output: OutputSite,
     model_name: String,
     model_fingerprint: String,
+    /// Checksum of the token ids; empty for activations in memory.
+    text: String,
     source: Source,
 }
 
 enum Source {
     Stream(stream::Stream),
+    Store(store::Store),
     Memory(Arc<Batch>),
 }
 
@@ -121,6 +134,7 @@ impl Activations {
             output: model.output(),
             model_name: model.name().to_string(),
             model_fingerprint: model.fingerprint().to_string(),
+            text: stream.text(),
             source: Source::Stream(stream),
         })))
     }
@@ -148,6 +162,7 @@ impl Activations {
             output: OutputSite::default(),
             model_name: String::new(),
             model_fingerprint: String::new(),
+            text: String::new(),
             source: Source::Memory(Arc::new(Batch { tokens: length / width, inputs, targets })),
         })))
     }
@@ -181,7 +196,65 @@ impl Activations {
     pub fn tokens(&self) -> u64 {
         match &self.0.source {
             Source::Stream(stream) => stream.tokens(),
+            Source::Store(store) => store.tokens(),
             Source::Memory(batch) => batch.tokens as u64,
+        }
+    }
+
+    /// Puts filling number `index` into `buffer`, silently when it can be cancelled.
+    fn fill(&self, index: u64, buffer: &mut Batch, cancel: Option<&AtomicBool>) -> Result<()> {
+        match &self.0.source {
+            Source::Stream(stream) => stream.fill(index, buffer, cancel),
+            Source::Store(store) => store.fill(index, buffer, cancel),
+            Source::Memory(batch) => {
+                buffer.clone_from(batch);
+                Ok(())
+            }
+        }
+    }
+
+    /// All that fixes which tokens come when: a place in it means the same only where this is the same.
+    pub(crate) fn course(&self) -> Course {
+        let text = |value: &dyn std::fmt::Display| value.to_string();
+        let mut course = Course::from([("tokens".to_string(), text(&self.tokens()))]);
+        if let Some(rounds) = self.rounds() {
+            let fields: [(&str, &dyn std::fmt::Display); 5] = [
+                ("text", &self.0.text),
+                ("blocks of text", &rounds.blocks),
+                ("blocks of a filling (buffer_tokens)", &rounds.chunk),
+                ("seed", &rounds.seed),
+                ("passes", &rounds.passes),
+            ];
+            course.extend(fields.map(|(name, value)| (name.to_string(), text(value))));
+        }
+        course
+    }
+
+    /// Bytes of the buffer that a training fills; 0 for activations in memory.
+    pub(crate) fn buffer_bytes(&self) -> u64 {
+        let served = match &self.0.source {
+            Source::Stream(stream) => stream.served(),
+            Source::Store(store) => store.served(),
+            Source::Memory(_) => 0,
+        };
+        self.rounds().map_or(0, |rounds| rounds.bytes(self.layers(), self.width(), served, self.ahead()))
+    }
+
+    /// How fillings follow each other; activations in memory have one, used without end.
+    fn rounds(&self) -> Option<&Rounds> {
+        match &self.0.source {
+            Source::Stream(stream) => Some(stream.rounds()),
+            Source::Store(store) => Some(store.rounds()),
+            Source::Memory(_) => None,
+        }
+    }
+
+    /// Whether the next filling is made while the present one is used.
+    fn ahead(&self) -> bool {
+        match &self.0.source {
+            Source::Stream(stream) => stream.ahead(),
+            Source::Store(store) => store.ahead(),
+            Source::Memory(_) => false,
         }
     }
 }

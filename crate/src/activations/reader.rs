@@ -1,5 +1,6 @@
 //! Reading: shuffled batches out of the buffer, each token exactly once a pass.
 
+use super::ahead::Ahead;
 use super::{Activations, Batch, Scale, Source};
 use crate::error::Result;
 use rand::seq::SliceRandom;
@@ -27,12 +28,14 @@ pub(crate) struct Reader {
     order: Vec<u32>,
     /// Whether the buffer holds the filling that the position names.
     filled: bool,
+    /// The filling after this one, under way.
+    ahead: Option<Ahead>,
 }
 
 impl Reader {
     /// Begins at `position`; fills the buffer when one has to be.
     pub fn new(activations: &Activations, position: Position) -> Result<Self> {
-        let mut reader = Reader { activations: activations.clone(), position, buffer: Arc::default(), order: Vec::new(), filled: false };
+        let mut reader = Reader { activations: activations.clone(), position, buffer: Arc::default(), order: Vec::new(), filled: false, ahead: None };
         reader.fill()?;
         Ok(reader)
     }
@@ -48,11 +51,21 @@ impl Reader {
 
     fn fill(&mut self) -> Result<()> {
         self.filled = false;
-        match &self.activations.0.source {
-            Source::Memory(batch) => self.buffer = batch.clone(),
-            Source::Stream(stream) => {
-                // The reader is the only owner, so the room of the last filling is used again.
-                stream.fill(self.position.filling, Arc::make_mut(&mut self.buffer))?;
+        let index = self.position.filling;
+        if let Source::Memory(batch) = &self.activations.0.source {
+            self.buffer = batch.clone();
+        } else {
+            let ready = self.ahead.take().map_or(Ok(None), |ahead| ahead.take(index))?;
+            // The reader is the only owner of its buffer, so the room of the last filling is used again.
+            let spare = match ready {
+                Some(batch) => Arc::try_unwrap(std::mem::replace(&mut self.buffer, Arc::new(batch))).unwrap_or_default(),
+                None => {
+                    self.activations.fill(index, Arc::make_mut(&mut self.buffer), None)?;
+                    Batch::default()
+                }
+            };
+            if self.activations.ahead() {
+                self.ahead = Ahead::begin(&self.activations, index + 1, spare);
             }
         }
         self.shuffle();
@@ -61,10 +74,7 @@ impl Reader {
     }
 
     fn shuffle(&mut self) {
-        let seed = match &self.activations.0.source {
-            Source::Memory(_) => 0,
-            Source::Stream(stream) => stream.seed(),
-        };
+        let seed = self.activations.rounds().map_or(0, |rounds| rounds.seed);
         let pass = (self.position.filling << 16) ^ self.position.pass;
         self.order.clear();
         self.order.extend(0..self.buffer.tokens as u32);
@@ -107,10 +117,7 @@ impl Reader {
 
     /// On to the next pass, or to the next filling.
     fn advance(&mut self) -> Result<()> {
-        let passes = match &self.activations.0.source {
-            Source::Memory(_) => u64::MAX,
-            Source::Stream(stream) => stream.passes(),
-        };
+        let passes = self.activations.rounds().map_or(u64::MAX, |rounds| rounds.passes as u64);
         self.position.offset = 0;
         self.position.pass += 1;
         if self.position.pass < passes {

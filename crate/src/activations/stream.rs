@@ -1,5 +1,6 @@
 //! Streaming: the model runs over shuffled blocks of the corpus and fills the buffer.
 
+use super::rounds::Rounds;
 use super::{Batch, InputSite};
 use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
@@ -7,8 +8,7 @@ use crate::model::Model;
 use crate::progress::{stop_requested, Task};
 use crate::text::{Blocks, Corpus};
 use candle_core::{DType, Tensor};
-use rand::seq::SliceRandom;
-use rand::{rngs::StdRng, SeedableRng};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How activations are streamed.
 ///
@@ -36,11 +36,15 @@ pub struct StreamConfig {
     pub seed: u64,
     /// Tokens of the corpus that are used at most; `None` for all. Default `None`.
     pub max_tokens: Option<usize>,
+    /// Make the next filling of the buffer on a thread while the present one is used, in twice the
+    /// memory. `None`: where the model runs on a GPU; on the CPU the model and the step would share the
+    /// cores. The tokens are the same either way. Default `None`.
+    pub ahead: Option<bool>,
 }
 
 impl Default for StreamConfig {
     fn default() -> Self {
-        StreamConfig { input: InputSite::default(), context: 128, batch: 8, buffer_tokens: None, passes: 1, exclude_first: 1, seed: 0, max_tokens: None }
+        StreamConfig { input: InputSite::default(), context: 128, batch: 8, buffer_tokens: None, passes: 1, exclude_first: 1, seed: 0, max_tokens: None, ahead: None }
     }
 }
 
@@ -68,93 +72,118 @@ impl StreamConfig {
     }
 }
 
-/// A model, its packed corpus, and how to go through it.
-pub(crate) struct Stream {
-    model: Model,
-    blocks: Blocks,
-    config: StreamConfig,
-    /// Blocks run for one filling of the buffer.
-    chunk: usize,
+/// Runs a model over blocks of a corpus and keeps what its MLPs read and write.
+pub(crate) struct Runner {
+    pub model: Model,
+    pub blocks: Blocks,
+    pub input: InputSite,
+    pub context: usize,
+    /// Blocks that are run at once.
+    pub batch: usize,
+    pub exclude_first: usize,
 }
 
-impl Stream {
-    pub fn new(model: &Model, corpus: &Corpus, config: &StreamConfig) -> Result<Self> {
-        config.validate(model.context())?;
-        let per_token = 8 * (model.layers() * model.width()) as u64;
-        let wanted = config.buffer_tokens.unwrap_or(((1u64 << 30) / per_token).clamp(1, 65_536) as usize);
-        let served = config.context - config.exclude_first;
-        let blocks = corpus.blocks(model.tokenizer()?, model.special_token(), config.context, config.max_tokens)?;
-        let chunk = wanted.div_ceil(served).min(blocks.len()).max(1);
-        let buffer = per_token * (chunk * served) as u64;
-        require_memory("buffer of activations", buffer, "lower StreamConfig::buffer_tokens")?;
-        Ok(Stream { model: model.clone(), blocks, config: config.clone(), chunk })
-    }
-
-    pub fn seed(&self) -> u64 {
-        self.config.seed
-    }
-
-    pub fn passes(&self) -> u64 {
-        self.config.passes as u64
-    }
-
-    pub fn tokens(&self) -> u64 {
-        (self.blocks.len() * (self.config.context - self.config.exclude_first)) as u64
-    }
-
-    /// Runs the blocks of filling number `index` and puts their activations into `buffer`. The
-    /// blocks come in a new random order each time through the corpus, which follows from seed and
-    /// number alone: a resumed training fills the same buffer.
+impl Runner {
+    /// Runs these blocks and puts their activations into `buffer`, silently when the run can be
+    /// cancelled. Gives where each block's rows begin, and where the last one's end.
     ///
     /// # Errors
     /// Those of the model; `Interrupted` when the user asked to stop meanwhile.
-    pub fn fill(&self, index: u64, buffer: &mut Batch) -> Result<()> {
+    pub fn run(&self, order: &[usize], buffer: &mut Batch, cancel: Option<&AtomicBool>) -> Result<Vec<u32>> {
         let (layers, d) = (self.model.layers(), self.model.width());
-        let order = self.order(index);
-        let mut task = Task::new("run the model for activations", (order.len() * self.config.context) as u64, "tokens");
+        let mut task = cancel.is_none().then(|| Task::new("run the model for activations", (order.len() * self.context) as u64, "tokens"));
+        let mut rows = Vec::with_capacity(order.len() + 1);
+        rows.push(0);
         buffer.tokens = 0;
         for side in [&mut buffer.inputs, &mut buffer.targets] {
             side.resize_with(layers, Vec::new);
             side.iter_mut().for_each(Vec::clear);
         }
-        for (done, group) in order.chunks(self.config.batch).enumerate() {
+        for (done, group) in order.chunks(self.batch).enumerate() {
             let ids: Vec<u32> = group.iter().filter_map(|&block| self.blocks.block(block)).flatten().copied().collect();
             let special = self.model.special_token();
-            let kept: Vec<bool> = ids
-                .iter()
-                .enumerate()
-                .map(|(at, id)| at % self.config.context >= self.config.exclude_first && special != Some(*id))
-                .collect();
-            let tokens = Tensor::from_vec(ids, (group.len(), self.config.context), self.model.device())?;
+            let kept: Vec<bool> =
+                ids.iter().enumerate().map(|(at, id)| at % self.context >= self.exclude_first && special != Some(*id)).collect();
+            let tokens = Tensor::from_vec(ids, (group.len(), self.context), self.model.device())?;
             let Batch { inputs, targets, .. } = &mut *buffer;
             self.model.visit_mlp(&tokens, &mut |layer, site| {
-                append(&self.config.input.of(site)?, &kept, d, &mut inputs[layer])?;
+                append(&self.input.of(site)?, &kept, d, &mut inputs[layer])?;
                 append(site.mlp_out, &kept, d, &mut targets[layer])
             })?;
-            buffer.tokens += kept.iter().filter(|&&kept| kept).count();
-            task.advance(((done + 1) * self.config.batch * self.config.context) as u64);
-            if stop_requested() {
+            for block in kept.chunks(self.context) {
+                buffer.tokens += block.iter().filter(|&&kept| kept).count();
+                rows.push(buffer.tokens as u32);
+            }
+            if let Some(task) = &mut task {
+                task.advance(((done + 1) * self.batch * self.context) as u64);
+            }
+            if stop_requested() || cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
                 return Err(Error::new(ErrorKind::Interrupted, "stopped while the model ran for the next activations").help("run again to go on"));
             }
         }
         if buffer.tokens == 0 {
             return Err(Error::new(ErrorKind::BadInput, "the corpus holds special tokens only").help("give other text"));
         }
-        Ok(())
+        Ok(rows)
+    }
+}
+
+/// A model, its packed corpus, and how to go through it.
+pub(crate) struct Stream {
+    runner: Runner,
+    rounds: Rounds,
+    ahead: bool,
+}
+
+impl Stream {
+    pub fn new(model: &Model, corpus: &Corpus, config: &StreamConfig) -> Result<Self> {
+        config.validate(model.context())?;
+        let (layers, width) = (model.layers(), model.width());
+        let wanted = config.buffer_tokens.unwrap_or(Rounds::usual_tokens(layers, width));
+        let served = config.context - config.exclude_first;
+        let blocks = corpus.blocks(model.tokenizer()?, model.special_token(), config.context, config.max_tokens)?;
+        let rounds = Rounds::new(blocks.len(), served, wanted, config.seed, config.passes);
+        let ahead = config.ahead.unwrap_or(!model.device().is_cpu());
+        require_memory("buffer of activations", rounds.bytes(layers, width, served, ahead), "lower StreamConfig::buffer_tokens")?;
+        let runner = Runner {
+            model: model.clone(),
+            blocks,
+            input: config.input,
+            context: config.context,
+            batch: config.batch,
+            exclude_first: config.exclude_first,
+        };
+        Ok(Stream { runner, rounds, ahead })
     }
 
-    /// The blocks of one filling: a window of the endless sequence of shuffled rounds.
-    fn order(&self, index: u64) -> Vec<usize> {
-        let count = self.blocks.len() as u64;
-        let (start, end) = (index * self.chunk as u64, (index + 1) * self.chunk as u64);
-        let mut order = Vec::with_capacity(self.chunk);
-        for round in start / count..=(end - 1) / count {
-            let mut blocks: Vec<usize> = (0..self.blocks.len()).collect();
-            blocks.shuffle(&mut StdRng::seed_from_u64(self.config.seed ^ (round + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
-            let (from, to) = (start.max(round * count) - round * count, end.min((round + 1) * count) - round * count);
-            order.extend_from_slice(&blocks[from as usize..to as usize]);
-        }
-        order
+    pub fn rounds(&self) -> &Rounds {
+        &self.rounds
+    }
+
+    pub fn ahead(&self) -> bool {
+        self.ahead
+    }
+
+    /// Checksum of the token ids.
+    pub fn text(&self) -> String {
+        self.runner.blocks.fingerprint()
+    }
+
+    /// Tokens that are served of each block.
+    pub fn served(&self) -> usize {
+        self.runner.context - self.runner.exclude_first
+    }
+
+    pub fn tokens(&self) -> u64 {
+        (self.runner.blocks.len() * self.served()) as u64
+    }
+
+    /// Makes filling number `index`, see [`Rounds`].
+    ///
+    /// # Errors
+    /// Those of [`Runner::run`].
+    pub fn fill(&self, index: u64, buffer: &mut Batch, cancel: Option<&AtomicBool>) -> Result<()> {
+        self.runner.run(&self.rounds.order(index), buffer, cancel).map(|_| ())
     }
 }
 

@@ -38,8 +38,9 @@ pub enum Activation {
     },
     /// The `k · L` largest positive `h` of each token over all layers together, so that a token spends
     /// its features where they are needed. crosslayer-coding's `topk` with `topk_mode` global, whose k
-    /// counts all layers and which ranks by z-score; ours ranks by `h` itself. A layer alone cannot
-    /// be encoded: [`Clt::calibrate`](crate::Clt::calibrate) makes a JumpReLU of it for the replacement model.
+    /// counts all layers and which ranks by z-score; ours ranks by `h` itself and counts as OpenMOSS'
+    /// `layertopk`. A layer alone cannot be encoded: [`Clt::calibrate`](crate::Clt::calibrate) makes a
+    /// JumpReLU of it for the replacement model.
     #[serde(rename = "global_top_k")]
     GlobalTopK {
         /// Active features per token and layer, on average over the layers.

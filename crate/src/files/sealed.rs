@@ -72,17 +72,20 @@ pub(crate) fn checksum(bytes: &[u8]) -> u64 {
 
 /// Writes arrays and text notes as one safetensors file, whole or not at all, without checksums.
 pub(crate) fn write_plain(path: &Path, arrays: &[Entry<'_>], notes: HashMap<String, String>) -> Result<()> {
+    let fault = |error: serde_json::Error| Error::new(ErrorKind::BadTensor, format!("{}: {error}", path.display()));
+    // Sorted, so that the same content is the same file.
+    let mut header = BTreeMap::new();
+    if !notes.is_empty() {
+        header.insert("__metadata__", serde_json::to_value(notes.iter().collect::<BTreeMap<_, _>>()).map_err(fault)?);
+    }
     let mut offset = 0;
-    let mut infos = Vec::with_capacity(arrays.len());
     for (name, shape, values) in arrays {
         let bytes = values.bytes().len();
-        infos.push((name.clone(), TensorInfo { dtype: values.dtype(), shape: shape.clone(), data_offsets: (offset, offset + bytes) }));
+        let info = TensorInfo { dtype: values.dtype(), shape: shape.clone(), data_offsets: (offset, offset + bytes) };
+        header.insert(name.as_str(), serde_json::to_value(info).map_err(fault)?);
         offset += bytes;
     }
-    let fault = |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadTensor, format!("{}: {error}", path.display()));
-    let notes = if notes.is_empty() { None } else { Some(notes) };
-    let header = Metadata::new(notes, infos).map_err(|error| fault(&error))?;
-    let mut header = serde_json::to_vec(&header).map_err(|error| fault(&error))?;
+    let mut header = serde_json::to_vec(&header).map_err(fault)?;
     header.resize(header.len().next_multiple_of(8), b' ');
     write_atomic_with(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;

@@ -13,6 +13,7 @@ use super::{Graph, GraphParts, LogitTarget};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{stop_requested, Task};
 use crate::replacement::{LocalReplacement, Replacement};
+use std::path::PathBuf;
 
 /// Features ranked together where the configuration leaves it open.
 const LEAST_STEP: usize = 32;
@@ -46,6 +47,12 @@ pub struct AttributeConfig {
     pub rank_every: Option<usize>,
     /// Positions without features and errors: the special first token. Default `[0]`.
     pub zero_positions: Vec<usize>,
+    /// Learnt position embeddings (GPT-2, GPT-Neo) are nodes of their own, after the tokens. Default off, as in
+    /// circuit-tracer, whose graphs leave their effects out.
+    pub position_nodes: bool,
+    /// Keep the edges in files in this folder instead of in memory. The files have no names and go with the
+    /// graph, whatever happens. Default `None`.
+    pub spill: Option<PathBuf>,
 }
 
 impl Default for AttributeConfig {
@@ -59,6 +66,8 @@ impl Default for AttributeConfig {
             batch: 256,
             rank_every: None,
             zero_positions: vec![0],
+            position_nodes: false,
+            spill: None,
         }
     }
 }
@@ -147,16 +156,18 @@ impl LocalReplacement {
     fn attribute_as(&self, prompt: String, config: &AttributeConfig) -> Result<Graph> {
         let model = self.replacement().model();
         let (logits, starts) = choose(self, config)?;
-        let engine = RowEngine::new(self, config.batch)?;
-        let outputs = engine.outputs(&starts)?;
+        let engine = RowEngine::new(self, config.batch, config.position_nodes)?;
+        let place = || config.spill.as_deref().map_or_else(|| Ok(Edges::default()), Edges::in_folder);
+        let mut outputs = place()?;
+        engine.outputs(&starts, &mut outputs)?;
         let all = engine.active.len();
         let budget = config.max_features.unwrap_or(all).min(all);
         let mut task = Task::new("attribute", budget as u64, "features");
         let started = std::time::Instant::now();
         let (selected, edges) = if budget == all {
-            everything(&engine, outputs, &mut task)?
+            everything(&engine, &outputs, place()?, &mut task)?
         } else {
-            most_influential(&engine, outputs, &logits, budget, config, &mut task)?
+            most_influential(&engine, outputs, (&logits, budget, config), place()?, &mut task)?
         };
         let seconds = started.elapsed().as_secs_f64();
         task.finish(format!("{} of {all} features in {seconds:.1} s", selected.len()));
@@ -171,6 +182,7 @@ impl LocalReplacement {
             activations: self.activations(),
             selected,
             logits,
+            position_nodes: config.position_nodes,
             edges,
             zero_positions: config.zero_positions.clone(),
             complete,
@@ -178,31 +190,30 @@ impl LocalReplacement {
     }
 }
 
-/// Rows of every feature, then those of the outputs: ascending without sorting.
-fn everything(engine: &RowEngine, outputs: Edges, task: &mut Task) -> Result<(Vec<u32>, Edges)> {
+/// Rows of every feature, then those of the outputs: ascending without sorting. They go into `edges`.
+fn everything(engine: &RowEngine, outputs: &Edges, mut edges: Edges, task: &mut Task) -> Result<(Vec<u32>, Edges)> {
     let all: Vec<u32> = (0..engine.active.len() as u32).collect();
-    let mut edges = Edges::default();
     let done = engine.features(&all, &mut edges, |done| task.advance(done as u64))?;
-    edges.append(&outputs);
+    edges.append(outputs)?;
     if done == all.len() {
         return Ok((all, edges));
     }
     let selected = all[..done].to_vec();
-    Ok((selected.clone(), only(engine, &edges, &selected)))
+    let rest = edges.beside()?;
+    Ok((selected.clone(), only(engine, &edges, &selected, rest)?))
 }
 
-/// Rows of the `budget` features with most influence, as far as it is known when they are chosen.
+/// Rows of the `budget` features with most influence, as far as it is known when they are chosen; those that
+/// the graph keeps go into `kept`.
 fn most_influential(
     engine: &RowEngine,
-    outputs: Edges,
-    logits: &[LogitTarget],
-    budget: usize,
-    config: &AttributeConfig,
+    mut edges: Edges,
+    (logits, budget, config): (&[LogitTarget], usize, &AttributeConfig),
+    kept: Edges,
     task: &mut Task,
 ) -> Result<(Vec<u32>, Edges)> {
     let mut weights = vec![0.0; engine.first_logit()];
     weights.extend(logits.iter().map(|logit| f64::from(logit.probability)));
-    let mut edges = outputs;
     let mut visited = vec![false; engine.active.len()];
     let step = config.rank_every.unwrap_or((budget / 8).max(LEAST_STEP));
     let mut count = 0;
@@ -223,15 +234,15 @@ fn most_influential(
         }
     }
     let selected: Vec<u32> = (0..visited.len() as u32).filter(|&i| visited[i as usize]).collect();
-    let edges = only(engine, &edges, &selected);
+    let edges = only(engine, &edges, &selected, kept)?;
     Ok((selected, edges))
 }
 
-/// The edges among selected features and all other nodes, renumbered.
-fn only(engine: &RowEngine, edges: &Edges, selected: &[u32]) -> Edges {
+/// The edges among selected features and all other nodes, renumbered, put into `kept`.
+fn only(engine: &RowEngine, edges: &Edges, selected: &[u32], kept: Edges) -> Result<Edges> {
     let others = edges.rows().map(|row| row.target as usize + 1).max().unwrap_or(0).max(engine.first_logit());
     let mut number = vec![None; engine.active.len()];
     selected.iter().zip(0..).for_each(|(feature, new)| number[*feature as usize] = Some(new));
     number.extend((engine.active.len()..others).zip(selected.len() as u32..).map(|(_, new)| Some(new)));
-    edges.select(&number, |_| true)
+    edges.select_into(kept, &number, |_| true)
 }

@@ -2,9 +2,11 @@
 //!
 //! Only features and logits are targets, and a target is reached only from earlier layers and
 //! positions, so about a fifth of a dense `[nodes, nodes]` matrix is there at all. Cost: 8 bytes an
-//! edge. Node numbers are those of the graph; `sources` ascend within a row, `targets` over rows.
+//! edge, in memory or in files. Node numbers are those of the graph; `sources` ascend within a row, `targets` over rows.
 
+use super::store::Array;
 use crate::error::{Error, ErrorKind, Result};
+use std::path::Path;
 
 /// One edge: `weight` is the direct linear effect of `source` on `target`, signed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,13 +24,13 @@ pub struct Edge {
 pub struct Edges {
     targets: Vec<u32>,
     offsets: Vec<usize>,
-    sources: Vec<u32>,
-    weights: Vec<f32>,
+    sources: Array<u32>,
+    weights: Array<f32>,
 }
 
 impl Default for Edges {
     fn default() -> Self {
-        Edges { targets: Vec::new(), offsets: vec![0], sources: Vec::new(), weights: Vec::new() }
+        Edges { targets: Vec::new(), offsets: vec![0], sources: Array::default(), weights: Array::default() }
     }
 }
 
@@ -62,6 +64,19 @@ impl Edges {
         Ok(edges)
     }
 
+    /// No edges, kept in files in `folder` once there are some.
+    ///
+    /// # Errors
+    /// `MissingFile` when there is no such folder; `Io` when nothing can be written there.
+    pub(crate) fn in_folder(folder: &Path) -> Result<Self> {
+        Ok(Edges { sources: Array::in_folder(folder)?, weights: Array::in_folder(folder)?, ..Edges::default() })
+    }
+
+    /// No edges, kept where these are.
+    pub(crate) fn beside(&self) -> Result<Self> {
+        self.sources.folder().map_or_else(|| Ok(Edges::default()), Edges::in_folder)
+    }
+
     /// Appends an edge to the row that [`Edges::close`] will end.
     pub(crate) fn push(&mut self, source: u32, weight: f32) {
         self.sources.push(source);
@@ -75,12 +90,16 @@ impl Edges {
     }
 
     /// Appends the rows of `other`.
-    pub(crate) fn append(&mut self, other: &Edges) {
+    ///
+    /// # Errors
+    /// `DiskFull` or `Io` where these edges lie in files.
+    pub(crate) fn append(&mut self, other: &Edges) -> Result<()> {
         let base = self.sources.len();
+        self.sources.extend(&other.sources)?;
+        self.weights.extend(&other.weights)?;
         self.targets.extend_from_slice(&other.targets);
         self.offsets.extend(other.offsets[1..].iter().map(|offset| base + offset));
-        self.sources.extend_from_slice(&other.sources);
-        self.weights.extend_from_slice(&other.weights);
+        Ok(())
     }
 
     /// Drops rows without an edge.
@@ -95,20 +114,43 @@ impl Edges {
     /// The edges that `keep` names (by number in storage order) with nodes renumbered: `number[old]`
     /// is the new number, `None` drops the node. Rows come out by ascending target.
     pub(crate) fn select(&self, number: &[Option<u32>], keep: impl Fn(usize) -> bool) -> Edges {
-        let mut order: Vec<usize> = (0..self.targets.len()).filter(|&r| number[self.targets[r] as usize].is_some()).collect();
-        order.sort_by_key(|&r| self.targets[r]);
         let mut out = Edges::default();
-        for r in order {
-            for e in self.offsets[r]..self.offsets[r + 1] {
-                if let Some(source) = number[self.sources[e] as usize].filter(|_| keep(e)) {
-                    out.push(source, self.weights[e]);
-                }
-            }
-            if let Some(target) = number[self.targets[r] as usize] {
-                out.close(target);
-            }
+        for r in self.order(number) {
+            self.select_row(&mut out, r, number, &keep);
         }
         out
+    }
+
+    /// As [`Edges::select`], put into `out`.
+    ///
+    /// # Errors
+    /// As [`Edges::append`].
+    pub(crate) fn select_into(&self, mut out: Edges, number: &[Option<u32>], keep: impl Fn(usize) -> bool) -> Result<Edges> {
+        const ROWS: usize = 256;
+        for some in self.order(number).chunks(ROWS) {
+            let mut part = Edges::default();
+            some.iter().for_each(|&r| self.select_row(&mut part, r, number, &keep));
+            out.append(&part)?;
+        }
+        Ok(out)
+    }
+
+    /// Rows whose target is kept, by ascending target.
+    fn order(&self, number: &[Option<u32>]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.targets.len()).filter(|&r| number[self.targets[r] as usize].is_some()).collect();
+        order.sort_by_key(|&r| self.targets[r]);
+        order
+    }
+
+    fn select_row(&self, out: &mut Edges, r: usize, number: &[Option<u32>], keep: &impl Fn(usize) -> bool) {
+        for e in self.offsets[r]..self.offsets[r + 1] {
+            if let Some(source) = number[self.sources[e] as usize].filter(|_| keep(e)) {
+                out.push(source, self.weights[e]);
+            }
+        }
+        if let Some(target) = number[self.targets[r] as usize] {
+            out.close(target);
+        }
     }
 
     /// Number of edges.

@@ -8,6 +8,7 @@
 //! Source: the exact split proposed for circuit-tracer (its pull request 114); here without
 //! autograd, one carry of H directions a layer.
 
+use super::sources::learnt_positions;
 use super::{Graph, Node, NodeKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::targets::directions;
@@ -177,7 +178,8 @@ fn writes(local: &LocalReplacement, graph: &Graph, source: usize, below: usize) 
         NodeKind::Error { layer } if layer < below => Ok(vec![Write { site: Site::MlpOut(layer), position, vector: row(local.errors(layer))? }]),
         NodeKind::Error { .. } => Ok(Vec::new()),
         NodeKind::Token { .. } => Ok(vec![Write { site: Site::Embedding, position, vector: row(local.embeddings())? }]),
-        NodeKind::Logit { .. } => Err(Error::expected(ErrorKind::BadInput, "split_edge: source", "an output", "a feature, an error or a token")),
+        NodeKind::Position => Ok(vec![Write { site: Site::Embedding, position, vector: row(&learnt_positions(local)?)? }]),
+        NodeKind::Logit { .. } => Err(Error::expected(ErrorKind::BadInput, "split_edge: source", "an output", "a feature, an error, a token or a position")),
     }
 }
 

@@ -157,6 +157,7 @@ impl Graph {
             }
             NodeKind::Error { layer: l } => (-1, layer(l), "mlp reconstruction error", format!("{l}_error_mlp-{position}")),
             NodeKind::Token { token } => (position as i64, "E".to_string(), "embedding", format!("E_{token}-{position}")),
+            NodeKind::Position => (position as i64, "E".to_string(), "embedding", format!("P_{position}-{position}")),
             NodeKind::Logit { token, .. } => (i64::from(token), layer(self.layers() + 1), "logit", format!("L_{token}-{position}")),
         };
         let mut record = NodeRecord {
@@ -183,7 +184,8 @@ impl Graph {
                 let text = self.logits().iter().find(|logit| logit.token == token).map_or("", |logit| &logit.text);
                 record.clerp = format!("Output \"{}\" (p={probability:.3})", label(text));
             }
-            _ => {}
+            NodeKind::Position => record.clerp = format!("position {position}"),
+            NodeKind::Error { .. } | NodeKind::Token { .. } => {}
         }
         Ok(record)
     }

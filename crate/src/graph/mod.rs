@@ -5,7 +5,8 @@
 //! patterns, norm scales and MLP outputs held (*Circuit Tracing*, sections on attribution graphs).
 //!
 //! Symbols: N features, L layers, T tokens, K logits. Nodes stand in circuit-tracer's order:
-//! N features by (layer, position, feature) | L·T errors by (layer, position) | T tokens | K logits.
+//! N features by (layer, position, feature) | L·T errors by (layer, position) | T tokens | K logits; asked for,
+//! T learnt position embeddings stand before the logits.
 //!
 //! `edges` holds the effects, `heads` splits one, `qk` splits an attention score, `influence` ranks nodes, `prune` cuts, `score` says how much is
 //! explained, `paths` tells it in text, `supernodes` groups, `compare` lays several over each other, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
@@ -24,6 +25,7 @@ mod raw;
 mod rows;
 mod score;
 mod sources;
+mod store;
 mod supernodes;
 pub(crate) mod targets;
 
@@ -67,6 +69,9 @@ pub enum NodeKind {
         /// Vocabulary id.
         token: u32,
     },
+    /// The learnt embedding of the position, where the graph has such nodes
+    /// ([`AttributeConfig::position_nodes`]).
+    Position,
     /// An output: a token's logit, less the mean over the vocabulary.
     Logit {
         /// Vocabulary id.
@@ -77,15 +82,15 @@ pub enum NodeKind {
 }
 
 impl NodeKind {
-    /// True for tokens and logits, the ends of every path; pruning never drops them.
+    /// True for tokens, positions and logits, the ends of every path; pruning never drops them.
     pub fn is_end(&self) -> bool {
-        matches!(self, NodeKind::Token { .. } | NodeKind::Logit { .. })
+        matches!(self, NodeKind::Token { .. } | NodeKind::Position | NodeKind::Logit { .. })
     }
 
-    /// Height in a picture: 0 for tokens, layer + 1 for features and errors, `layers + 1` for logits.
+    /// Height in a picture: 0 for tokens and positions, layer + 1 for features and errors, `layers + 1` for logits.
     pub fn height(&self, layers: usize) -> usize {
         match self {
-            NodeKind::Token { .. } => 0,
+            NodeKind::Token { .. } | NodeKind::Position => 0,
             NodeKind::Feature { layer, .. } | NodeKind::Error { layer } => layer + 1,
             NodeKind::Logit { .. } => layers + 1,
         }
@@ -147,7 +152,9 @@ pub struct GraphParts {
     pub selected: Vec<u32>,
     /// The outputs, K.
     pub logits: Vec<LogitTarget>,
-    /// Effects between the N + L·T + T + K nodes.
+    /// Whether the T learnt position embeddings are nodes, after the tokens.
+    pub position_nodes: bool,
+    /// Effects between the N + L·T + T (+ T) + K nodes.
     pub edges: Edges,
     /// Positions that have neither features nor errors.
     pub zero_positions: Vec<usize>,
@@ -272,7 +279,7 @@ impl Graph {
     }
 
     /// Id of a node in files and pictures: `{layer}_{feature}_{position}`,
-    /// `{layer}_error_mlp_{position}`, `E_{token}_{position}`, `{L+1}_{token}_{position}`.
+    /// `{layer}_error_mlp_{position}`, `E_{token}_{position}`, `P_{position}_{position}`, `{L+1}_{token}_{position}`.
     ///
     /// Differs from circuit-tracer in error nodes, whose `0_{layer}_{position}` there is also the id
     /// of a feature of layer 0.
@@ -282,6 +289,7 @@ impl Graph {
             NodeKind::Feature { layer, feature, .. } => format!("{layer}_{feature}_{position}"),
             NodeKind::Error { layer } => format!("{layer}_error_mlp_{position}"),
             NodeKind::Token { token } => format!("E_{token}_{position}"),
+            NodeKind::Position => format!("P_{position}_{position}"),
             NodeKind::Logit { token, .. } => format!("{}_{token}_{position}", self.layers() + 1),
         }
     }
@@ -321,6 +329,9 @@ impl GraphParts {
         }
         kinds.extend((0..self.layers).flat_map(|layer| (0..tokens).map(move |position| (NodeKind::Error { layer }, position))));
         kinds.extend(self.tokens.iter().enumerate().map(|(position, token)| (NodeKind::Token { token: *token }, position)));
+        if self.position_nodes {
+            kinds.extend((0..tokens).map(|position| (NodeKind::Position, position)));
+        }
         let last = tokens.saturating_sub(1);
         kinds.extend(self.logits.iter().map(|logit| (NodeKind::Logit { token: logit.token, probability: logit.probability }, last)));
         Ok(kinds)

@@ -103,7 +103,7 @@ impl Graph {
     }
 
     fn is_cause(&self, node: usize) -> bool {
-        matches!(self.nodes[node].kind, NodeKind::Token { .. } | NodeKind::Error { .. })
+        matches!(self.nodes[node].kind, NodeKind::Token { .. } | NodeKind::Position | NodeKind::Error { .. })
     }
 
     /// A node in words: `"Dallas" at 7`, `feature 3/120 at 7`, `error 3 at 7`, `output "Austin"`.
@@ -114,6 +114,7 @@ impl Graph {
             NodeKind::Feature { layer, feature, .. } => format!("feature {layer}/{feature} at {at}"),
             NodeKind::Error { layer } => format!("error {layer} at {at}"),
             NodeKind::Token { .. } => format!("{:?} at {at}", self.token_text().get(at).map_or("", String::as_str)),
+            NodeKind::Position => format!("position {at}"),
             NodeKind::Logit { token, .. } => {
                 format!("output {:?}", self.logits().iter().find(|logit| logit.token == token).map_or("", |logit| &logit.text))
             }

@@ -86,7 +86,7 @@ impl Graph {
                 let stays = match self.nodes[node].kind {
                     NodeKind::Feature { .. } => goes[node] && comes[node],
                     NodeKind::Error { .. } => goes[node],
-                    NodeKind::Token { .. } | NodeKind::Logit { .. } => true,
+                    NodeKind::Token { .. } | NodeKind::Position | NodeKind::Logit { .. } => true,
                 };
                 changed |= !stays;
                 *kept = stays;

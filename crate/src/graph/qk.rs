@@ -11,7 +11,7 @@
 
 use super::rows::RowEngine;
 use super::targets::Start;
-use super::NodeKind;
+use super::{Edges, NodeKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::model::Side;
@@ -194,8 +194,9 @@ fn split(local: &LocalReplacement, config: &QkConfig) -> Result<QkAttribution> {
         whole.push(map.apply(&stream.narrow(0, position, 1)?, true)?.flatten_all()?.to_vec1()?);
         starts.extend(map.matrix()?.to_vec2::<f32>()?.into_iter().map(|direction| Start::Stream { layer, position, direction }));
     }
-    let engine = RowEngine::new(local, starts.len())?;
-    let rows = engine.outputs(&starts)?;
+    let engine = RowEngine::new(local, starts.len(), false)?;
+    let mut rows = Edges::default();
+    engine.outputs(&starts, &mut rows)?;
     let width = starts.len() / 2;
     let kinds = kinds(&engine, local);
     let mut sides = [Parts::new(width, kinds.len()), Parts::new(width, kinds.len())];

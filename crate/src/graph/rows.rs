@@ -35,13 +35,15 @@ pub(crate) struct RowEngine {
 }
 
 impl RowEngine {
-    pub fn new(local: &LocalReplacement, batch: usize) -> Result<Self> {
-        Ok(RowEngine { frozen: local.frozen(), sources: Sources::new(local)?, active: local.active(), local: local.clone(), batch, lanes: Lanes::new()? })
+    /// With `positions` their learnt embeddings are sources.
+    pub fn new(local: &LocalReplacement, batch: usize, positions: bool) -> Result<Self> {
+        Ok(RowEngine { frozen: local.frozen(), sources: Sources::new(local, positions)?, active: local.active(), local: local.clone(), batch, lanes: Lanes::new()? })
     }
 
-    /// Nodes before the logits: features, errors, tokens.
+    /// Nodes before the logits: features, errors, tokens, positions where they are.
     pub fn first_logit(&self) -> usize {
-        self.sources.features() + (self.sources.layers + 1) * self.sources.tokens
+        let sources = &self.sources;
+        sources.features() + (sources.layers + 1 + usize::from(sources.has_positions())) * sources.tokens
     }
 
     /// Whether a block of `count` targets that have `rows` rows in all can take another of `more`, where
@@ -51,10 +53,9 @@ impl RowEngine {
         count < self.batch && (count < LEAST_TARGETS || rows + more <= most)
     }
 
-    /// Rows of the outputs, in order. Those after the final norm go down together.
-    pub fn outputs(&self, starts: &[Start]) -> Result<Edges> {
+    /// Appends the rows of the outputs to `edges`, in order. Those after the final norm go down together.
+    pub fn outputs(&self, starts: &[Start], edges: &mut Edges) -> Result<()> {
         let (s, device) = (&self.sources, self.local.embeddings().device());
-        let mut edges = Edges::default();
         let step = (1..starts.len()).find(|&count| !self.has_room(count, count * s.tokens, s.tokens, usize::MAX)).unwrap_or(starts.len());
         let mut k = 0;
         while k < starts.len() {
@@ -64,7 +65,7 @@ impl RowEngine {
                 Start::Encoder(place, direction) => {
                     let site = self.local.replacement().clt().config().input;
                     let flow = self.frozen.input_flow(place.layer, site, &[place.position], &one(direction)?)?;
-                    edges.append(&self.block(vec![Group { below: place.layer, targets: vec![(node(k), place.position)], flow }])?);
+                    edges.append(&self.block(vec![Group { below: place.layer, targets: vec![(node(k), place.position)], flow }])?)?;
                     k += 1;
                 }
                 Start::Stream { layer, position, .. } => {
@@ -76,7 +77,7 @@ impl RowEngine {
                     let directions = Tensor::from_vec(rows.concat(), (rows.len(), s.width), device)?;
                     let flow = Flow::points(&directions, &vec![*position; rows.len()])?;
                     let targets = (k..k + rows.len()).map(|k| (node(k), *position)).collect();
-                    edges.append(&self.block(vec![Group { below: *layer, targets, flow }])?);
+                    edges.append(&self.block(vec![Group { below: *layer, targets, flow }])?)?;
                     k += rows.len();
                 }
                 Start::Output(_) => {
@@ -84,12 +85,12 @@ impl RowEngine {
                     let rows: Vec<&[f32]> = rows.collect();
                     let flow = self.frozen.output_flow(&Tensor::from_vec(rows.concat(), (rows.len(), s.width), device)?)?;
                     let targets = (k..k + rows.len()).map(|k| (node(k), s.tokens - 1)).collect();
-                    edges.append(&self.block(vec![Group { below: s.layers, targets, flow }])?);
+                    edges.append(&self.block(vec![Group { below: s.layers, targets, flow }])?)?;
                     k += rows.len();
                 }
             }
         }
-        Ok(edges)
+        Ok(())
     }
 
     /// Appends the rows of `features` (ascending numbers of active features) to `edges`, in order,
@@ -112,7 +113,7 @@ impl RowEngine {
             if stop_requested() {
                 break;
             }
-            self.lanes.map(some, |block| self.feature_block(block))?.iter().for_each(|rows| edges.append(rows));
+            self.lanes.map(some, |block| self.feature_block(block))?.iter().try_for_each(|rows| edges.append(rows))?;
             some.iter().for_each(|block| done.extend_from_slice(block));
             progress(done.len());
         }
@@ -156,7 +157,7 @@ impl RowEngine {
         let targets: Vec<(usize, u32, usize)> = groups.iter().flat_map(|group| group.targets.iter().map(|(node, p)| (group.below, *node, *p))).collect();
         let length = targets.iter().map(|(_, _, position)| position + 1).max().unwrap_or(0);
         let mut columns: Vec<Column> = (0..length)
-            .map(|p| Column::new((0..targets.len()).filter(|&b| targets[b].2 >= p).collect(), top, self.sources.below(top, p)))
+            .map(|p| Column::new((0..targets.len()).filter(|&b| targets[b].2 >= p).collect(), top, &self.sources, p))
             .collect();
         self.frozen.carry_all(groups.into_iter().map(|group| (group.below, group.flow)).collect(), &mut |site, flow| {
             let rows = flow.rows.to_device(&Device::Cpu)?.contiguous()?;
@@ -192,8 +193,11 @@ impl RowEngine {
             let errors = columns.iter().zip(&slots).map(|(column, slot)| column.errors[slot * column.below + layer]);
             errors.enumerate().for_each(|(p, weight)| push(s.features() + layer * s.tokens + p, weight));
         }
-        let tokens = columns.iter().zip(&slots).map(|(column, slot)| column.tokens[*slot]);
-        tokens.enumerate().for_each(|(p, weight)| push(s.features() + s.layers * s.tokens + p, weight));
+        for place in [s.layers, s.layers + 1] {
+            let effects = columns.iter().map(|column| if place == s.layers { &column.tokens } else { &column.positions });
+            let effects = effects.zip(&slots).filter_map(|(effects, slot)| effects.get(*slot));
+            effects.enumerate().for_each(|(p, weight)| push(s.features() + place * s.tokens + p, *weight));
+        }
     }
 }
 
@@ -245,12 +249,15 @@ struct Column {
     errors: Vec<f32>,
     /// `[targets]`.
     tokens: Vec<f32>,
+    /// `[targets]`; empty when positions are no sources.
+    positions: Vec<f32>,
 }
 
 impl Column {
-    fn new(targets: Vec<usize>, below: usize, stride: usize) -> Self {
-        let count = targets.len();
-        Column { targets, below, stride, features: vec![0.0; count * stride], errors: vec![0.0; count * below], tokens: vec![0.0; count] }
+    fn new(targets: Vec<usize>, below: usize, sources: &Sources, p: usize) -> Self {
+        let (count, stride) = (targets.len(), sources.below(below, p));
+        let positions = vec![0.0; if sources.has_positions() { count } else { 0 }];
+        Column { positions, targets, below, stride, features: vec![0.0; count * stride], errors: vec![0.0; count * below], tokens: vec![0.0; count] }
     }
 
     /// Adds the effects at `site` and position `p`.
@@ -260,7 +267,10 @@ impl Column {
             self.targets.iter().enumerate().filter_map(|(slot, &target)| Some((slot, directions.get(target, p)?))).unzip();
         let layer = match site {
             Site::Embedding => {
-                slots.iter().zip(here).for_each(|(&slot, g)| self.tokens[slot] += dot(g, sources.embedding(p)));
+                slots.iter().zip(&here).for_each(|(&slot, g)| self.tokens[slot] += dot(g, sources.embedding(p)));
+                if let Some(position) = sources.position(p) {
+                    slots.iter().zip(&here).for_each(|(&slot, g)| self.positions[slot] += dot(g, position));
+                }
                 return Ok(());
             }
             Site::MlpOut(layer) => layer,

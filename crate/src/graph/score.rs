@@ -10,7 +10,7 @@ use super::NodeKind;
 /// The two scores of a graph.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Scores {
-    /// Influence of the tokens over that of tokens and errors: how much of the output is traced
+    /// Influence of the tokens (and positions) over that of these and errors: how much of the output is traced
     /// back to the prompt through features alone.
     pub replacement: f64,
     /// Mean share, weighted by influence, of what flows into a node and does not come from an error.
@@ -22,7 +22,7 @@ pub(crate) fn scores(edges: &Edges, kinds: &[NodeKind], influence: &[f64], weigh
     let sum = |wanted: fn(&NodeKind) -> bool| -> f64 {
         kinds.iter().zip(influence).filter(|(kind, _)| wanted(kind)).map(|(_, influence)| influence).sum()
     };
-    let tokens = sum(|kind| matches!(kind, NodeKind::Token { .. }));
+    let tokens = sum(|kind| matches!(kind, NodeKind::Token { .. } | NodeKind::Position));
     let errors = sum(|kind| matches!(kind, NodeKind::Error { .. }));
     let output = |node: usize| influence[node] + weights[node];
     let all: f64 = (0..kinds.len()).map(output).sum();

@@ -7,7 +7,7 @@
 
 use crate::clt::{Clt, CltConfig, Decoder, SparseCode};
 use crate::device::free_memory;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::replacement::LocalReplacement;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -30,10 +30,16 @@ pub(crate) struct Sources {
     kept: Vec<Vec<f32>>,
     errors: Vec<Vec<f32>>,
     embeddings: Vec<f32>,
+    /// `[T, d]`; empty when positions are no sources.
+    positions: Vec<f32>,
 }
 
 impl Sources {
-    pub fn new(local: &LocalReplacement) -> Result<Self> {
+    /// With `positions` their learnt embeddings are sources too.
+    ///
+    /// # Errors
+    /// `BadConfig` when the model has none.
+    pub fn new(local: &LocalReplacement, positions: bool) -> Result<Self> {
         let clt: &Clt = local.replacement().clt();
         let (layers, tokens) = (clt.layers(), local.code().tokens());
         let mut starts = vec![0];
@@ -54,6 +60,7 @@ impl Sources {
             kept: Vec::new(),
             errors: (0..layers).map(|l| host(local.errors(l))).collect::<Result<_>>()?,
             embeddings: host(local.embeddings())?,
+            positions: if positions { host(&learnt_positions(local)?)? } else { Vec::new() },
         };
         let rows: usize = sources.code.layers.iter().enumerate().map(|(s, code)| code.active() * sources.config.slots(s)).sum();
         let most = free_memory().map_or(KEPT_BYTES, |free| KEPT_BYTES.max(free / 2));
@@ -129,8 +136,30 @@ impl Sources {
         &self.errors[t][p * self.width..(p + 1) * self.width]
     }
 
+    /// Whether learnt position embeddings are sources.
+    pub fn has_positions(&self) -> bool {
+        !self.positions.is_empty()
+    }
+
+    /// The learnt embedding of position `p`, `[d]`, if it is a source.
+    pub fn position(&self, p: usize) -> Option<&[f32]> {
+        self.positions.get(p * self.width..(p + 1) * self.width)
+    }
+
     /// Token embedding at position `p`, `[d]`.
     pub fn embedding(&self, p: usize) -> &[f32] {
         &self.embeddings[p * self.width..(p + 1) * self.width]
     }
+}
+
+/// The prompt's learnt position embeddings, `[T, d]`.
+///
+/// # Errors
+/// `BadConfig` when the model has none.
+pub(crate) fn learnt_positions(local: &LocalReplacement) -> Result<Tensor> {
+    let model = local.replacement().model();
+    local.position_embeddings()?.ok_or_else(|| {
+        Error::expected(ErrorKind::BadConfig, "AttributeConfig::position_nodes", "true", format_args!("false: {} has no learnt position embeddings", model.name()))
+            .help("only families such as GPT-2 and GPT-Neo add one to the embedding of each token")
+    })
 }

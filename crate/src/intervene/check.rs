@@ -199,7 +199,7 @@ impl Check<'_> {
                 let start = node.position * error.len();
                 writes.layers[layer][start..start + error.len()].copy_from_slice(&error);
             }
-            NodeKind::Token { .. } | NodeKind::Logit { .. } => {}
+            NodeKind::Token { .. } | NodeKind::Position | NodeKind::Logit { .. } => {}
         }
         Ok(writes)
     }

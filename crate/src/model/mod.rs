@@ -300,6 +300,19 @@ impl Model {
         self.embedded(&ids)
     }
 
+    /// Learnt position embeddings of the first `count` positions, `[count, d]`, as GPT-2 and GPT-Neo add them to
+    /// the token embeddings; `None` for models without.
+    ///
+    /// # Errors
+    /// `BadInput` for more positions than the context has.
+    pub fn position_embeddings(&self, count: usize) -> Result<Option<Tensor>> {
+        let Some(positions) = &self.parts().positions else { return Ok(None) };
+        if count > positions.dim(0)? {
+            return Err(Error::expected(ErrorKind::BadInput, "positions", count, format_args!("at most {}", positions.dim(0)?)));
+        }
+        Ok(Some(positions.narrow(0, 0, count)?.to_dtype(DType::F32)?))
+    }
+
     fn layer_run<'a>(&self, layer: usize, run: &'a Run) -> Result<&'a LayerRun> {
         if run.layers.len() != self.layers() {
             return Err(forward::wrong_run(run.layers.len(), self.layers()));

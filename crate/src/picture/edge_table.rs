@@ -39,6 +39,7 @@ fn name(graph: &Graph, node: &Node) -> String {
         NodeKind::Feature { layer, feature, .. } => format!("● {layer}/{feature} at {} {at}", node.position),
         NodeKind::Error { layer } => format!("◆ error {layer} at {} {at}", node.position),
         NodeKind::Token { .. } => format!("■ token {} {at}", node.position),
+        NodeKind::Position => format!("■ position {}", node.position),
         NodeKind::Logit { token, probability } => {
             let text = graph.logits().iter().find(|logit| logit.token == token).map_or("", |logit| &logit.text);
             format!("■ output {} {:.1} %", html::token(text), 100.0 * probability)

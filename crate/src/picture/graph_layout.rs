@@ -45,7 +45,7 @@ impl Layout {
     pub fn new(graph: &Graph, shown: &[bool]) -> Layout {
         let most = graph.nodes.iter().filter(|node| !node.kind.is_end()).map(|node| node.influence).fold(0.0_f32, f32::max).max(f32::MIN_POSITIVE);
         let radius = |node: &Node| match node.kind {
-            NodeKind::Token { .. } | NodeKind::Logit { .. } => 4.0,
+            NodeKind::Token { .. } | NodeKind::Position | NodeKind::Logit { .. } => 4.0,
             _ => SMALL + (LARGE - SMALL) * f64::from(node.influence.max(0.0) / most).sqrt(),
         };
         let mut cells: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();

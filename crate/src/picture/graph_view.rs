@@ -103,7 +103,7 @@ fn draw(graph: &Graph, shown: &[bool], edges: &[Strong]) -> Picture {
         match node.kind {
             NodeKind::Feature { .. } => svg.circle(at, r, "#31608f", "#fff"),
             NodeKind::Error { .. } => svg.diamond(at, r + 0.6, "#fff", "#8a6d3b"),
-            NodeKind::Token { .. } | NodeKind::Logit { .. } => svg.square(at, r, INK, "#fff"),
+            NodeKind::Token { .. } | NodeKind::Position | NodeKind::Logit { .. } => svg.square(at, r, INK, "#fff"),
         }
     }
     labels(&mut svg, graph, &layout);

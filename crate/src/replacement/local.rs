@@ -104,6 +104,14 @@ impl LocalReplacement {
         &self.embeddings
     }
 
+    /// What the model adds to them for the position, `[T, d]`; `None` where it adds nothing.
+    ///
+    /// # Errors
+    /// None for a prompt that was run.
+    pub fn position_embeddings(&self) -> Result<Option<Tensor>> {
+        self.replacement.model().position_embeddings(self.code.tokens())
+    }
+
     /// The active features by (layer, position, feature).
     pub fn active(&self) -> Vec<FeatureNode> {
         let mut active = Vec::with_capacity(self.code.active());

@@ -3,13 +3,30 @@
 //! Documents are tokenised, joined by the model's special token and cut into contexts of equal
 //! length, so that no position is padding. Cost: one pass over the text, 4 bytes a token.
 
+use super::documents::{self, Documents};
 use super::Tokenizer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::{files, progress};
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::RowAccessor;
+use crate::files::sealed::checksum;
+use crate::hub::HubRepo;
+use crate::progress;
 use std::path::Path;
 use std::sync::Arc;
+
+/// Where in a file the text lies, and how much of it is read.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TextConfig {
+    /// The field of a JSONL object, or the column of a parquet file. Default `text`.
+    pub field: String,
+    /// Reading stops once there are so many bytes of text; `None` for no limit. Default `None`.
+    pub max_bytes: Option<u64>,
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        TextConfig { field: "text".to_string(), max_bytes: None }
+    }
+}
 
 /// Documents of text. Cheap to clone.
 #[derive(Clone)]
@@ -20,29 +37,77 @@ pub struct Corpus {
 
 impl Corpus {
     /// Loads a text file (blank lines, two in a row, part documents), a `.jsonl` file (one object
-    /// or string a line, field `text`), a `.parquet` file (string column `text`), or a folder of
-    /// such files in the order of their names.
+    /// or string a line, field `text`), a `.json` file (the same, or one array of them), a `.parquet` file (string column `text`), or a folder of
+    /// such files in the order of their names. Text and JSONL may be compressed: `.gz`, `.zst`.
     ///
     /// # Errors
     /// `MissingFile`; `BadFile` with the line or column that could not be read; `BadInput` when no
     /// text was found.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::load_with(path, &TextConfig::default())
+    }
+
+    /// As [`Corpus::load`], from another field, or only the first part.
+    ///
+    /// ```no_run
+    /// use cltlab::text::{Corpus, TextConfig};
+    /// let config = TextConfig { field: "content".into(), max_bytes: Some(100_000_000), ..TextConfig::default() };
+    /// let corpus = Corpus::load_with("code.jsonl.zst", &config)?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Corpus::load`]; a missing field is named with those that are there.
+    pub fn load_with(path: impl AsRef<Path>, config: &TextConfig) -> Result<Self> {
         let path = path.as_ref();
-        let mut documents = Vec::new();
-        if path.is_dir() {
-            let listing = std::fs::read_dir(path).map_err(|error| Error::io(path, &error))?;
-            let mut inside: Vec<_> = listing.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
-            inside.sort();
-            for file in inside.iter().filter(|file| {
-                matches!(file.extension().and_then(|e| e.to_str()), Some("txt" | "jsonl" | "json" | "md" | "parquet"))
-            }) {
-                read_documents(file, &mut documents)?;
-            }
-        } else {
-            read_documents(path, &mut documents)?;
-        }
+        let mut documents = Documents::new(config);
+        documents.read(path)?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Self::named(name, documents).map_err(|error| error.context(path.display()))
+        Self::named(name, documents.texts).map_err(|error| error.context(path.display()))
+    }
+
+    /// Loads a dataset from the hub: `owner/name` for all of its text, JSONL and parquet files,
+    /// `owner/name/data/train` for those whose path begins so, or the path of one file; after the name
+    /// `@revision` may stand (`@refs/convert/parquet` is the hub's own copy in parquet). Files are fetched
+    /// one after the other until there is enough text ([`TextConfig::max_bytes`]), once, into the cache
+    /// that is shared with Python.
+    ///
+    /// ```no_run
+    /// use cltlab::text::{Corpus, TextConfig};
+    /// let first_100_mb = TextConfig { max_bytes: Some(100_000_000), ..TextConfig::default() };
+    /// let stories = Corpus::hub("roneneldan/TinyStories/data/train", &first_100_mb)?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `BadInput` for what is no such name; those of [`Corpus::from_hub`].
+    pub fn hub(source: &str, config: &TextConfig) -> Result<Self> {
+        let parts: Vec<&str> = source.split('/').collect();
+        // refs/convert/parquet and refs/pr/1 are revisions of three parts.
+        let of_name = if parts.get(1).is_some_and(|name| name.ends_with("@refs")) { 4 } else { 2 };
+        if parts.len() < of_name {
+            return Err(Error::expected(ErrorKind::BadInput, "dataset", format_args!("'{source}'"), "owner/name or owner/name/path, as on the hub"));
+        }
+        Self::from_hub(&HubRepo::dataset(&parts[..of_name].join("/"))?, &parts[of_name..].join("/"), config)
+    }
+
+    /// As [`Corpus::hub`], from an open repository and a path in it, which may be empty.
+    ///
+    /// # Errors
+    /// `MissingFile` when no file's path begins so; those of [`HubRepo::file`] and
+    /// [`Corpus::load_with`].
+    pub fn from_hub(repo: &HubRepo, path: &str, config: &TextConfig) -> Result<Self> {
+        let place = format!("dataset {}", repo.name());
+        let files = if documents::holds_text(path) { vec![path.to_string()] } else { matching(repo.list()?, path, &place)? };
+        let mut documents = Documents::new(config);
+        for file in &files {
+            if documents.enough() {
+                break;
+            }
+            documents.read(&repo.file(file)?).map_err(|error| error.context(&place))?;
+        }
+        let name = format!("{}/{path}", repo.name());
+        Self::named(name.trim_end_matches('/').to_string(), documents.texts).map_err(|error| error.context(place))
     }
 
     /// A corpus of these documents.
@@ -169,6 +234,20 @@ impl Corpus {
     }
 }
 
+/// The files of a dataset that `path` means.
+fn matching(files: Vec<String>, path: &str, place: &str) -> Result<Vec<String>> {
+    if files.iter().any(|file| file == path) {
+        return Ok(vec![path.to_string()]);
+    }
+    let (wanted, others): (Vec<String>, Vec<String>) = files.into_iter().partition(|file| file.starts_with(path) && documents::holds_text(file));
+    if wanted.is_empty() {
+        let some: Vec<&str> = others.iter().map(String::as_str).filter(|file| documents::holds_text(file)).take(5).collect();
+        let error = Error::new(ErrorKind::MissingFile, format!("{place}: no text, JSONL or parquet file whose path begins with '{path}'"));
+        return Err(error.help(if some.is_empty() { "it holds none at all: try the revision refs/convert/parquet".into() } else { format!("it has {}", some.join(", ")) }));
+    }
+    Ok(wanted)
+}
+
 impl std::fmt::Debug for Corpus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Corpus '{}': {} documents, {:.2} MB of text", self.name, self.documents(), self.characters() as f64 / 1e6)
@@ -196,6 +275,12 @@ impl Blocks {
     /// Ids in a block.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// A checksum of all ids, 16 hexadecimal digits.
+    pub(crate) fn fingerprint(&self) -> String {
+        let bytes: Vec<u8> = self.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        format!("{:016x}", checksum(&bytes))
     }
 
     /// The ids of one block, or `None` past the end.
@@ -228,48 +313,4 @@ fn pieces(document: &str) -> impl Iterator<Item = &str> {
         rest = tail;
         Some(piece)
     })
-}
-
-fn read_documents(path: &Path, documents: &mut Vec<String>) -> Result<()> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("jsonl" | "json") => read_jsonl(path, documents),
-        Some("parquet") => read_parquet(path, documents),
-        _ => {
-            let bytes = files::read(path)?;
-            // Old e-texts are Latin-1; each of its bytes is the code point of the same number.
-            let text = String::from_utf8(bytes).unwrap_or_else(|error| error.into_bytes().iter().map(|b| char::from(*b)).collect());
-            documents.extend(text.replace("\r\n", "\n").split("\n\n\n").map(str::to_string));
-            Ok(())
-        }
-    }
-}
-
-fn read_jsonl(path: &Path, documents: &mut Vec<String>) -> Result<()> {
-    let bytes = files::read(path)?;
-    let text = std::str::from_utf8(&bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let place = || format!("{} line {}", path.display(), number + 1);
-        let value: serde_json::Value =
-            serde_json::from_str(line).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", place())))?;
-        let text = value.as_str().or_else(|| value.get("text").and_then(|text| text.as_str()));
-        documents.push(text.map(str::to_string).ok_or_else(|| {
-            Error::expected(ErrorKind::BadFile, place(), "no field 'text'", "an object with a string field 'text'")
-        })?);
-    }
-    Ok(())
-}
-
-fn read_parquet(path: &Path, documents: &mut Vec<String>) -> Result<()> {
-    let bad = |error: parquet::errors::ParquetError| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display()));
-    let file = std::fs::File::open(path).map_err(|error| Error::io(path, &error))?;
-    let reader = SerializedFileReader::new(file).map_err(bad)?;
-    let schema = reader.metadata().file_metadata().schema();
-    let names: Vec<_> = schema.get_fields().iter().map(|field| field.name().to_string()).collect();
-    let column = names.iter().position(|name| name == "text").ok_or_else(|| {
-        Error::expected(ErrorKind::BadFile, format_args!("{}: columns", path.display()), names.join(", "), "a string column 'text'")
-    })?;
-    for row in reader.get_row_iter(None).map_err(bad)? {
-        documents.push(row.map_err(bad)?.get_string(column).map_err(bad)?.clone());
-    }
-    Ok(())
 }

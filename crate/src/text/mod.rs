@@ -6,6 +6,7 @@
 
 mod chat;
 mod corpus;
+mod documents;
 mod gguf;
 mod incremental;
 mod python_json;
@@ -13,6 +14,6 @@ mod scored;
 mod tokenizer;
 
 pub use chat::ChatConfig;
-pub use corpus::{Blocks, Corpus};
+pub use corpus::{Blocks, Corpus, TextConfig};
 pub use incremental::Incremental;
 pub use tokenizer::Tokenizer;

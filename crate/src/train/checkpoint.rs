@@ -8,7 +8,7 @@
 use super::checkpoints::{self, name_of};
 use super::target::Reached;
 use super::{check, History, Moments, TrainConfig, Trainer};
-use crate::activations::{Activations, Affine, LayerScale, Position, Reader, Scale};
+use crate::activations::{Activations, Affine, Course, LayerScale, Position, Reader, Scale};
 use crate::clt::live::{Cut, LiveClt};
 use crate::clt::CltConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -36,6 +36,8 @@ struct State {
     position: Position,
     cuts: Vec<Cut>,
     densities: Vec<f32>,
+    #[serde(default)]
+    course: Course,
 }
 
 impl Trainer {
@@ -61,6 +63,7 @@ impl Trainer {
             position: self.reader.position(),
             cuts: layers.iter().map(|layer| layer.cut).collect(),
             densities: layers.iter().map(|layer| layer.density).collect(),
+            course: self.activations.course(),
         };
         let fault = |error: serde_json::Error| Error::new(ErrorKind::NotFinite, format!("checkpoint: {error}"));
         let note = serde_json::to_string(&state).map_err(fault)?;
@@ -84,7 +87,7 @@ impl Trainer {
     ///
     /// # Errors
     /// `MissingFile`; `BadFile` when the checkpoint is cut off or a byte of it changed: the newest
-    /// earlier one that is whole is named then; `Mismatch` when the activations are others;
+    /// earlier one that is whole is named then; `Mismatch` when the activations are others, naming what differs;
     /// `OutOfMemory`; errors of the model.
     pub fn resume(folder: impl AsRef<Path>, activations: &Activations) -> Result<Self> {
         let path = checkpoints::newest(folder.as_ref())?;
@@ -133,6 +136,7 @@ impl Trainer {
         }
         let state: State = serde_json::from_value(value).map_err(|error| bad(error.to_string()))?;
         check(activations, &state.clt, &state.train)?;
+        same_data(path, &state.course, &activations.course())?;
         let l = state.clt.layers;
         if state.cuts.len() != l || state.densities.len() != l {
             return Err(bad("counters of another shape than the configuration".into()));
@@ -189,6 +193,18 @@ fn packed(affine: &Affine) -> Vec<f32> {
 
 /// Fields of [`TrainConfig`] that do not touch the weights, and `steps`.
 const FREE: [&str; 6] = ["steps", "checkpoint_every", "checkpoint_dir", "checkpoint_keep", "metrics", "eval_every"];
+
+/// The place in the data that was reached means something in the same data only.
+fn same_data(path: &Path, saved: &Course, given: &Course) -> Result<()> {
+    match saved.iter().find(|(name, value)| given.get(*name) != Some(value)) {
+        None => Ok(()),
+        Some((name, before)) => {
+            let now = given.get(name).map_or("none", String::as_str);
+            Err(Error::expected(ErrorKind::Mismatch, format_args!("{}: activations: {name}", path.display()), now, format_args!("{before}, as when it was saved"))
+                .help("go on with the same text and settings, or begin anew with these weights: Trainer::from_clt"))
+        }
+    }
+}
 
 fn same_course(saved: &TrainConfig, given: &TrainConfig) -> Result<()> {
     let fields = |config: &TrainConfig| {

@@ -76,8 +76,19 @@ pub struct TrainConfig {
     /// Checkpoints that are kept, the newest ones; at least 1. Default 2, so that there is one to fall
     /// back on.
     pub checkpoint_keep: usize,
-    /// A file that gets one line of JSON a step, a [`TrainSample`](crate::progress::TrainSample).
-    /// Resumed, it holds each step once. Default `None`.
+    /// A file that gets one line of JSON a step, a [`TrainSample`](crate::progress::TrainSample), with
+    /// `held_out` where an evaluation followed. Resumed, it holds each step once. Default `None`.
+    ///
+    /// Not TensorBoard event files: of the crates that write them none is both light and kept
+    /// (`tensorboard-rs` 0.5.9, of 2022, calls itself not active and brings an image library;
+    /// `tfrecord` 0.15 and `tboard` 0.1 bring an old prost, and the second needs protobuf's compiler to
+    /// build). Pandas, trackers of experiments and `jq` read lines of JSON; for TensorBoard, in Python:
+    ///
+    /// ```python
+    /// import json; from torch.utils.tensorboard import SummaryWriter; log = SummaryWriter("logs")
+    /// for row in map(json.loads, open("metrics.jsonl")):
+    ///     for name in ("reconstruction", "l0", "fvu", "dead"): log.add_scalar(name, row[name], row["step"])
+    /// ```
     pub metrics: Option<PathBuf>,
     /// Whether inputs and targets are centred and scaled. Off, the loss is in the activations' own
     /// units, for comparison with a trainer that does not normalise. Default on.

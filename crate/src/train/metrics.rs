@@ -1,11 +1,11 @@
 //! Metrics: one line of JSON a step, in a file that other programs may read meanwhile.
 //!
-//! A line is the step's [`TrainSample`](crate::progress::TrainSample), with `held_out` where an evaluation followed. Each line goes out with one write, so that a killed process leaves whole lines. A resumed training
-//! first writes the file anew from its history: steps after the checkpoint go, none is there twice.
+//! A line is the step's [`TrainSample`](crate::progress::TrainSample), with `held_out` where an
+//! evaluation followed. Each line goes out with one write, so that a killed process leaves whole
+//! lines. A resumed training first writes the file anew from its history: steps after the checkpoint
+//! go, none is there twice.
 //!
-//! No TensorBoard event files: the one crate that writes them (tensorboard-rs 0.5.9, March 2022) has
-//! had no release since and brings an image library and protobuf. Lines of JSON are read by pandas
-//! (`read_json(path, lines=True)`), and by trackers of experiments through that.
+//! Why no TensorBoard event files: see [`TrainConfig::metrics`](super::TrainConfig::metrics).
 
 use super::{History, Trainer};
 use crate::error::{Error, ErrorKind, Result};

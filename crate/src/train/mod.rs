@@ -10,6 +10,7 @@ mod checkpoints;
 mod config;
 mod held_out;
 mod history;
+mod memory;
 mod metrics;
 mod preset;
 mod start;
@@ -17,6 +18,7 @@ mod target;
 
 pub use config::{Loss, Moments, TrainConfig};
 pub use history::History;
+pub use memory::MemoryNeed;
 pub use preset::Preset;
 
 use crate::activations::{Activations, Batch, Position, Reader, Scale};
@@ -72,7 +74,7 @@ impl Trainer {
     ///
     /// # Errors
     /// `BadConfig` naming the field, `Mismatch` when `clt` does not fit the activations,
-    /// `OutOfMemory` by prediction, `NotFinite` for activations with NaN, errors of the model.
+    /// `OutOfMemory` by prediction ([`MemoryNeed`]), `NotFinite` for activations with NaN, errors of the model.
     pub fn new(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Result<Self> {
         check(activations, clt, config)?;
         let reader = Reader::new(activations, Position::default())?;
@@ -300,8 +302,7 @@ fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Re
     if let Some(&last) = config.matryoshka.last().filter(|&&last| last >= clt.features) {
         return Err(Error::expected(ErrorKind::BadConfig, "TrainConfig::matryoshka", last, format_args!("less than {}, the features per layer", clt.features)));
     }
-    let bytes = LiveClt::bytes(clt, config.moments == Moments::EightBit, config.batch_tokens, config.matryoshka.len() + 1, config.aux_k_for(clt.width));
-    require_memory("training (weights, moments, scratch)", bytes, "use fewer features or a smaller TrainConfig::batch_tokens")
+    MemoryNeed::of(clt, config).with_buffer(activations).require(clt, config)
 }
 
 impl std::fmt::Debug for Trainer {

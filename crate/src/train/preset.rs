@@ -24,11 +24,10 @@ use crate::model::Model;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preset {
-    /// *Circuit Tracing* (Anthropic 2025) and, for what it leaves open, the *January 2025 update* it refers
-    /// to: JumpReLU with θ 0.03 and bandwidth 1, reading the residual stream; tanh sparsity with c = 4, λ
-    /// rising linearly over all steps; a dead-feature term of 3e-6; the rate falls to 0 over the last 20 %.
-    /// Neither gives λ, the rate or F for models of this size: λ is ours, the rate 2e-4 and F 32·d are what
-    /// those use who repeat it on GPT-2.
+    /// *Circuit Tracing* (Anthropic 2025) and the *January 2025 update* before it, as crosslayer-coding,
+    /// CLT-Forge and SAELens repeat them: JumpReLU with θ 0.03 and bandwidth 1, reading the residual stream;
+    /// tanh sparsity with c = 4, λ rising linearly over all steps; a dead-feature term of 3e-6; the rate
+    /// falls to 0 over the last 20 %. λ is ours; the rate 2e-4 and F 32·d lie within what those use on GPT-2.
     Anthropic,
     /// CLT-Forge, `runners/training/gpt2/config.py` at dcf4cc8: F 32·d, contexts of 16 tokens, 300,000
     /// steps of 1,024 tokens, λ 2 rising over 70 %, c = 4, until L0 is 10. Reads `ln2.hook_normalized`. Its

@@ -75,6 +75,12 @@ pub struct AttributeArgs {
     /// [default: an eighth of the budget, at least 32 features]
     #[arg(long)]
     update_interval: Option<usize>,
+    /// Learnt position embeddings (GPT-2, GPT-Neo) are nodes of their own
+    #[arg(long)]
+    position_nodes: bool,
+    /// Keep the edges in files in this folder instead of in memory
+    #[arg(long, value_name = "FOLDER")]
+    spill: Option<PathBuf>,
     /// Share of the nodes' influence that the pruned graph keeps
     #[arg(long, default_value_t = 0.8)]
     node_threshold: f64,
@@ -107,6 +113,8 @@ impl AttributeArgs {
             max_features: self.max_features,
             batch,
             rank_every: self.update_interval.map(|batches| batches.saturating_mul(batch)),
+            position_nodes: self.position_nodes,
+            spill: self.spill.clone(),
             ..usual
         };
         let prune = PruneConfig { node_threshold: self.node_threshold, edge_threshold: self.edge_threshold };

@@ -2,6 +2,30 @@
 //!
 //! `preset = "..."` before the first table names the values that the others override. Unknown tables and keys are refused with the nearest known one. Relative paths are relative to the
 //! file; in `--set`, to the current folder. The word `"none"` empties an optional field.
+//!
+//! ```toml
+//! [model]
+//! name = "gpt2"                          # hub name, folder, .gguf
+//! [text]
+//! file = "stories.txt"                   # or dataset = "owner/name/data/train"
+//! held_out = 0.05                        # or held_out_file = "test.txt"
+//! [stream]
+//! passes = 2                             # StreamConfig
+//! [activations]                          # instead of streaming:
+//! store = "activations"                  #   on disk, made from model and text, as [store] says
+//! # file = "x.safetensors"               #   from elsewhere: input.{l}, target.{l}, [tokens, d]
+//! [clt]
+//! features = 24576                       # CltConfig
+//! activation = { batch_top_k = { k = 32 } }
+//! # init = "runs/first/clt"              # begin with these weights
+//! [train]
+//! steps = 20000                          # TrainConfig
+//! eval_every = 500
+//! [eval]
+//! tokens = 16384                         # EvalConfig
+//! [output]
+//! folder = "runs/gpt2-24k"               # checkpoints/, metrics.jsonl, clt/, report.json
+//! ```
 
 use cltlab::prelude::*;
 use cltlab::model::OutputSite;
@@ -25,6 +49,12 @@ pub struct ModelTable {
 pub struct TextTable {
     /// A text, JSONL or parquet file, or a folder of them.
     pub file: Option<String>,
+    /// A dataset on the hub instead: owner/name, owner/name/beginning/of/paths.
+    pub dataset: Option<String>,
+    /// The field of JSONL objects or parquet rows that holds the text.
+    pub field: Option<String>,
+    /// Text that is read at most, in bytes.
+    pub max_bytes: Option<u64>,
     /// Text for evaluation; without it the last part of `file`.
     pub held_out_file: Option<String>,
     /// Share of `file` that is held out when there is no `held_out_file`; 0 for none.
@@ -37,6 +67,8 @@ pub struct TextTable {
 pub struct ActivationsTable {
     /// A safetensors file with `input.{l}` and `target.{l}`, `[tokens, d]`.
     pub file: Option<String>,
+    /// Folder of a store: opened, and made or completed first where the file names a model and a text.
+    pub store: Option<String>,
 }
 
 /// `[output]`
@@ -58,6 +90,7 @@ pub struct Recipe {
     pub activations: ActivationsTable,
     pub output: OutputTable,
     pub stream: StreamConfig,
+    pub store: StoreConfig,
     pub train: TrainConfig,
     pub eval: EvalConfig,
     /// A CLT to begin with, `[clt] init`.
@@ -65,14 +98,15 @@ pub struct Recipe {
 }
 
 /// Besides `preset`.
-const TABLES: [&str; 8] = ["model", "text", "activations", "stream", "clt", "train", "eval", "output"];
+const TABLES: [&str; 9] = ["model", "text", "activations", "store", "stream", "clt", "train", "eval", "output"];
 
 /// Keys that are paths.
-const PATHS: [(&str, &str); 8] = [
+const PATHS: [(&str, &str); 9] = [
     ("model", "name"),
     ("text", "file"),
     ("text", "held_out_file"),
     ("activations", "file"),
+    ("activations", "store"),
     ("clt", "init"),
     ("output", "folder"),
     ("train", "checkpoint_dir"),
@@ -116,6 +150,7 @@ impl Recipe {
             activations: Default::default(),
             output: Default::default(),
             stream: Default::default(),
+            store: Default::default(),
             train: Default::default(),
             eval: Default::default(),
             tables,
@@ -125,12 +160,14 @@ impl Recipe {
         recipe.activations = recipe.table("activations", &ActivationsTable::default())?;
         recipe.output = recipe.table("output", &OutputTable::default())?;
         recipe.stream = recipe.table("stream", &preset.map_or_else(StreamConfig::default, Preset::stream))?;
+        recipe.store = recipe.table("store", &StoreConfig::default())?;
         recipe.train = recipe.table("train", &preset.map_or_else(TrainConfig::default, Preset::train))?;
         recipe.eval = recipe.table("eval", &EvalConfig::default())?;
         let init = recipe.tables.get_mut("clt").and_then(|table| table.as_table_mut()?.remove("init"));
         recipe.init = init.map(|value| value.as_str().map(str::to_string).ok_or_else(|| recipe.bad("[clt] init", value.type_str(), "the folder of a CLT"))).transpose()?;
         // A wrong key is refused before a model is loaded.
         recipe.table("clt", &CltConfig::default())?;
+        recipe.one_source()?;
         Ok(recipe)
     }
 
@@ -158,6 +195,22 @@ impl Recipe {
 
     fn is_given(&self, table: &str, key: &str) -> bool {
         self.tables.get(table).and_then(|table| table.get(key)).is_some()
+    }
+
+    /// Refuses keys that would be passed over, because activations come from elsewhere.
+    fn one_source(&self) -> Result<()> {
+        match (&self.activations.file, &self.activations.store) {
+            (Some(_), Some(_)) => return Err(self.bad("[activations]", "a file and a store", "one of them")),
+            (_, None) if self.tables.contains_key("store") => return Err(self.bad("[store]", "a table", "none, or its folder: [activations] store")),
+            (_, None) => return Ok(()),
+            (None, Some(_)) => {}
+        }
+        let read = ["buffer_tokens", "passes", "seed", "ahead"];
+        let odd = self.tables.get("stream").and_then(toml::Value::as_table).into_iter().flatten().find(|(key, _)| !read.contains(&key.as_str()));
+        match odd {
+            None => Ok(()),
+            Some((key, value)) => Err(self.bad(&format!("[stream] {key}"), value, "none, because activations come from a store").help("give it in [store]")),
+        }
     }
 
     /// True when `[train]` says how often checkpoints are made.

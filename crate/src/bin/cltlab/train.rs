@@ -9,7 +9,7 @@ use std::time::Instant;
 
 #[derive(Args)]
 pub struct TrainArgs {
-    /// TOML file with an optional preset = "anthropic" (or clt_forge_gpt2, eleuther_topk, openclt), whose values the other keys override, and tables [model] [text] [activations] [stream] [clt] [train] [eval] [output]
+    /// TOML file with an optional preset = "anthropic" (or clt_forge_gpt2, eleuther_topk, openclt), whose values the other keys override, and tables [model] [text] [activations] [store] [stream] [clt] [train] [eval] [output]
     config: PathBuf,
     /// Override one key; repeatable
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
@@ -170,9 +170,10 @@ impl Source {
         let (text, held_out) = texts(recipe)?;
         let activations = match (&recipe.activations.file, &model, &text) {
             (Some(file), _, _) => Activations::load(file)?,
+            (None, _, _) if recipe.activations.store.is_some() => stored(recipe, model.as_ref(), text.as_ref())?,
             (None, Some(model), Some(text)) => Activations::stream_with(model, text, &recipe.stream)?,
             (None, None, _) => return Err(recipe.bad("[model] name", "nothing", "a model, or [activations] file")),
-            (None, _, None) => return Err(recipe.bad("[text] file", "nothing", "a text, or [activations] file")),
+            (None, _, None) => return Err(recipe.bad("[text] file", "nothing", "a text, [text] dataset, or [activations] file")),
         };
         Ok(Source { model, activations, held_out })
     }
@@ -226,10 +227,27 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     args.output.as_ref().map_or(Ok(()), |path| report.save(path))
 }
 
+/// Opens the store that the recipe names; makes or completes it first when there is a model and a text.
+fn stored(recipe: &Recipe, model: Option<&Model>, text: Option<&Corpus>) -> Result<Activations> {
+    let folder = recipe.activations.store.clone().unwrap_or_default();
+    if let (Some(model), Some(text)) = (model, text) {
+        Activations::store(model, text, &folder, &recipe.store)?;
+    }
+    let stream = &recipe.stream;
+    let config = ReadConfig { buffer_tokens: stream.buffer_tokens, passes: stream.passes, seed: stream.seed, ahead: stream.ahead.unwrap_or(ReadConfig::default().ahead) };
+    Activations::open_with(folder, &config)
+}
+
 /// The text to train on and the text held out.
 fn texts(recipe: &Recipe) -> Result<(Option<Corpus>, Option<Corpus>)> {
-    let text = recipe.text.file.as_ref().map(Corpus::load).transpose()?;
-    let given = recipe.text.held_out_file.as_ref().map(Corpus::load).transpose()?;
+    let table = &recipe.text;
+    let config = TextConfig { field: table.field.clone().unwrap_or(TextConfig::default().field), max_bytes: table.max_bytes };
+    let text = match (&table.file, &table.dataset) {
+        (Some(_), Some(_)) => return Err(recipe.bad("[text] dataset", "a dataset and a file", "one of them")),
+        (Some(file), None) => Some(Corpus::load_with(file, &config)?),
+        (None, dataset) => dataset.as_ref().map(|dataset| Corpus::hub(dataset, &config)).transpose()?,
+    };
+    let given = table.held_out_file.as_ref().map(|file| Corpus::load_with(file, &config)).transpose()?;
     match (text, given, recipe.text.held_out.unwrap_or(0.05)) {
         (Some(text), None, share) if share > 0.0 => text.split(1.0 - share).map(|(head, tail)| (Some(head), Some(tail))),
         (text, given, _) => Ok((text, given)),

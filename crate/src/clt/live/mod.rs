@@ -33,7 +33,7 @@ mod scratch;
 mod update;
 
 use crate::activations::Batch;
-use crate::clt::{Activation, CltConfig};
+use crate::clt::{Activation, CltConfig, Tied};
 use crate::error::Result;
 use lazy::Pending;
 use param::Param;
@@ -153,23 +153,35 @@ pub(crate) struct StepReport {
 }
 
 impl LiveClt {
-    /// Bytes of weights and moments, and of the scratch for batches of `tokens` with `groups` groups and
-    /// `aux_k` dead features of a token and layer in an auxiliary loss.
-    pub fn bytes(config: &CltConfig, eight: bool, tokens: usize, groups: usize, aux_k: usize) -> u64 {
+    /// Bytes of weights and moments.
+    pub fn weight_bytes(config: &CltConfig, eight: bool) -> u64 {
+        // In eight bits: two codes, and two exponents for 64 neighbours.
+        config.trained_parameters().saturating_mul(if eight { 49 } else { 96 }) / 8
+    }
+
+    /// Bytes of the batch and of the scratch for batches of `tokens` with `groups` groups and `aux_k` dead
+    /// features of a token and layer in an auxiliary loss.
+    pub fn step_bytes(config: &CltConfig, tokens: usize, groups: usize, aux_k: usize) -> u64 {
         let (l, d, f) = (config.layers as u64, config.width as u64, config.features as u64);
-        let tokens = tokens as u64;
-        let dense = if forward::starts_dense(&config.activation) { 3 } else { 0 };
-        let each = if eight { 7 } else { 12 };
-        // Entries of a token and layer: a ranking of all layers has more candidates.
-        let candidates = match config.activation {
-            Activation::GlobalTopK { k } => (k as u64 * l).min(f),
-            _ => 8,
+        let (tokens, groups) = (tokens as u64, groups as u64);
+        // A layer's values of one token: dense, or kept entries, which stand in candidates, parts, code,
+        // lists and gradients (60 bytes by measurement).
+        let code = match config.activation {
+            Activation::TopK { k } | Activation::BatchTopK { k } | Activation::GlobalBatchTopK { k } => 60 * k as u64,
+            // A token's may all lie in one layer: that many are candidates.
+            Activation::GlobalTopK { k } => 60 * k as u64 + 16 * (k as u64 * l).min(f),
+            // Never dense.
+            _ if config.tied == Tied::PerTarget => 60 * f,
+            Activation::Relu => 4 * 2 * f,
+            Activation::JumpRelu { .. } => 4 * 3 * f,
         };
-        let aux = match aux_k as u64 {
-            0 => 0,
-            k => 4 * l * (tokens * (groups as u64 + 2) * d + f * d) + 24 * tokens * l * k.min(f),
+        let slabs = 4 * groups * scratch::stride(config) as u64;
+        // As many rows again in slabs and inputs, the dead features' entries, and their encoders.
+        let (lent, rows) = match aux_k as u64 {
+            0 => (0, 0),
+            k => (slabs + l * (8 * d + 60 * k.min(f)), 4 * l * f * d),
         };
-        aux + each * config.trained_parameters() + 4 * tokens * l * ((2 + groups as u64) * d + dense * f) + 8 * candidates * tokens * l
+        tokens.saturating_mul((l * (8 * d + code + 64)).saturating_add(slabs).saturating_add(lent)).saturating_add(rows)
     }
 
     /// Random weights. Encoder rows have norm 1, so that pre-activations of normalised inputs have

@@ -49,10 +49,11 @@ impl<'a> Union<'a> {
             NodeKind::Feature { layer, feature, .. } => (0, layer, slot, feature),
             NodeKind::Error { layer } => (1, layer, slot, 0),
             NodeKind::Token { .. } => (2, 0, slot, 0),
+            NodeKind::Position => (3, 0, slot, 0),
             NodeKind::Logit { token, .. } => {
                 let text = graph.logits().iter().find(|logit| logit.token == token).map(|logit| &logit.text);
                 let place = self.outputs.iter().position(|output| output.token == token && Some(&output.text) == text);
-                (3, 0, 0, place.unwrap_or(self.outputs.len()))
+                (4, 0, 0, place.unwrap_or(self.outputs.len()))
             }
         }
     }
@@ -78,6 +79,7 @@ impl<'a> Union<'a> {
                 }
                 (1, layer, slot, _) => (slot, NodeKind::Error { layer }),
                 (2, _, slot, _) => (slot, NodeKind::Token { token: tokens[slot] }),
+                (3, _, slot, _) => (slot, NodeKind::Position),
                 (_, _, _, output) => (end, NodeKind::Logit { token: self.outputs[output].token, probability: self.outputs[output].probability }),
             };
             let kept = sum(*number, &|node| 1.0 - f64::from(node.cumulative));
@@ -101,6 +103,7 @@ impl<'a> Union<'a> {
             active: features.iter().map(|(feature, _)| *feature).collect(),
             activations: features.iter().map(|(_, activation)| *activation).collect(),
             logits: self.outputs.clone(),
+            position_nodes: nodes.iter().any(|node| node.kind == NodeKind::Position),
             edges: Edges::default(),
             zero_positions: self.graphs[0].zero_positions().iter().map(|position| self.slots[0][*position]).collect(),
             complete: self.graphs.iter().all(Graph::complete),

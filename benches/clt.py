@@ -109,6 +109,8 @@ def main():
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--layers", type=int, default=30, help="of the model")
     parser.add_argument("--width", type=int, default=576, help="of the model")
+    parser.add_argument("--rates", action="store_true", help="only say how many steps fill the minutes")
+    parser.add_argument("--steps", type=lambda text: [int(part) for part in text.split(",")], help="of the CLT and of the PLT, as --rates said on a quiet machine")
     given = parser.parse_args()
     given.folder = os.path.abspath(given.folder)
     size = (given.layers, given.width)
@@ -116,11 +118,17 @@ def main():
     rows = []
     for kind, features in (("clt", given.features), ("plt", wide)):
         folder = os.path.join(given.folder, kind)
-        model, step = rates(given, folder, kind, features)
-        steps = int(60 * given.minutes / (BATCH * (1 / step + 1 / model / PASSES)))
-        print(f"{kind}: the model runs {model:.0f} tokens/s, the step {step:.0f}: {steps} steps in {given.minutes:g} minutes", flush=True)
+        steps = given.steps and given.steps[kind == "plt"]
+        if not steps:
+            model, step = rates(given, folder, kind, features)
+            steps = int(60 * given.minutes / (BATCH * (1 / step + 1 / model / PASSES)))
+            print(f"{kind}: the model runs {model:.0f} tokens/s, the step {step:.0f}: {steps} steps in {given.minutes:g} minutes", flush=True)
+        if given.rates:
+            continue
         wall, _ = train(given, folder, kind, features, steps)
         rows.append((kind, features, parameters(kind, *size, features), steps, wall, evaluate(given, folder)))
+    if given.rates:
+        return
     print("| | features a layer | weights | steps of 512 tokens | minutes in all | FVU | L0 a layer | dead | cross-entropy: model, replacement, MLPs at zero | KL | top-1 |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for kind, features, weights, steps, wall, report in rows:

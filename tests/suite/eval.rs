@@ -2,7 +2,7 @@
 
 use crate::support::shared;
 use candle_core::{DType, Device, Tensor};
-use cltlab::activations::{Activations, StreamConfig};
+use cltlab::activations::{Activations, StoreConfig, StreamConfig};
 use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
 use cltlab::eval::{evaluate_with, EvalConfig};
 use cltlab::model::Capture;
@@ -80,19 +80,25 @@ fn a_clt_of_a_real_model_is_trained_and_measured() {
     close(report.cross_entropy, loss / predictions as f64, 1e-4, "cross-entropy");
 }
 
-/// A CLT that says nothing is zero ablation.
-#[test]
-fn an_empty_clt_is_zero_ablation() {
-    let Some(model) = model() else { return };
-    let shape = CltConfig { features: 8, activation: Activation::Relu, ..CltConfig::for_model(&model) };
+/// All weights 0.
+fn empty(model: &Model) -> Clt {
+    let shape = CltConfig { features: 8, activation: Activation::Relu, ..CltConfig::for_model(model) };
     let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
     let (l, d) = (shape.layers, shape.width);
     let weights = (0..l)
         .map(|i| LayerWeights { encoder: zeros(&[8, d]), encoder_bias: zeros(&[8]), threshold: None, decoder: zeros(&[8, l - i, d]), decoder_bias: zeros(&[d]), skip: None })
         .collect();
-    let clt = Clt::new(shape.clone(), weights).unwrap();
+    Clt::new(shape, weights).unwrap()
+}
+
+/// A CLT that says nothing is zero ablation.
+#[test]
+fn an_empty_clt_is_zero_ablation() {
+    let Some(model) = model() else { return };
+    let clt = empty(&model);
+    let (shape, l) = (clt.config().clone(), clt.layers());
     let text = corpus(&model);
-    let report = evaluate_with(&model, &clt, &text, &EvalConfig { context: 64, tokens: 512, fidelity_tokens: 256 }).unwrap();
+    let report = evaluate_with(&model, &clt, &text, &EvalConfig { context: 64, tokens: 512, fidelity_tokens: 256, ..EvalConfig::default() }).unwrap();
     assert_eq!(report.replacement_cross_entropy, report.zero_ablation_ce);
     assert!(report.layers.iter().all(|layer| layer.fvu >= 1.0 && layer.l0 == 0.0 && layer.dead == 1.0));
     let other = Clt::new(CltConfig { model_fingerprint: "another".into(), ..shape }, (0..l).map(|i| LayerWeights {
@@ -139,4 +145,37 @@ fn streams_resume_bit_for_bit() {
     }
     let short = Corpus::from_texts(vec!["Hi".into()]).unwrap();
     assert_eq!(Activations::stream_with(&model, &short, &stream()).unwrap_err().kind(), ErrorKind::BadInput);
+}
+
+/// Tokens that are long at any layer, found by hand in the runs of whole contexts.
+#[test]
+fn long_tokens_are_left_out() {
+    let Some(model) = model() else { return };
+    let corpus = corpus(&model);
+    let blocks = corpus.blocks(model.tokenizer().unwrap(), model.special_token(), 64, None).unwrap();
+    let multiple = 1.8;
+    let (mut stay, mut all) = (0, 0);
+    for block in (0..blocks.len()).map(|i| blocks.block(i).unwrap()) {
+        let run = model.run_tokens(block, Capture::default()).unwrap();
+        let kept: Vec<usize> = (1..block.len()).filter(|&p| Some(block[p]) != model.special_token()).collect();
+        let mut out = vec![false; block.len()];
+        for site in run.layers.iter().flat_map(|layer| [layer.resid_mid.as_ref().unwrap(), layer.mlp_out.as_ref().unwrap()]) {
+            let rows = site.to_vec2::<f32>().unwrap();
+            let norms: Vec<f32> = kept.iter().map(|&p| rows[p].iter().map(|x| x * x).sum::<f32>().sqrt()).collect();
+            let mut sorted = norms.clone();
+            sorted.sort_by(f32::total_cmp);
+            kept.iter().zip(&norms).for_each(|(&p, &norm)| out[p] |= norm > sorted[sorted.len() / 2] * multiple);
+        }
+        all += kept.len();
+        stay += kept.iter().filter(|&&p| !out[p]).count();
+    }
+    assert!(stay > all / 4 && stay < all, "{stay} of {all} stay");
+    let clt = empty(&model);
+    let report = |max_norm| evaluate_with(&model, &clt, &corpus, &EvalConfig { context: 64, tokens: 1 << 20, fidelity_tokens: 0, max_norm }).unwrap().tokens;
+    assert_eq!((report(Some(f64::from(multiple))), report(None)), (stay, all));
+    let config = StoreConfig { context: 64, max_norm: Some(f64::from(multiple)), ..StoreConfig::default() };
+    let store = Activations::store(&model, &corpus, crate::support::scratch("long-tokens"), &config).unwrap();
+    assert_eq!(store.tokens(), stay as u64);
+    let bad = StreamConfig { max_norm: Some(0.5), ..stream() };
+    assert_eq!(Activations::stream_with(&model, &corpus, &bad).unwrap_err().kind(), ErrorKind::BadConfig);
 }

@@ -18,7 +18,7 @@ fn evaluations_are_those_of_the_same_clt() {
     let stream = StreamConfig { context: 32, buffer_tokens: Some(500), ..StreamConfig::default() };
     let activations = Activations::stream_with(&model, &train, &stream).unwrap();
     let shape = CltConfig { features: 64, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&model) };
-    let eval = EvalConfig { context: 32, tokens: 256, fidelity_tokens: 64 };
+    let eval = EvalConfig { context: 32, tokens: 256, fidelity_tokens: 64, ..EvalConfig::default() };
     let metrics = scratch("train-eval").join("metrics.jsonl");
     let config = TrainConfig { steps: 6, batch_tokens: 64, eval_every: 3, metrics: Some(metrics.clone()), ..TrainConfig::default() };
     let mut trainer = Trainer::new(&activations, &shape, &config).unwrap().with_eval(&model, &test, &eval).unwrap();
@@ -72,7 +72,7 @@ fn what_ranks_layers_is_evaluated_without_the_replacement_model() {
     let activations = Activations::stream_with(&model, &train, &StreamConfig { context: 32, buffer_tokens: Some(500), ..StreamConfig::default() }).unwrap();
     let shape = CltConfig { features: 64, activation: Activation::GlobalTopK { k: 4 }, ..CltConfig::for_model(&model) };
     let config = TrainConfig { steps: 6, batch_tokens: 64, ..TrainConfig::default() };
-    let eval = EvalConfig { context: 32, tokens: 256, fidelity_tokens: 64 };
+    let eval = EvalConfig { context: 32, tokens: 256, fidelity_tokens: 64, ..EvalConfig::default() };
     let mut trainer = Trainer::new(&activations, &shape, &config).unwrap();
     trainer.run().unwrap();
     let clt = trainer.clt().unwrap();

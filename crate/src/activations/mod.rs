@@ -9,12 +9,15 @@
 
 mod ahead;
 mod file;
+mod outliers;
 mod reader;
 mod rounds;
 mod scale;
 mod store;
 mod stream;
 
+pub(crate) use outliers::Outliers;
+pub(crate) use stream::counts;
 pub(crate) use reader::{Position, Reader};
 pub(crate) use scale::{Affine, LayerScale, Scale};
 pub use store::{ReadConfig, StoreConfig, StoreFormat};

@@ -1,7 +1,7 @@
 //! Streaming: the model runs over shuffled blocks of the corpus and fills the buffer.
 
 use super::rounds::Rounds;
-use super::{Batch, InputSite};
+use super::{Batch, InputSite, Outliers};
 use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Model;
@@ -32,6 +32,11 @@ pub struct StreamConfig {
     pub passes: usize,
     /// Positions left out at the start of each context, and special tokens anywhere. Default 1.
     pub exclude_first: usize,
+    /// Tokens are left out whose input or target at any layer is longer than this multiple of the context's median: attention
+    /// sinks of models without a special first token, hundreds of times as long as others, wherever in a
+    /// context they come to stand (`max_activation_norm_multiple` in dictionary_learning). `None` keeps all.
+    /// Default 100.
+    pub max_norm: Option<f64>,
     /// Seed of the order of blocks and tokens. Default 0.
     pub seed: u64,
     /// Tokens of the corpus that are used at most; `None` for all. Default `None`.
@@ -44,7 +49,7 @@ pub struct StreamConfig {
 
 impl Default for StreamConfig {
     fn default() -> Self {
-        StreamConfig { input: InputSite::default(), context: 128, batch: 8, buffer_tokens: None, passes: 1, exclude_first: 1, seed: 0, max_tokens: None, ahead: None }
+        StreamConfig { input: InputSite::default(), context: 128, batch: 8, buffer_tokens: None, passes: 1, exclude_first: 1, max_norm: Some(100.0), seed: 0, max_tokens: None, ahead: None }
     }
 }
 
@@ -68,7 +73,7 @@ impl StreamConfig {
                 return bad(field, 0, "at least 1".into());
             }
         }
-        Ok(())
+        Outliers::validate(self.max_norm, "StreamConfig::max_norm")
     }
 }
 
@@ -81,6 +86,7 @@ pub(crate) struct Runner {
     /// Blocks that are run at once.
     pub batch: usize,
     pub exclude_first: usize,
+    pub max_norm: Option<f64>,
 }
 
 impl Runner {
@@ -102,14 +108,24 @@ impl Runner {
         for (done, group) in order.chunks(self.batch).enumerate() {
             let ids: Vec<u32> = group.iter().filter_map(|&block| self.blocks.block(block)).flatten().copied().collect();
             let special = self.model.special_token();
-            let kept: Vec<bool> =
+            let mut kept: Vec<bool> =
                 ids.iter().enumerate().map(|(at, id)| at % self.context >= self.exclude_first && special != Some(*id)).collect();
             let tokens = Tensor::from_vec(ids, (group.len(), self.context), self.model.device())?;
             let Batch { inputs, targets, .. } = &mut *buffer;
+            let mut outliers = Outliers::new(self.max_norm, counts(&kept, self.context));
             self.model.visit_mlp(&tokens, &mut |layer, site| {
-                append(&self.input.of(site)?, &kept, d, &mut inputs[layer])?;
-                append(site.mlp_out, &kept, d, &mut targets[layer])
+                for (values, into) in [(&self.input.of(site)?, &mut inputs[layer]), (site.mlp_out, &mut targets[layer])] {
+                    let before = into.len();
+                    append(values, &kept, d, into)?;
+                    outliers.see(&into[before..], d);
+                }
+                Ok(())
             })?;
+            if !outliers.none() {
+                let count = kept.iter().filter(|&&kept| kept).count();
+                inputs.iter_mut().chain(targets).for_each(|values| outliers.drop_rows(values, d, count));
+                kept.iter_mut().filter(|kept| **kept).enumerate().for_each(|(at, kept)| *kept = outliers.stays(at));
+            }
             for block in kept.chunks(self.context) {
                 buffer.tokens += block.iter().filter(|&&kept| kept).count();
                 rows.push(buffer.tokens as u32);
@@ -152,6 +168,7 @@ impl Stream {
             context: config.context,
             batch: config.batch,
             exclude_first: config.exclude_first,
+            max_norm: config.max_norm,
         };
         Ok(Stream { runner, rounds, ahead })
     }
@@ -185,6 +202,11 @@ impl Stream {
     pub fn fill(&self, index: u64, buffer: &mut Batch, cancel: Option<&AtomicBool>) -> Result<()> {
         self.runner.run(&self.rounds.order(index), buffer, cancel).map(|_| ())
     }
+}
+
+/// How many tokens of each context are kept.
+pub(crate) fn counts(kept: &[bool], context: usize) -> Vec<usize> {
+    kept.chunks(context).map(|block| block.iter().filter(|&&kept| kept).count()).collect()
 }
 
 /// Appends the kept rows of `[rows, d]`.

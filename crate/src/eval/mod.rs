@@ -10,6 +10,7 @@ mod fidelity;
 mod reconstruction;
 mod training;
 
+use crate::activations::Outliers;
 use crate::clt::{Activation, Clt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
@@ -27,11 +28,14 @@ pub struct EvalConfig {
     pub tokens: usize,
     /// Tokens for cross-entropy, KL and top-1, at most; 0 leaves them out. Default 2,048.
     pub fidelity_tokens: usize,
+    /// Tokens left out of FVU, L0 and dead features for their length, as in
+    /// [`StreamConfig::max_norm`](crate::activations::StreamConfig::max_norm). Default 100.
+    pub max_norm: Option<f64>,
 }
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        EvalConfig { context: 128, tokens: 16_384, fidelity_tokens: 2_048 }
+        EvalConfig { context: 128, tokens: 16_384, fidelity_tokens: 2_048, max_norm: Some(100.0) }
     }
 }
 
@@ -47,7 +51,7 @@ impl EvalConfig {
         if self.tokens == 0 {
             return Err(Error::expected(ErrorKind::BadConfig, "EvalConfig::tokens", 0, "at least 1"));
         }
-        Ok(())
+        Outliers::validate(self.max_norm, "EvalConfig::max_norm")
     }
 
     /// Checks that a CLT with `activation` can be evaluated so: the replacement model computes layer
@@ -163,7 +167,7 @@ pub fn evaluate_with(model: &Model, clt: &Clt, corpus: &Corpus, config: &EvalCon
     let wanted = config.tokens.max(config.fidelity_tokens);
     let blocks = corpus.blocks(model.tokenizer()?, model.special_token(), config.context, Some(wanted))?;
     let mut report = Report::default();
-    reconstruction::measure(&replacement, &blocks, config.tokens, &mut report)?;
+    reconstruction::measure(&replacement, &blocks, config, &mut report)?;
     fidelity::measure(&replacement, &blocks, config.fidelity_tokens, &mut report)?;
     Ok(report)
 }

@@ -1,7 +1,8 @@
 //! FVU, L0 and dead features on held-out text, streamed batch by batch.
 
-use super::{LayerReport, Report};
-use crate::clt::{Clt, LayerCode};
+use super::{EvalConfig, LayerReport, Report};
+use crate::activations::{counts, Outliers};
+use crate::clt::LayerCode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{stop_requested, Task};
 use crate::replacement::Replacement;
@@ -20,11 +21,11 @@ struct Sums {
     fired: Vec<bool>,
 }
 
-pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, tokens: usize, report: &mut Report) -> Result<()> {
+pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, config: &EvalConfig, report: &mut Report) -> Result<()> {
     let (model, clt) = (replacement.model(), replacement.clt());
     let new = || Sums { error: 0.0, square: 0.0, columns: vec![0.0; model.width()], active: 0, fired: vec![false; clt.features()] };
     let mut sums: Vec<Sums> = (0..model.layers()).map(|_| new()).collect();
-    let indices: Vec<usize> = (0..blocks.len().min(tokens.div_ceil(blocks.context()))).collect();
+    let indices: Vec<usize> = (0..blocks.len().min(config.tokens.div_ceil(blocks.context()))).collect();
     let mut task = Task::new("reconstruct held-out text", (indices.len() * blocks.context()) as u64, "tokens");
     let mut seen = 0;
     for group in indices.chunks(BATCH) {
@@ -32,16 +33,25 @@ pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, tokens: usize,
             break;
         }
         let ids: Vec<u32> = group.iter().filter_map(|&block| blocks.block(block)).flatten().copied().collect();
-        let kept: Vec<u32> = (0..ids.len() as u32)
-            .filter(|&at| at as usize % blocks.context() > 0 && model.special_token() != Some(ids[at as usize]))
-            .collect();
-        let kept = Tensor::new(kept, model.device())?;
-        let count = kept.dim(0)?;
-        if count == 0 {
+        let kept: Vec<bool> = ids.iter().enumerate().map(|(at, id)| at % blocks.context() > 0 && model.special_token() != Some(*id)).collect();
+        let mut outliers = Outliers::new(config.max_norm, counts(&kept, blocks.context()));
+        let kept: Vec<u32> = (0..ids.len() as u32).filter(|&at| kept[at as usize]).collect();
+        if kept.is_empty() {
             continue;
         }
+        let kept = Tensor::new(kept, model.device())?;
+        let mut found: Vec<[Vec<f32>; 2]> = Vec::with_capacity(model.layers());
         let tokens = Tensor::from_vec(ids, (group.len(), blocks.context()), model.device())?;
         let mut codes: Vec<LayerCode> = Vec::with_capacity(model.layers());
+        let mut take = |codes: &[LayerCode], layer: usize, input: &Tensor, output: Tensor| -> Result<()> {
+            let error = (&output - clt.decode_target_with(codes, layer, input)?)?;
+            let host = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1::<f32>()?) };
+            let output = host(&output)?;
+            outliers.see(&host(input)?, model.width());
+            outliers.see(&output, model.width());
+            found.push([output, host(&error)?]);
+            Ok(())
+        };
         // Where all layers are ranked together, nothing is known before the last one.
         let (together, mut sites) = (clt.config().activation.ranks_layers(), Vec::new());
         model.visit_mlp(&tokens, &mut |layer, site| {
@@ -52,15 +62,19 @@ pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, tokens: usize,
                 return Ok(());
             }
             codes.push(clt.encode_layer(layer, &input)?);
-            sums[layer].add(clt, &codes, &input, &output)
+            take(&codes, layer, &input, output)
         })?;
         if together {
             codes = clt.encode_inputs(&sites.iter().map(|(input, _)| input.clone()).collect::<Vec<_>>())?.layers;
-            for (layer, (input, output)) in sites.iter().enumerate() {
-                sums[layer].add(clt, &codes[..=layer], input, output)?;
+            for (layer, (input, output)) in sites.into_iter().enumerate() {
+                take(&codes[..=layer], layer, &input, output)?;
             }
         }
-        seen += count;
+        let stay: Vec<usize> = (0..kept.dim(0)?).filter(|&at| outliers.stays(at)).collect();
+        for ((sums, code), [output, error]) in sums.iter_mut().zip(&codes).zip(&found) {
+            stay.iter().for_each(|&at| sums.add(code, output, error, at));
+        }
+        seen += stay.len();
         task.advance(seen as u64);
     }
     if seen == 0 {
@@ -73,20 +87,17 @@ pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, tokens: usize,
 }
 
 impl Sums {
-    /// Takes in a batch: the codes up to this layer, what it reads and what is to be written, `[tokens, d]`.
-    fn add(&mut self, clt: &Clt, codes: &[LayerCode], input: &Tensor, output: &Tensor) -> Result<()> {
-        let (layer, code) = (codes.len() - 1, &codes[codes.len() - 1]);
-        let error = (output - clt.decode_target_with(codes, layer, input)?)?;
+    /// Takes in token `at` of a batch; `output` and `error` are `[tokens, d]`.
+    fn add(&mut self, code: &LayerCode, output: &[f32], error: &[f32], at: usize) {
+        let d = self.columns.len();
         let total = |values: &[f32]| values.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
-        let output = output.flatten_all()?.to_vec1::<f32>()?;
-        self.error += total(&error.flatten_all()?.to_vec1::<f32>()?);
-        self.square += total(&output);
-        for row in output.chunks_exact(self.columns.len()) {
-            self.columns.iter_mut().zip(row).for_each(|(sum, &y)| *sum += f64::from(y));
-        }
-        self.active += code.active();
-        code.features.iter().for_each(|&f| self.fired[f as usize] = true);
-        Ok(())
+        let (output, error) = (&output[at * d..(at + 1) * d], &error[at * d..(at + 1) * d]);
+        self.error += total(error);
+        self.square += total(output);
+        self.columns.iter_mut().zip(output).for_each(|(sum, &y)| *sum += f64::from(y));
+        let (features, _) = code.token(at);
+        self.active += features.len();
+        features.iter().for_each(|&f| self.fired[f as usize] = true);
     }
 
     fn report(&self, tokens: usize) -> LayerReport {

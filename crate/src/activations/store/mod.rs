@@ -11,7 +11,7 @@ mod shard;
 mod write;
 
 use super::rounds::Rounds;
-use super::{Activations, Batch, Inner, InputSite, Source};
+use super::{Activations, Batch, Inner, InputSite, Outliers, Source};
 use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
@@ -64,6 +64,11 @@ pub struct StoreConfig {
     pub batch: usize,
     /// Positions left out at the start of each context, and special tokens anywhere. Default 1.
     pub exclude_first: usize,
+    /// Tokens are left out whose input or target at any layer is longer than this multiple of the context's median: attention
+    /// sinks of models without a special first token, hundreds of times as long as others, wherever in a
+    /// context they come to stand (`max_activation_norm_multiple` in dictionary_learning). `None` keeps all.
+    /// Default 100.
+    pub max_norm: Option<f64>,
     /// Tokens of the corpus that are stored at most; `None` for all. Default `None`.
     pub max_tokens: Option<usize>,
     /// How values are kept. Default f32.
@@ -78,7 +83,7 @@ pub struct StoreConfig {
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        StoreConfig { input: InputSite::default(), context: 128, batch: 8, exclude_first: 1, max_tokens: None, format: StoreFormat::F32, zstd: None, shard_bytes: 512 << 20 }
+        StoreConfig { input: InputSite::default(), context: 128, batch: 8, exclude_first: 1, max_norm: Some(100.0), max_tokens: None, format: StoreFormat::F32, zstd: None, shard_bytes: 512 << 20 }
     }
 }
 
@@ -111,6 +116,7 @@ impl StoreConfig {
         if !(1..=LARGEST_SHARD).contains(&self.shard_bytes) {
             return bad("shard_bytes", self.shard_bytes.to_string(), format!("1 to {LARGEST_SHARD}"));
         }
+        Outliers::validate(self.max_norm, "StoreConfig::max_norm")?;
         match self.zstd {
             Some(level) if !(1..=22).contains(&level) => bad("zstd", level.to_string(), "1 to 22, or none".into()),
             _ => Ok(()),
@@ -151,6 +157,7 @@ struct Manifest {
     input: InputSite,
     context: usize,
     exclude_first: usize,
+    max_norm: Option<f64>,
     format: StoreFormat,
     zstd: Option<i32>,
     /// Checksum of the token ids.

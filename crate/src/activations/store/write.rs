@@ -38,6 +38,7 @@ impl Activations {
             input: config.input,
             context: config.context,
             exclude_first: config.exclude_first,
+            max_norm: config.max_norm,
             format: config.format,
             zstd: config.zstd,
             text: blocks.fingerprint(),
@@ -53,7 +54,7 @@ impl Activations {
         let predicted = config.bytes(manifest.layers, manifest.width, tokens(missing.len()));
         require_disk("a store of activations", folder, predicted, "store fewer tokens (StoreConfig::max_tokens), or use bf16 or int8 (StoreConfig::format)")?;
         files::write_json(folder.join(MANIFEST), &manifest)?;
-        let runner = Runner { model: model.clone(), blocks, input: config.input, context: config.context, batch: config.batch, exclude_first: config.exclude_first };
+        let runner = Runner { model: model.clone(), blocks, input: config.input, context: config.context, batch: config.batch, exclude_first: config.exclude_first, max_norm: config.max_norm };
         let mut task = Task::new(format!("store activations in {} ({} to write)", folder.display(), format_bytes(predicted)), manifest.shards() as u64, "shards");
         let mut batch = Batch::default();
         for index in missing {

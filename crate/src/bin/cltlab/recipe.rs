@@ -128,11 +128,8 @@ impl Recipe {
         for text in overrides {
             set(&mut tables, text)?;
         }
-        let preset = match tables.remove("preset") {
-            Some(toml::Value::String(name)) => Some(Preset::named(&name).map_err(|error| error.context(path.display()))?),
-            Some(other) => return Err(Error::expected(ErrorKind::BadConfig, format_args!("{}: preset", path.display()), other.type_str(), "a name")),
-            None => None,
-        };
+        let preset = tables.get("preset").map(|value| preset(value, path)).transpose()?;
+        tables.remove("preset");
         for (name, table) in &tables {
             if !TABLES.contains(&name.as_str()) {
                 return Err(unknown(path, "table", &format!("[{name}]"), name, &[&TABLES[..], &["preset"]].concat()));
@@ -242,6 +239,11 @@ fn with(base: &Value, key: &str, value: &Value) -> Value {
     let mut map: Map<String, Value> = base.as_object().cloned().unwrap_or_default();
     map.insert(key.to_string(), value.clone());
     Value::Object(map)
+}
+
+fn preset(value: &toml::Value, path: &Path) -> Result<Preset> {
+    let name = value.as_str().ok_or_else(|| Error::expected(ErrorKind::BadConfig, format_args!("{}: preset", path.display()), value.type_str(), "a name"))?;
+    Preset::named(name).map_err(|error| error.context(path.display()))
 }
 
 /// Applies one `table.key=value`.

@@ -206,6 +206,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         context: args.context.unwrap_or(usual.context),
         tokens: args.tokens.unwrap_or(usual.tokens),
         fidelity_tokens: args.fidelity_tokens.unwrap_or(usual.fidelity_tokens),
+        ..usual
     };
     let device = auto_device()?;
     let missing = |what: &str| Error::new(ErrorKind::BadInput, format!("cltlab eval: no {what}")).help("name it in the file or give --model, --clt and --text");

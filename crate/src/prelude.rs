@@ -1,7 +1,7 @@
 //! What a notebook cell sees: `use cltlab::prelude::*;`, done by the kernel.
 
 pub use crate::activations::{Activations, InputSite, ReadConfig, StoreConfig, StoreFormat, StreamConfig};
-pub use crate::clt::{Activation, Clt, CltConfig, FeatureId, Format, ImportConfig, Tied};
+pub use crate::clt::{Activation, Calibration, Clt, CltConfig, FeatureId, Format, ImportConfig, Tied};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::eval::{evaluate, evaluate_with, EvalConfig, Report};
 pub use crate::graph::{Alignment, AttributeConfig, Graph, GraphDifference, MergedGraph, Node, NodeKind, PruneConfig, QkAttribution, QkConfig, Scores, Supernode, Target};
@@ -11,6 +11,6 @@ pub use crate::notebook::param::param;
 pub use crate::picture::Picture;
 pub use crate::replacement::{FeatureNode, LocalReplacement, Replacement};
 pub use crate::text::{Blocks, ChatConfig, Corpus, TextConfig, Tokenizer};
-pub use crate::train::{History, Loss, MemoryNeed, Moments, TrainConfig, Trainer};
+pub use crate::train::{History, Loss, MemoryNeed, Moments, Preset, TrainConfig, Trainer};
 pub use crate::{auto_device, progress};
 pub use candle_core::{DType, Device, IndexOp, Tensor, Var};

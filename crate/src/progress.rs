@@ -22,6 +22,9 @@ pub struct TrainSample {
     pub sparsity: f64,
     /// The pre-activation (dead-feature) term, with its coefficient.
     pub dead_term: f64,
+    /// The auxiliary loss (dead features on the error), with its coefficient.
+    #[serde(default)]
+    pub aux: f64,
     /// Active features per token and layer.
     pub l0: f64,
     /// Fraction of variance unexplained, mean over layers, on the training batch.

@@ -3,7 +3,7 @@
 use crate::support::scratch;
 use crate::training::{planted, shape};
 use cltlab::activations::Activations;
-use cltlab::clt::Activation;
+use cltlab::clt::{Activation, CltConfig, Tied};
 use cltlab::train::{Moments, TrainConfig, Trainer};
 use cltlab::ErrorKind;
 use std::path::Path;
@@ -24,16 +24,27 @@ fn bytes(folder: &Path, step: usize) -> Vec<u8> {
 #[test]
 fn twenty_steps_are_ten_and_ten() {
     let activations = activations();
-    for activation in [Activation::BatchTopK { k: 4 }, Activation::TopK { k: 4 }, Activation::Relu, Activation::JumpRelu { threshold: 0.1, bandwidth: 0.3 }] {
+    let (plain, target) = (Tied::No, Tied::PerTarget);
+    for (activation, tied, aux) in [
+        (Activation::BatchTopK { k: 4 }, plain, 0.0),
+        (Activation::TopK { k: 4 }, plain, 0.0),
+        (Activation::Relu, plain, 0.0),
+        (Activation::JumpRelu { threshold: 0.1, bandwidth: 0.3 }, plain, 0.0),
+        (Activation::GlobalTopK { k: 4 }, plain, 0.1),
+        (Activation::GlobalBatchTopK { k: 4 }, Tied::PerSource, 0.1),
+        (Activation::TopK { k: 2 }, target, 0.0),
+        (Activation::JumpRelu { threshold: 0.1, bandwidth: 0.3 }, target, 0.0),
+    ] {
+        let shape = CltConfig { tied, ..shape(activation.clone()) };
         let (whole, split) = (scratch("resume-whole"), scratch("resume-split"));
         let moments = if matches!(activation, Activation::TopK { .. }) { Moments::EightBit } else { Moments::F32 };
-        let config = TrainConfig { steps: 20, batch_tokens: 100, dead_window: 300, moments, ..TrainConfig::default() };
-        let mut one = Trainer::new(&activations, &shape(activation.clone()), &config).unwrap();
+        let config = TrainConfig { steps: 20, batch_tokens: 100, dead_window: 300, moments, aux, ..TrainConfig::default() };
+        let mut one = Trainer::new(&activations, &shape, &config).unwrap();
         one.run().unwrap();
         one.save(&whole).unwrap();
 
         let part = TrainConfig { checkpoint_every: 10, checkpoint_dir: Some(split.clone()), ..config.clone() };
-        let mut first = Trainer::new(&activations, &shape(activation.clone()), &part).unwrap();
+        let mut first = Trainer::new(&activations, &shape, &part).unwrap();
         first.run().unwrap();
         std::fs::remove_file(split.join("step-00000020.safetensors")).unwrap();
         drop(first);
@@ -41,7 +52,7 @@ fn twenty_steps_are_ten_and_ten() {
         assert_eq!(second.steps(), 10);
         let history = second.run().unwrap();
         second.save(&split).unwrap();
-        assert!(bytes(&whole, 20) == bytes(&split, 20), "{activation:?}: weights or moments differ");
+        assert!(bytes(&whole, 20) == bytes(&split, 20), "{activation:?} {tied:?}: weights or moments differ");
         for (a, b) in one.history().samples.iter().zip(&history.samples) {
             assert_eq!((a.step, a.tokens), (b.step, b.tokens));
             // JSON keeps all but the last bit of a sample.

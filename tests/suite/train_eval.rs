@@ -64,3 +64,25 @@ fn what_cannot_be_evaluated_is_refused_before_the_first_step() {
     let wide = EvalConfig { context: 1 << 20, ..EvalConfig::default() };
     assert_eq!(trainer().with_eval(&model, &train, &wide).unwrap_err().kind(), ErrorKind::BadConfig);
 }
+
+/// A ranking of all layers is measured on the model's own run; the replacement model needs thresholds.
+#[test]
+fn what_ranks_layers_is_evaluated_without_the_replacement_model() {
+    let Some((model, train, test)) = setting() else { return };
+    let activations = Activations::stream_with(&model, &train, &StreamConfig { context: 32, buffer_tokens: Some(500), ..StreamConfig::default() }).unwrap();
+    let shape = CltConfig { features: 64, activation: Activation::GlobalTopK { k: 4 }, ..CltConfig::for_model(&model) };
+    let config = TrainConfig { steps: 6, batch_tokens: 64, ..TrainConfig::default() };
+    let eval = EvalConfig { context: 32, tokens: 256, fidelity_tokens: 64, ..EvalConfig::default() };
+    let mut trainer = Trainer::new(&activations, &shape, &config).unwrap();
+    trainer.run().unwrap();
+    let clt = trainer.clt().unwrap();
+    let error = evaluate_with(&model, &clt, &test, &eval).unwrap_err();
+    assert!(error.kind() == ErrorKind::BadConfig && error.to_string().contains("EvalConfig::fidelity_tokens"), "{error}");
+    assert_eq!(trainer.with_eval(&model, &test, &eval).unwrap_err().kind(), ErrorKind::BadConfig);
+    let report = evaluate_with(&model, &clt, &test, &EvalConfig { fidelity_tokens: 0, ..eval.clone() }).unwrap();
+    assert!((report.l0() - 4.0).abs() < 1e-9, "{report}");
+    let jump = clt.calibrate(&activations, &Calibration { tokens: 400, ..Calibration::default() }).unwrap();
+    let other = evaluate_with(&model, &jump, &test, &eval).unwrap();
+    println!("ranked:\n{report}\ncalibrated:\n{other}");
+    assert!((other.l0() - 4.0).abs() < 1.0 && (other.fvu() - report.fvu()).abs() < 0.1 && other.kl.is_finite());
+}

@@ -3,7 +3,7 @@
 use crate::numbers::Numbers;
 use candle_core::{Device, Tensor};
 use cltlab::activations::Activations;
-use cltlab::clt::{Activation, Clt, CltConfig, SparseCode};
+use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights, SparseCode, Tied};
 use cltlab::train::{TrainConfig, Trainer};
 use cltlab::ErrorKind;
 
@@ -147,11 +147,20 @@ fn bad_configurations_name_the_field() {
         (TrainConfig { warmup: 1.5, ..good.clone() }, "warmup"),
         (TrainConfig { clip: Some(0.0), ..good.clone() }, "clip"),
         (TrainConfig { checkpoint_every: 1, ..good.clone() }, "checkpoint_dir"),
+        (TrainConfig { aux: -1.0, ..good.clone() }, "aux"),
+        (TrainConfig { aux: 0.1, aux_k: Some(0), ..good.clone() }, "aux_k"),
+        (TrainConfig { aux: 0.1, ..good.clone() }, "relu has no k"),
     ] {
         let error = Trainer::new(&activations, &shape(Activation::Relu), &config).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadConfig);
         assert!(error.to_string().contains(field), "{error}");
     }
+    let lent = TrainConfig { aux: 0.1, ..good.clone() };
+    let shared = CltConfig { tied: Tied::PerTarget, ..shape(Activation::TopK { k: 2 }) };
+    let error = Trainer::new(&activations, &shared, &lent).unwrap_err();
+    assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("per_target"), "{error}");
+    let alone = CltConfig { per_layer: true, ..shared };
+    assert!(Trainer::new(&activations, &alone, &good).unwrap_err().to_string().contains("CltConfig::tied"));
     let narrow = CltConfig { width: 31, ..shape(Activation::Relu) };
     assert_eq!(Trainer::new(&activations, &narrow, &good).unwrap_err().kind(), ErrorKind::Mismatch);
     let huge = CltConfig { features: 1 << 30, activation: Activation::Relu, ..shape(Activation::Relu) };
@@ -179,4 +188,33 @@ fn nan_stops_training_and_keeps_the_last_good_state() {
     let clt = trainer.clt().unwrap();
     let finite = clt.encoder(0).flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|w| w.is_finite());
     assert!(finite, "the weights are those before the step");
+}
+
+/// Most features begin too weak to be among the largest, and would get no gradient ever: the auxiliary
+/// loss brings them back.
+#[test]
+fn an_auxiliary_loss_revives_dead_features() {
+    let activations = activations(4096);
+    let (features, alive) = (128, 24);
+    let shape = CltConfig { features, ..shape(Activation::TopK { k: 3 }) };
+    let tensor = |seed: u64, dims: &[usize], scale: f32| {
+        let values: Vec<f32> = Numbers::new(seed).take(dims.iter().product()).iter().map(|v| v * scale).collect();
+        Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
+    };
+    let layer = |l: usize| {
+        let seed = l as u64;
+        let rows = Tensor::cat(&[tensor(seed, &[alive, WIDTH], 0.3), tensor(10 + seed, &[features - alive, WIDTH], 0.001)], 0).unwrap();
+        let zeros = |n: usize| Tensor::zeros(n, candle_core::DType::F32, &Device::Cpu).unwrap();
+        LayerWeights { encoder: rows, encoder_bias: zeros(features), threshold: None, decoder: tensor(20 + seed, &[features, L - l, WIDTH], 0.05), decoder_bias: zeros(WIDTH), skip: None }
+    };
+    let start = Clt::new(shape.clone(), (0..L).map(layer).collect()).unwrap();
+    let train = |aux: f64| {
+        let config = TrainConfig { steps: 600, batch_tokens: 256, lr: 3e-3, dead: 0.0, dead_window: 4_096, aux, ..TrainConfig::default() };
+        let mut trainer = Trainer::from_clt(&activations, &start, &shape, &config).unwrap();
+        let last = trainer.run().unwrap().last().unwrap().clone();
+        println!("α {aux}: {:.1} % dead, FVU {:.4}, auxiliary loss {:.4}", 100.0 * last.dead, last.fvu, last.aux);
+        last
+    };
+    let (without, with) = (train(0.0), train(1.0 / 32.0));
+    assert!(without.dead > 0.6 && with.dead < 0.8 * without.dead && with.fvu < 0.5 * without.fvu);
 }

@@ -1,12 +1,12 @@
-//! The variants of a CLT and of its training against candle's autograd in f64: PLTs, rows tied over
-//! targets, skip connections, FVU, Matryoshka groups; the gradient's norm by pairs of tokens; rows
+//! The variants of a CLT and of its training against candle's autograd in f64: PLTs, rankings over layers, rows tied over
+//! targets, skip connections, FVU, Matryoshka groups, the auxiliary loss; the gradient's norm by pairs of tokens; rows
 //! that rest, and moments in eight bits, against Adam as it is.
 
 use crate::numbers::Numbers;
 use crate::support::scratch;
 use candle_core::{DType, Device, Tensor, Var};
 use cltlab::activations::Activations;
-use cltlab::clt::{Activation, CltConfig, SparseCode, Tied};
+use cltlab::clt::{Activation, CltConfig, Tied};
 use cltlab::train::{Loss, Moments, TrainConfig, Trainer};
 use std::collections::BTreeMap;
 
@@ -35,47 +35,92 @@ fn arrays(trainer: &Trainer) -> Arrays {
     trainer.save(&place).unwrap();
     let file = std::fs::read_dir(&place).unwrap().next().unwrap().unwrap().path();
     let all = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
-    all.into_iter().filter(|(_, t)| t.dtype() == DType::F32).map(|(name, t)| (name, t.to_dtype(DType::F64).unwrap())).collect()
+    all.into_iter().filter(|(name, t)| t.dtype() == DType::F32 || name.ends_with(".idle")).map(|(name, t)| (name, t.to_dtype(DType::F64).unwrap())).collect()
 }
 
-/// The loss in candle; activations that TopK keeps are found by value and held.
-fn loss(vars: &BTreeMap<String, Var>, clt: &CltConfig, train: &TrainConfig, x: &[Tensor], y: &[Tensor]) -> candle_core::Result<Tensor> {
+/// What the activation keeps of the pre-activations, found by sorting all that it ranks together, and by
+/// how much the rest misses the least that is kept (which counts as a constant).
+fn kept(activation: &Activation, pre: &[Tensor]) -> candle_core::Result<Vec<(Tensor, Tensor)>> {
+    let rows = pre.iter().map(|h| h.to_vec2::<f64>()).collect::<candle_core::Result<Vec<_>>>()?;
+    let tokens = rows[0].len();
+    let cut = |layers: std::ops::Range<usize>, tokens: std::ops::Range<usize>, count: usize| {
+        let mut all: Vec<f64> = layers.flat_map(|l| rows[l][tokens.clone()].iter().flatten().copied().collect::<Vec<_>>()).collect();
+        all.sort_by(|a, b| b.total_cmp(a));
+        all[count - 1].max(f64::MIN_POSITIVE)
+    };
+    (0..L)
+        .map(|l| {
+            let of = |p: usize| match *activation {
+                Activation::TopK { k } => cut(l..l + 1, p..p + 1, k),
+                Activation::BatchTopK { k } => cut(l..l + 1, 0..tokens, k * tokens),
+                Activation::GlobalTopK { k } => cut(0..L, p..p + 1, k * L),
+                Activation::GlobalBatchTopK { k } => cut(0..L, 0..tokens, k * L * tokens),
+                _ => 0.0,
+            };
+            let cuts: Vec<f64> = (0..tokens).map(of).collect();
+            let keep: Vec<f64> = rows[l].iter().zip(&cuts).flat_map(|(row, &cut)| row.iter().map(move |&h| if h >= cut { 1.0 } else { 0.0 })).collect();
+            let keep = Tensor::from_vec(keep, (tokens, F), &Device::Cpu)?;
+            let gap = Tensor::from_vec(cuts, (tokens, 1), &Device::Cpu)?.broadcast_sub(&pre[l])?;
+            Ok(((&pre[l] * &keep)?, (gap * keep.affine(-1.0, 1.0)?)?))
+        })
+        .collect()
+}
+
+/// The `k` largest of each row that are above 0 and whose column is 1 in `columns`; which, is held.
+fn largest(h: &Tensor, columns: &Tensor, k: usize) -> candle_core::Result<Tensor> {
+    let masked = h.broadcast_mul(columns)?;
+    let keep: Vec<f64> = masked
+        .to_vec2::<f64>()?
+        .into_iter()
+        .flat_map(|row| {
+            let mut sorted = row.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let cut = sorted[k.min(F) - 1].max(f64::MIN_POSITIVE);
+            row.into_iter().map(move |h| if h >= cut { 1.0 } else { 0.0 })
+        })
+        .collect();
+    masked * Tensor::from_vec(keep, h.dims2()?, &Device::Cpu)?
+}
+
+/// The loss in candle; activations that TopK keeps are found by value and held. `idle` says which
+/// features are dead.
+fn loss(vars: &BTreeMap<String, Var>, idle: &[Tensor], clt: &CltConfig, train: &TrainConfig, x: &[Tensor], y: &[Tensor]) -> candle_core::Result<Tensor> {
     let tokens = x[0].dim(0)?;
     let var = |name: String, shape: &[usize]| vars[&name].reshape(shape);
-    let codes = (0..L)
-        .map(|l| {
-            let h = x[l].matmul(&var(format!("{l}.encoder"), &[F, D])?.t()?)?.broadcast_add(&var(format!("{l}.encoder_bias"), &[F])?)?;
-            let keep: Vec<f64> = h
-                .to_vec2::<f64>()?
-                .into_iter()
-                .flat_map(|row| {
-                    let mut sorted = row.clone();
-                    sorted.sort_by(|a, b| b.total_cmp(a));
-                    let cut = sorted[K - 1].max(f64::MIN_POSITIVE);
-                    row.into_iter().map(move |h| if h >= cut { 1.0 } else { 0.0 })
-                })
-                .collect();
-            h * Tensor::from_vec(keep, (tokens, F), &Device::Cpu)?
-        })
+    let pre = (0..L)
+        .map(|l| x[l].matmul(&var(format!("{l}.encoder"), &[F, D])?.t()?)?.broadcast_add(&var(format!("{l}.encoder_bias"), &[F])?))
         .collect::<candle_core::Result<Vec<_>>>()?;
+    let (codes, gaps): (Vec<_>, Vec<_>) = kept(&clt.activation, &pre)?.into_iter().unzip();
+    let dead = idle.iter().map(|idle| idle.ge(f64::from(train.dead_window))?.to_dtype(DType::F64)).collect::<candle_core::Result<Vec<_>>>()?;
+    let aux_k = train.aux_k_for(D);
+    let lent = pre.iter().zip(&dead).map(|(h, dead)| largest(h, dead, aux_k.max(1))).collect::<candle_core::Result<Vec<_>>>()?;
+    let count = dead.iter().map(|dead| dead.sum_all()?.to_scalar::<f64>()).sum::<candle_core::Result<f64>>()?;
+    let share = (count / (L * aux_k.max(1)) as f64).min(1.0);
     let ends: Vec<usize> = train.matryoshka.iter().copied().chain([F]).collect();
     let mut total = Tensor::zeros((), DType::F64, &Device::Cpu)?;
     for t in 0..L {
         for &end in &ends {
             let mut out = var(format!("{t}.decoder_bias"), &[D])?.broadcast_as((tokens, D))?;
+            let mut on_error = Tensor::zeros((tokens, D), DType::F64, &Device::Cpu)?;
             for (s, code) in codes[..=t].iter().enumerate() {
                 if clt.per_layer && s != t {
                     continue;
                 }
-                let slots = if clt.per_layer || clt.tied == Tied::PerSource { 1 } else { L - s };
+                let slots = if clt.per_layer || clt.tied != Tied::No { 1 } else { L - s };
                 let slot = if slots == 1 { 0 } else { t - s };
-                let w = var(format!("{s}.decoder"), &[F, slots, D])?.narrow(1, slot, 1)?.squeeze(1)?;
+                let of = if clt.tied == Tied::PerTarget { t } else { s };
+                let w = var(format!("{of}.decoder"), &[F, slots, D])?.narrow(1, slot, 1)?.squeeze(1)?;
                 out = (out + code.narrow(1, 0, end)?.matmul(&w.narrow(0, 0, end)?)?)?;
+                on_error = (on_error + lent[s].matmul(&w)?)?;
             }
             if clt.skip {
                 out = (out + x[t].matmul(&var(format!("{t}.skip"), &[D, D])?)?)?;
             }
+            let left = (&y[t] - &out)?.detach();
             let mut error = ((out - &y[t])?.sqr()?.sum_all()? / (tokens * ends.len()) as f64)?;
+            if train.aux > 0.0 && end == F {
+                error = (error + ((on_error - left)?.sqr()?.sum_all()? * (train.aux * share / tokens as f64))?)?;
+            }
             if train.loss == Loss::Fvu {
                 let variance = y[t].broadcast_sub(&y[t].mean_keepdim(0)?)?.sqr()?.sum_all()?.to_scalar::<f64>()? / tokens as f64;
                 error = (error / variance)?;
@@ -85,10 +130,18 @@ fn loss(vars: &BTreeMap<String, Var>, clt: &CltConfig, train: &TrainConfig, x: &
     }
     for (s, code) in codes.iter().enumerate() {
         let copies = if clt.tied == Tied::PerSource { (L - s) as f64 } else { 1.0 };
-        let w = &vars[&format!("{s}.decoder")];
-        let norms = (w.reshape((F, w.elem_count() / F))?.sqr()?.sum(1)? * copies)?.sqrt()?;
+        let square = |l: usize| {
+            let w = &vars[&format!("{l}.decoder")];
+            w.reshape((F, w.elem_count() / F))?.sqr()?.sum(1)
+        };
+        let norms = match clt.tied {
+            Tied::PerTarget => (s..L).map(square).reduce(|a, b| a? + b?).unwrap()?.sqrt()?,
+            _ => (square(s)? * copies)?.sqrt()?,
+        };
         let scaled = (code.broadcast_mul(&norms)? * train.tanh_scale)?;
         total = (total + (scaled.tanh()?.sum_all()? * (train.sparsity.unwrap_or(0.0) / tokens as f64))?)?;
+        let missing = gaps[s].broadcast_mul(&(&norms * &dead[s])?)?;
+        total = (total + (missing.sum_all()? * (train.dead / tokens as f64))?)?;
     }
     Ok(total)
 }
@@ -101,15 +154,30 @@ fn shape(change: impl Fn(&mut CltConfig)) -> CltConfig {
 
 fn variants() -> Vec<(&'static str, CltConfig, TrainConfig)> {
     let plain = TrainConfig { steps: 1, lazy: false, sparsity: Some(0.6), sparsity_ramp: 0.0, tanh_scale: 1.3, dead: 0.0, clip: None, ..TrainConfig::default() };
+    // One feature a token: many have rested for the one step before.
+    let lone = |activation: Activation| shape(|c| c.activation = activation.clone());
+    let aux = TrainConfig { aux: 0.3, dead: 0.02, dead_window: 1, ..plain.clone() };
     let nested = |loss| TrainConfig { matryoshka: vec![9, 40], loss, ..plain.clone() };
     vec![
         ("plain", shape(|_| ()), plain.clone()),
+        ("over layers", shape(|c| c.activation = Activation::GlobalTopK { k: K }), plain.clone()),
+        ("over layers and batch", shape(|c| c.activation = Activation::GlobalBatchTopK { k: K }), plain.clone()),
         ("plt", shape(|c| c.per_layer = true), plain.clone()),
         ("tied", shape(|c| c.tied = Tied::PerSource), plain.clone()),
+        ("tied per target", shape(|c| c.tied = Tied::PerTarget), plain.clone()),
+        ("tied per target, dead, lone", shape(|c| (c.tied, c.activation) = (Tied::PerTarget, Activation::TopK { k: 1 })), TrainConfig { dead: 0.02, dead_window: 1, lazy: true, ..plain.clone() }),
+        ("tied per target, relu", shape(|c| (c.tied, c.activation) = (Tied::PerTarget, Activation::Relu)), plain.clone()),
         ("skip", shape(|c| c.skip = true), plain.clone()),
         ("fvu", shape(|_| ()), TrainConfig { loss: Loss::Fvu, ..plain.clone() }),
         ("matryoshka", shape(|_| ()), nested(Loss::SquaredError)),
+        ("dead", lone(Activation::TopK { k: 1 }), TrainConfig { aux: 0.0, ..aux.clone() }),
+        ("aux", lone(Activation::TopK { k: 1 }), aux.clone()),
+        ("aux of a batch, four", lone(Activation::BatchTopK { k: 1 }), TrainConfig { aux_k: Some(4), ..aux.clone() }),
+        ("aux over layers", lone(Activation::GlobalTopK { k: 1 }), TrainConfig { aux_k: Some(200), dead: 0.0, ..aux.clone() }),
+        ("aux, tied, nested, fvu", shape(|c| (c.tied, c.skip, c.activation) = (Tied::PerSource, true, Activation::TopK { k: 1 })), TrainConfig { aux: 0.3, dead_window: 1, ..nested(Loss::Fvu) }),
+        ("aux, plt", shape(|c| (c.per_layer, c.activation) = (true, Activation::TopK { k: 1 })), aux.clone()),
         ("all of it, tied", shape(|c| (c.tied, c.skip) = (Tied::PerSource, true)), nested(Loss::Fvu)),
+        ("all of it, tied per target", shape(|c| (c.tied, c.skip) = (Tied::PerTarget, true)), nested(Loss::Fvu)),
         ("all of it, plt", shape(|c| (c.per_layer, c.skip) = (true, true)), nested(Loss::Fvu)),
     ]
 }
@@ -131,8 +199,16 @@ fn gradients_and_their_norm_equal_autograd() {
             let after = arrays(&trainer);
             let vars: BTreeMap<String, Var> =
                 before.iter().filter_map(|(name, t)| name.strip_suffix(".w").map(|name| (name.to_string(), Var::from_tensor(t).unwrap()))).collect();
-            let total = loss(&vars, &clt, &config, &x, &y).unwrap();
+            let idle: Vec<Tensor> = (0..L).map(|l| before[&format!("{l}.idle")].clone()).collect();
+            let total = loss(&vars, &idle, &clt, &config, &x, &y).unwrap();
             let gradients = total.backward().unwrap();
+            let terms = |s: &cltlab::progress::TrainSample| s.aux + s.dead_term;
+            if train.aux > 0.0 {
+                let lone = TrainConfig { aux: 0.0, dead: 0.0, ..config.clone() };
+                let expected = (&total - loss(&vars, &idle, &clt, &lone, &x, &y).unwrap()).unwrap().to_scalar::<f64>().unwrap();
+                let found = terms(trainer.history().last().unwrap());
+                assert!(expected > 0.0 && (found / expected - 1.0).abs() < 1e-5, "{name}, {tokens} tokens: {found} against {expected}");
+            }
             let square: f64 = vars.values().map(|var| gradients.get(var).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()).sum();
             let last = trainer.history().last().unwrap().clone();
             assert!((last.grad_norm / square.sqrt() - 1.0).abs() < 1e-5, "{name}, {tokens} tokens, {clip:?}: norm {} against {}", last.grad_norm, square.sqrt());
@@ -142,7 +218,9 @@ fn gradients_and_their_norm_equal_autograd() {
                 let key = format!("{part}.m");
                 let found = ((&after[&key] - (&before[&key] * 0.9).unwrap()).unwrap() * (10.0 / clipped)).unwrap();
                 let expected = gradients.get(var).unwrap().flatten_all().unwrap();
-                let size = expected.abs().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
+                // Targets are centred: a bias's gradient is what is left of a sum that cancels.
+                let least = if part.contains("decoder_bias") { 0.005 * square.sqrt() } else { 0.0 };
+                let size = expected.abs().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap().max(least);
                 let error = (found - expected).unwrap().abs().unwrap().max(0).unwrap().to_scalar::<f64>().unwrap();
                 worst = worst.max(error / size);
             }
@@ -155,7 +233,8 @@ fn gradients_and_their_norm_equal_autograd() {
 /// The folded CLT reconstructs what the one in training does: an FVU of its own, measured by loops.
 #[test]
 fn folded_variants_reconstruct_as_in_training() {
-    for (name, clt, train) in variants() {
+    // What ranks a batch has thresholds afterwards, and is another function.
+    for (name, clt, train) in variants().into_iter().filter(|(_, clt, _)| !matches!(clt.activation, Activation::BatchTopK { .. } | Activation::GlobalBatchTopK { .. })) {
         let (inputs, targets) = (raw(60, 1), raw(60, 50));
         let activations = Activations::from_memory(inputs.clone(), targets.clone(), D).unwrap();
         let config = TrainConfig { steps: 30, batch_tokens: 60, lr: 5e-3, decay: 0.0, warmup: 0.0, ..train };
@@ -167,7 +246,7 @@ fn folded_variants_reconstruct_as_in_training() {
         let fvu = trainer.run_steps(1).unwrap().last().unwrap().fvu;
         let tensor = |values: &[f32]| Tensor::from_slice(values, (60, D), &Device::Cpu).unwrap();
         let x: Vec<Tensor> = inputs.iter().map(|v| tensor(v)).collect();
-        let code = SparseCode { layers: (0..L).map(|l| folded.encode_layer(l, &x[l]).unwrap()).collect() };
+        let code = folded.encode_inputs(&x).unwrap();
         let out = folded.decode_with(&code, &x).unwrap();
         let mut mean = 0.0;
         for (out, y) in out.iter().zip(&targets) {

@@ -36,6 +36,24 @@ pub enum Activation {
         /// Active features per token and layer, on average.
         k: usize,
     },
+    /// The `k · L` largest positive `h` of each token over all layers together, so that a token spends
+    /// its features where they are needed. crosslayer-coding's `topk` with `topk_mode` global, whose k
+    /// counts all layers and which ranks by z-score; ours ranks by `h` itself and counts as OpenMOSS'
+    /// `layertopk`. A layer alone cannot be encoded: [`Clt::calibrate`](crate::Clt::calibrate) makes a
+    /// JumpReLU of it for the replacement model.
+    #[serde(rename = "global_top_k")]
+    GlobalTopK {
+        /// Active features per token and layer, on average over the layers.
+        k: usize,
+    },
+    /// The `k · L · tokens` largest positive `h` of a batch over all layers together: crosslayer-transcoder's
+    /// `BatchTopK`, and crosslayer-coding's but for its z-scores. A training activation:
+    /// [`Trainer::clt`](crate::train::Trainer::clt) turns it into a JumpReLU with one threshold for all.
+    #[serde(rename = "global_batch_top_k")]
+    GlobalBatchTopK {
+        /// Active features per token and layer, on average over both.
+        k: usize,
+    },
 }
 
 impl Activation {
@@ -54,21 +72,65 @@ impl Activation {
                 bad("Activation::JumpRelu::bandwidth", bandwidth.to_string(), "a number above 0".into())
             }
             Activation::JumpRelu { .. } => Ok(()),
-            Activation::TopK { k } | Activation::BatchTopK { k } if k == 0 || k > features => {
-                bad("Activation::k", k.to_string(), format!("1 to {features}, the features per layer"))
+            Activation::TopK { k } | Activation::BatchTopK { k } | Activation::GlobalTopK { k } | Activation::GlobalBatchTopK { k } => {
+                if k == 0 || k > features {
+                    return bad("Activation::k", k.to_string(), format!("1 to {features}, the features per layer"));
+                }
+                Ok(())
             }
-            Activation::TopK { .. } | Activation::BatchTopK { .. } => Ok(()),
         }
     }
 
-    /// The name used in reports: `relu`, `jump_relu`, `top_k 32`, `batch_top_k 32`.
+    /// Whether the number of active features is fixed by a k instead of a threshold.
+    pub fn is_ranked(&self) -> bool {
+        !matches!(self, Activation::Relu | Activation::JumpRelu { .. })
+    }
+
+    /// Whether a whole batch is ranked, so that it is for training only.
+    pub(crate) fn ranks_batch(&self) -> bool {
+        matches!(self, Activation::BatchTopK { .. } | Activation::GlobalBatchTopK { .. })
+    }
+
+    /// Whether all layers are ranked together.
+    pub(crate) fn ranks_layers(&self) -> bool {
+        matches!(self, Activation::GlobalTopK { .. } | Activation::GlobalBatchTopK { .. })
+    }
+
+    /// The name used in reports: `relu`, `jump_relu`, `top_k 32`, `batch_top_k 32`, `global_top_k 32`, ...
     pub fn label(&self) -> String {
         match self {
             Activation::Relu => "relu".into(),
             Activation::JumpRelu { .. } => "jump_relu".into(),
             Activation::TopK { k } => format!("top_k {k}"),
             Activation::BatchTopK { k } => format!("batch_top_k {k}"),
+            Activation::GlobalTopK { k } => format!("global_top_k {k}"),
+            Activation::GlobalBatchTopK { k } => format!("global_batch_top_k {k}"),
         }
+    }
+}
+
+/// The `n`-th largest of some values, and how many of its equals are among the largest `n`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CutOff {
+    pub value: f32,
+    ties: usize,
+}
+
+impl CutOff {
+    /// Of at least `n` values, which it reorders; `n` above 0.
+    pub fn of(values: &mut [f32], n: usize) -> Self {
+        let (above, &mut value, _) = values.select_nth_unstable_by(n - 1, |a, b| b.total_cmp(a));
+        CutOff { value, ties: n - above.iter().filter(|&&other| other > value).count() }
+    }
+
+    /// Keeps every value above 0.
+    pub const NONE: CutOff = CutOff { value: 0.0, ties: 0 };
+
+    /// Whether `value` stays; to be asked once for each, in the order in which equals are preferred.
+    pub fn keeps(&mut self, value: f32) -> bool {
+        let tie = value == self.value && self.ties > 0;
+        self.ties -= usize::from(tie);
+        tie || value > self.value
     }
 }
 

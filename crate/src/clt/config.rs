@@ -15,9 +15,23 @@ pub enum Tied {
     /// A feature writes the same to all its targets: L·F·d decoder weights instead of some L/2 times
     /// as many. *Per source* in crosslayer-coding and clt-training.
     PerSource,
+    /// All layers share one matrix for each target, so that a feature number has one direction there
+    /// whichever layer it fired in: `ŷ_t = b_t + W_tᵀ Σ_{s ≤ t} a_s`, as many decoder weights as above.
+    /// *Per target* in crosslayer-coding; clt-training's tied CLTs (`coalesce_topk=concat` without
+    /// `topk_coalesced`). Both can scale and shift each feature at each target, which ours does not.
+    PerTarget,
 }
 
 impl Tied {
+    /// Its name in files: `no`, `per_source`, `per_target`.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Tied::No => "no",
+            Tied::PerSource => "per_source",
+            Tied::PerTarget => "per_target",
+        }
+    }
+
     fn is_no(&self) -> bool {
         *self == Tied::No
     }
@@ -112,14 +126,14 @@ impl CltConfig {
             return Err(Error::expected(ErrorKind::BadConfig, "CltConfig::features", self.features, "at most 2^31"));
         }
         if self.per_layer && self.tied != Tied::No {
-            return Err(Error::expected(ErrorKind::BadConfig, "CltConfig::tied", "per_source", "no, because a PLT's features have one target only"));
+            return Err(Error::expected(ErrorKind::BadConfig, "CltConfig::tied", self.tied.label(), "no, because a PLT's features have one target only"));
         }
         self.activation.validate(self.features)
     }
 
     /// Weights in a decoder row of `layer` while it is trained.
     pub(crate) fn columns(&self, layer: usize) -> usize {
-        if self.tied == Tied::PerSource { self.width } else { self.slots(layer) * self.width }
+        if self.tied != Tied::No { self.width } else { self.slots(layer) * self.width }
     }
 
     /// How many targets one trained decoder row of `layer` stands for.

@@ -60,19 +60,36 @@ impl Clt {
     /// `x` `[T, d]` → T rows.
     ///
     /// # Errors
-    /// As [`Clt::pre_activations`]; `NotFinite` when `x` holds NaN or infinity.
+    /// As [`Clt::pre_activations`]; `NotFinite` when `x` holds NaN or infinity; `Unsupported` for an
+    /// activation that ranks all layers together: see [`Clt::encode_inputs`] and [`Clt::calibrate`].
     pub fn encode_layer(&self, layer: usize, x: &Tensor) -> Result<LayerCode> {
+        if self.config().activation.ranks_layers() {
+            return Err(Error::expected(ErrorKind::Unsupported, "Clt::encode_layer: activation", self.config().activation.label(), "one that looks at a layer alone")
+                .help("a model that runs layer by layer needs thresholds: clt.calibrate(&activations, &Calibration::default())?"));
+        }
+        self.candidates(layer, x)
+    }
+
+    /// The entries of one layer that its activation may keep; where it looks at one layer alone, its code.
+    fn candidates(&self, layer: usize, x: &Tensor) -> Result<LayerCode> {
         self.check_layer(layer)?;
-        let tokens = x.dims().first().copied().unwrap_or(0);
-        check("input of the encoder", x, &[tokens, self.config().width])?;
         let thresholds = self.threshold(layer).map(Tensor::to_vec1::<f32>).transpose()?;
         let rule = match (&self.config().activation, &thresholds) {
             (Activation::TopK { k }, _) => Rule::Top(*k),
+            (Activation::GlobalTopK { k }, _) => Rule::Top((k * self.layers()).min(self.features())),
             (_, Some(thresholds)) => Rule::AboveEach(thresholds),
             (_, None) => Rule::Above(0.0),
         };
-        let rows = (BLOCK / self.features()).max(1);
         let mut parts = Vec::new();
+        self.each_block(layer, x, |h| parts.push(keep(rule, h, self.features())))?;
+        Ok(LayerCode::concat(&parts))
+    }
+
+    /// `work` on the pre-activations of one layer, block by block of tokens.
+    pub(crate) fn each_block(&self, layer: usize, x: &Tensor, mut work: impl FnMut(&[f32])) -> Result<()> {
+        let tokens = x.dims().first().copied().unwrap_or(0);
+        check("input of the encoder", x, &[tokens, self.config().width])?;
+        let rows = (BLOCK / self.features()).max(1);
         for start in (0..tokens).step_by(rows) {
             let block = x.narrow(0, start, rows.min(tokens - start))?;
             let h = self.pre_activations(layer, &block)?.flatten_all()?.to_vec1::<f32>()?;
@@ -80,9 +97,30 @@ impl Clt {
             if h.iter().step_by(self.features()).any(|v| !v.is_finite()) {
                 return Err(Error::new(ErrorKind::NotFinite, format!("input of the encoder of layer {layer}: NaN or infinity")));
             }
-            parts.push(keep(rule, &h, self.features()));
+            work(&h);
         }
-        Ok(LayerCode::concat(&parts))
+        Ok(())
+    }
+
+    /// The sparse code of all layers from what their encoders read.
+    ///
+    /// # Shapes
+    /// L tensors `[T, d]` → L codes of T rows.
+    ///
+    /// # Errors
+    /// `BadInput` for another number of layers or rows that differ; as [`Clt::encode_layer`].
+    pub fn encode_inputs(&self, inputs: &[Tensor]) -> Result<SparseCode> {
+        if inputs.len() != self.layers() {
+            return Err(Error::expected(ErrorKind::BadInput, "Clt::encode_inputs: inputs", inputs.len(), self.layers()));
+        }
+        let mut code = SparseCode { layers: inputs.iter().enumerate().map(|(l, x)| self.candidates(l, x)).collect::<Result<_>>()? };
+        if let Some((l, odd)) = code.layers.iter().enumerate().find(|(_, layer)| layer.tokens != code.tokens()) {
+            return Err(Error::expected(ErrorKind::BadInput, format_args!("Clt::encode_inputs: rows of layer {l}"), odd.tokens, code.tokens()));
+        }
+        if let Activation::GlobalTopK { k } = self.config().activation {
+            code.keep_top(k * self.layers());
+        }
+        Ok(code)
     }
 
     /// The sparse code of a run, all layers. Position 0 is encoded like the others.
@@ -94,7 +132,6 @@ impl Clt {
             return Err(Error::expected(ErrorKind::Mismatch, "Clt::encode: layers of the run", run.layers.len(), self.layers())
                 .help("use the CLT with the model it was trained on"));
         }
-        let layers = run.layers.iter().enumerate().map(|(l, layer)| self.encode_layer(l, self.input(layer)?)).collect::<Result<_>>()?;
-        Ok(SparseCode { layers })
+        self.encode_inputs(&run.layers.iter().map(|layer| Ok(self.input(layer)?.clone())).collect::<Result<Vec<_>>>()?)
     }
 }

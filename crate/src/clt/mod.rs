@@ -16,6 +16,7 @@
 //! Encoding costs 2·T·F·d multiply-adds a layer (dense); decoding only the active features' rows.
 
 pub mod activation;
+mod calibrate;
 pub mod config;
 mod decode;
 mod decoder;
@@ -28,6 +29,7 @@ pub mod sparse;
 pub(crate) use decode::values;
 pub(crate) use decoder::Decoder;
 pub use activation::Activation;
+pub use calibrate::{Calibration, Scope};
 pub use crate::activations::InputSite;
 pub use config::{CltConfig, Tied};
 pub use io::{Format, ImportConfig};
@@ -90,6 +92,7 @@ struct Inner {
 }
 
 /// [`LayerWeights`] whose encoder and decoder may lie in their files.
+#[derive(Clone)]
 pub(crate) struct Layer {
     pub encoder: Decoder,
     pub encoder_bias: Tensor,
@@ -103,7 +106,7 @@ impl Clt {
     /// Puts a CLT together from its tensors, which must be f32 and lie on one device.
     ///
     /// # Errors
-    /// `BadConfig` for an impossible configuration or BatchTopK (a training activation),
+    /// `BadConfig` for an impossible configuration or one that ranks batches (for training only),
     /// `BadTensor` naming the first tensor whose shape or type differs.
     pub fn new(config: CltConfig, layers: Vec<LayerWeights>) -> Result<Self> {
         config.validate()?;
@@ -125,8 +128,8 @@ impl Clt {
     /// As [`Clt::new`], with encoders and decoders that were checked.
     pub(crate) fn from_layers(config: CltConfig, layers: Vec<Layer>) -> Result<Self> {
         config.validate()?;
-        if matches!(config.activation, Activation::BatchTopK { .. }) {
-            return Err(Error::expected(ErrorKind::BadConfig, "Clt::new: CltConfig::activation", "batch_top_k", "relu, jump_relu or top_k")
+        if config.activation.ranks_batch() {
+            return Err(Error::expected(ErrorKind::BadConfig, "Clt::new: CltConfig::activation", config.activation.label(), "relu, jump_relu, top_k or global_top_k")
                 .help("BatchTopK needs a batch; Trainer::clt turns it into JumpReLU thresholds"));
         }
         if layers.len() != config.layers {
@@ -162,6 +165,14 @@ impl Clt {
         }
         let device = layers[0].encoder_bias.device().clone();
         Ok(Clt(Arc::new(Inner { config, layers, device })))
+    }
+
+    /// The same weights as `config` says, with one threshold a layer.
+    pub(crate) fn with_thresholds(&self, config: CltConfig, thresholds: impl Iterator<Item = f32>) -> Result<Self> {
+        let layers = self.0.layers.iter().zip(thresholds).map(|(layer, value)| {
+            Ok(Layer { threshold: Some(Tensor::full(value, self.features(), self.device())?), ..layer.clone() })
+        });
+        Clt::from_layers(config, layers.collect::<Result<_>>()?)
     }
 
     /// Shape, activation and model.

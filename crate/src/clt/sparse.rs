@@ -4,6 +4,7 @@
 //! [`SparseCode`] has one for each layer. Between encoder and decoder of a CLT; attribution takes
 //! its nodes from it. Cost: 8 bytes an active entry, 4 a token.
 
+use crate::clt::activation::CutOff;
 use crate::clt::FeatureId;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -153,6 +154,30 @@ impl SparseCode {
     /// Mean number of active features per token and layer.
     pub fn l0(&self) -> f64 {
         self.active() as f64 / (self.tokens() * self.layers.len()).max(1) as f64
+    }
+
+    /// Keeps the `n` largest activations of each token over all layers; of equal ones the lower layer's
+    /// and feature's. All codes must have as many tokens.
+    pub(crate) fn keep_top(&mut self, n: usize) {
+        let mut values = Vec::new();
+        let cut = |p: usize| {
+            values.clear();
+            self.layers.iter().for_each(|layer| values.extend_from_slice(layer.token(p).1));
+            if values.len() < n { CutOff::NONE } else { CutOff::of(&mut values, n) }
+        };
+        let mut cuts: Vec<CutOff> = (0..self.tokens()).map(cut).collect();
+        for layer in &mut self.layers {
+            let mut kept = LayerCode::empty(0);
+            for (p, cut) in cuts.iter_mut().enumerate() {
+                let (features, values) = layer.token(p);
+                for (&feature, &value) in features.iter().zip(values).filter(|(_, &value)| cut.keeps(value)) {
+                    kept.features.push(feature);
+                    kept.values.push(value);
+                }
+                kept.close_token();
+            }
+            *layer = kept;
+        }
     }
 
     /// Sets every activation at position `p` to 0 (the special first token in attribution).

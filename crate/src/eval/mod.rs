@@ -11,7 +11,7 @@ mod reconstruction;
 mod training;
 
 use crate::activations::Outliers;
-use crate::clt::Clt;
+use crate::clt::{Activation, Clt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::model::Model;
@@ -52,6 +52,19 @@ impl EvalConfig {
             return Err(Error::expected(ErrorKind::BadConfig, "EvalConfig::tokens", 0, "at least 1"));
         }
         Outliers::validate(self.max_norm, "EvalConfig::max_norm")
+    }
+
+    /// Checks that a CLT with `activation` can be evaluated so: the replacement model computes layer
+    /// after layer, and a ranking of all layers cannot be made there.
+    ///
+    /// # Errors
+    /// `BadConfig` naming the field.
+    pub fn fits(&self, activation: &Activation) -> Result<()> {
+        if self.fidelity_tokens == 0 || !matches!(activation, Activation::GlobalTopK { .. }) {
+            return Ok(());
+        }
+        Err(Error::expected(ErrorKind::BadConfig, "EvalConfig::fidelity_tokens", self.fidelity_tokens, format_args!("0, because {} ranks layers that the replacement model has not reached", activation.label()))
+            .help("or evaluate what Clt::calibrate makes of it"))
     }
 }
 
@@ -149,6 +162,7 @@ pub fn evaluate(model: &Model, clt: &Clt, corpus: &Corpus) -> Result<Report> {
 /// nothing to report yet.
 pub fn evaluate_with(model: &Model, clt: &Clt, corpus: &Corpus, config: &EvalConfig) -> Result<Report> {
     config.validate(model.context())?;
+    config.fits(&clt.config().activation)?;
     let replacement = Replacement::new(model, clt)?;
     let wanted = config.tokens.max(config.fidelity_tokens);
     let blocks = corpus.blocks(model.tokenizer()?, model.special_token(), config.context, Some(wanted))?;

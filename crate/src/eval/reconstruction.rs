@@ -43,18 +43,33 @@ pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, config: &EvalC
         let mut found: Vec<[Vec<f32>; 2]> = Vec::with_capacity(model.layers());
         let tokens = Tensor::from_vec(ids, (group.len(), blocks.context()), model.device())?;
         let mut codes: Vec<LayerCode> = Vec::with_capacity(model.layers());
-        model.visit_mlp(&tokens, &mut |layer, site| {
-            let input = replacement.read(site)?.index_select(&kept, 0)?;
-            codes.push(clt.encode_layer(layer, &input)?);
-            let output = site.mlp_out.index_select(&kept, 0)?;
-            let error = (&output - clt.decode_target_with(&codes, layer, &input)?)?;
+        let mut take = |codes: &[LayerCode], layer: usize, input: &Tensor, output: Tensor| -> Result<()> {
+            let error = (&output - clt.decode_target_with(codes, layer, input)?)?;
             let host = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1::<f32>()?) };
             let output = host(&output)?;
-            outliers.see(&host(&input)?, model.width());
+            outliers.see(&host(input)?, model.width());
             outliers.see(&output, model.width());
             found.push([output, host(&error)?]);
             Ok(())
+        };
+        // Where all layers are ranked together, nothing is known before the last one.
+        let (together, mut sites) = (clt.config().activation.ranks_layers(), Vec::new());
+        model.visit_mlp(&tokens, &mut |layer, site| {
+            let input = replacement.read(site)?.index_select(&kept, 0)?;
+            let output = site.mlp_out.index_select(&kept, 0)?;
+            if together {
+                sites.push((input, output));
+                return Ok(());
+            }
+            codes.push(clt.encode_layer(layer, &input)?);
+            take(&codes, layer, &input, output)
         })?;
+        if together {
+            codes = clt.encode_inputs(&sites.iter().map(|(input, _)| input.clone()).collect::<Vec<_>>())?.layers;
+            for (layer, (input, output)) in sites.into_iter().enumerate() {
+                take(&codes[..=layer], layer, &input, output)?;
+            }
+        }
         let stay: Vec<usize> = (0..kept.dim(0)?).filter(|&at| outliers.stays(at)).collect();
         for ((sums, code), [output, error]) in sums.iter_mut().zip(&codes).zip(&found) {
             stay.iter().for_each(|&at| sums.add(code, output, error, at));

@@ -30,6 +30,7 @@ impl Trainer {
     /// ```
     pub fn with_eval(mut self, model: &Model, corpus: &Corpus, config: &EvalConfig) -> Result<Self> {
         config.validate(model.context())?;
+        config.fits(&self.clt_config().activation)?;
         let own = self.activations().model_fingerprint();
         if !own.is_empty() && own != model.fingerprint() {
             return Err(Error::expected(ErrorKind::Mismatch, "Trainer::with_eval: model", model.fingerprint(), format_args!("{own}, which the activations come from")));

@@ -6,6 +6,7 @@
 //! place, and so does the rounding of compact moments from the step, so there is no generator to save.
 
 use super::checkpoints::{self, name_of};
+use super::target::Reached;
 use super::{check, History, Moments, TrainConfig, Trainer};
 use crate::activations::{Activations, Affine, Course, LayerScale, Position, Reader, Scale};
 use crate::clt::live::{Cut, LiveClt};
@@ -30,6 +31,8 @@ struct State {
     target: usize,
     tokens: u64,
     pace: f64,
+    #[serde(default)]
+    reached: Option<Reached>,
     position: Position,
     cuts: Vec<Cut>,
     densities: Vec<f32>,
@@ -56,6 +59,7 @@ impl Trainer {
             target: self.target,
             tokens: self.tokens,
             pace: self.pace,
+            reached: self.reached,
             position: self.reader.position(),
             cuts: layers.iter().map(|layer| layer.cut).collect(),
             densities: layers.iter().map(|layer| layer.density).collect(),
@@ -157,6 +161,7 @@ impl Trainer {
         let reader = Reader::new(activations, state.position)?;
         let mut trainer = Trainer::assemble(live, state.train, activations, reader, Scale { layers });
         (trainer.history, trainer.tokens, trainer.target, trainer.pace) = (history, state.tokens, state.target, state.pace);
+        trainer.reached = state.reached;
         Ok(trainer)
     }
 
@@ -169,7 +174,7 @@ impl Trainer {
     pub fn with_config(mut self, config: &TrainConfig) -> Result<Self> {
         config.validate()?;
         same_course(&self.config, config)?;
-        if config.steps != self.config.steps {
+        if config.steps != self.config.steps && self.reached.is_none() {
             self.target = config.steps;
         }
         self.config = config.clone();

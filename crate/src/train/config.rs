@@ -38,12 +38,22 @@ pub struct TrainConfig {
     pub sparsity: Option<f64>,
     /// Share of the steps over which λ rises linearly from 0. Default 0.7.
     pub sparsity_ramp: f64,
+    /// L0 (active features per token and layer) at which sparsity is enough. Once the mean of the last 20
+    /// steps has come down to it, λ is steered to keep it there, and the run ends `decay` of `steps` later,
+    /// the rate falling before this end (at once when `decay` is 0, as CLT-Forge's `optimal_l0` does). Not
+    /// for activations with a k. Default `None`.
+    pub target_l0: Option<f64>,
     /// c in `tanh(c ‖W_dec‖ a)`. Default 1.
     pub tanh_scale: f64,
     /// Coefficient of the dead features' term. Default 1e-5.
     pub dead: f64,
     /// Tokens without firing after which a feature counts as dead. Default 65,536.
     pub dead_window: u32,
+    /// α of the auxiliary loss (aux-k): dead features reconstruct what the living leave over. Gao et al. 2024
+    /// take 1/32; sparsify's default is 0, which turns it off. For activations with a k. Default 0.
+    pub aux: f64,
+    /// Dead features of each token and layer that take part in it, at most. Default `None`: d / 2, as both do.
+    pub aux_k: Option<usize>,
     /// Seed of the first weights. Default 0.
     pub seed: u64,
     /// Steps between checkpoints; 0 for none. Default 0.
@@ -124,9 +134,12 @@ impl Default for TrainConfig {
             clip: Some(1.0),
             sparsity: None,
             sparsity_ramp: 0.7,
+            target_l0: None,
             tanh_scale: 1.0,
             dead: 1e-5,
             dead_window: 65_536,
+            aux: 0.0,
+            aux_k: None,
             seed: 0,
             checkpoint_every: 0,
             checkpoint_dir: None,
@@ -155,12 +168,12 @@ impl TrainConfig {
                 return bad(field, "0".into(), "at least 1");
             }
         }
-        for (field, value) in [("lr", self.lr), ("eps", self.eps), ("tanh_scale", self.tanh_scale), ("clip", self.clip.unwrap_or(1.0))] {
+        for (field, value) in [("lr", self.lr), ("eps", self.eps), ("tanh_scale", self.tanh_scale), ("target_l0", self.target_l0.unwrap_or(1.0)), ("clip", self.clip.unwrap_or(1.0))] {
             if !(value > 0.0 && value.is_finite()) {
                 return bad(field, value.to_string(), "a number above 0");
             }
         }
-        for (field, value) in [("sparsity", self.sparsity.unwrap_or(0.0)), ("dead", self.dead), ("weight_decay", self.weight_decay)] {
+        for (field, value) in [("sparsity", self.sparsity.unwrap_or(0.0)), ("dead", self.dead), ("aux", self.aux), ("weight_decay", self.weight_decay)] {
             if !(value >= 0.0 && value.is_finite()) {
                 return bad(field, value.to_string(), "0 or a number above");
             }
@@ -175,6 +188,9 @@ impl TrainConfig {
                 return bad(field, value.to_string(), "0 or more, below 1");
             }
         }
+        if self.aux_k == Some(0) {
+            return bad("aux_k", "0".into(), "at least 1");
+        }
         if self.matryoshka.first() == Some(&0) || self.matryoshka.windows(2).any(|pair| pair[0] >= pair[1]) {
             return bad("matryoshka", format!("{:?}", self.matryoshka), "numbers above 0 that rise");
         }
@@ -188,6 +204,11 @@ impl TrainConfig {
     pub fn sparsity_for(&self, activation: &Activation) -> f64 {
         let usual = if matches!(activation, Activation::Relu | Activation::JumpRelu { .. }) { 2.0 } else { 0.0 };
         self.sparsity.unwrap_or(usual)
+    }
+
+    /// Dead features of a token and layer in the auxiliary loss, at most, for a model `width` wide; 0 without it.
+    pub fn aux_k_for(&self, width: usize) -> usize {
+        if self.aux > 0.0 { self.aux_k.unwrap_or(width / 2).max(1) } else { 0 }
     }
 
     /// The learning rate of step `step` (counted from 1) when `total` steps are aimed at.

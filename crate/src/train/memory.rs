@@ -38,7 +38,7 @@ impl MemoryNeed {
         let eight = config.moments == Moments::EightBit;
         MemoryNeed {
             weights: LiveClt::weight_bytes(clt, eight),
-            step: LiveClt::step_bytes(clt, config.batch_tokens, config.matryoshka.len() + 1),
+            step: LiveClt::step_bytes(clt, config.batch_tokens, config.matryoshka.len() + 1, config.aux_k_for(clt.width)),
             buffer: 0,
         }
     }

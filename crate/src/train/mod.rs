@@ -12,15 +12,18 @@ mod held_out;
 mod history;
 mod memory;
 mod metrics;
+mod preset;
 mod start;
+mod target;
 
 pub use config::{Loss, Moments, TrainConfig};
 pub use history::History;
 pub use memory::MemoryNeed;
+pub use preset::Preset;
 
 use crate::activations::{Activations, Batch, Position, Reader, Scale};
 use crate::clt::live::{LiveClt, Scratch, StepOptions, StepReport};
-use crate::clt::{Clt, CltConfig};
+use crate::clt::{Clt, CltConfig, Tied};
 use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{emit, stop_requested, Event, TrainSample};
@@ -54,6 +57,8 @@ pub struct Trainer {
     tokens: u64,
     /// Steps that `run` aims at.
     target: usize,
+    /// Once the L0 aimed at was reached.
+    reached: Option<target::Reached>,
     /// Smoothed seconds a step.
     pace: f64,
     phases: [f64; 4],
@@ -91,6 +96,7 @@ impl Trainer {
             history: History::default(),
             tokens: 0,
             target,
+            reached: None,
             pace: 0.0,
             phases: [0.0; 4],
             metrics: None,
@@ -123,8 +129,9 @@ impl Trainer {
         }
         self.history.stopped = false;
         self.can_examine()?;
-        let end = self.target.min(self.steps().saturating_add(most));
-        while self.steps() < end {
+        let end = self.steps().saturating_add(most);
+        // The target moves when an L0 is reached.
+        while self.steps() < end.min(self.target) {
             if stop_requested() {
                 self.history.stopped = true;
                 break;
@@ -172,13 +179,16 @@ impl Trainer {
             eps: config.eps,
             weight_decay: config.weight_decay,
             clip: config.clip,
-            lazy: config.lazy && config.weight_decay == 0.0,
+            // Rows that layers share are used by one or the other.
+            lazy: config.lazy && config.weight_decay == 0.0 && self.live.config.tied != Tied::PerTarget,
             fvu: config.loss == Loss::Fvu,
             groups: config.matryoshka.iter().copied().chain([self.live.config.features]).collect(),
-            sparsity: config.sparsity_for(&self.live.config.activation) * config.ramp_at(step),
+            sparsity: config.sparsity_for(&self.live.config.activation) * self.share_at(step),
             tanh_scale: config.tanh_scale,
             dead: config.dead,
             dead_window: config.dead_window,
+            aux: config.aux,
+            aux_k: config.aux_k_for(self.live.config.width),
         };
         let report = self.live.step(&self.batch, &mut self.scratch, &options).map_err(|error| {
             error.context(format_args!("training step {step}")).help("the weights are those before this step; lower TrainConfig::lr or look at the data")
@@ -189,6 +199,7 @@ impl Trainer {
         self.pace = if self.pace == 0.0 { seconds } else { 0.95 * self.pace + 0.05 * seconds };
         let sample = self.sample(step, &options, &report);
         self.history.samples.push(sample.clone());
+        self.look_at_l0();
         Ok(sample)
     }
 
@@ -202,6 +213,7 @@ impl Trainer {
             reconstruction: report.layers.iter().map(|(error, _)| error).sum(),
             sparsity: report.sparsity,
             dead_term: report.dead_term,
+            aux: report.aux,
             l0: report.l0.iter().sum::<f64>() / layers,
             fvu: report.layers.iter().map(fvu).sum::<f64>() / layers,
             dead: report.dead as f64 / (layers * self.live.config.features as f64),
@@ -227,6 +239,11 @@ impl Trainer {
         &self.config
     }
 
+    /// What is trained.
+    pub fn clt_config(&self) -> &CltConfig {
+        &self.live.config
+    }
+
     /// The course so far.
     pub fn history(&self) -> &History {
         &self.history
@@ -239,8 +256,9 @@ impl Trainer {
 
     /// The CLT as it is now, in the model's own units: normalisation is folded into the weights,
     /// and its reconstruction equals the one in training to 1e-5 relative. BatchTopK becomes a
-    /// JumpReLU whose threshold, one a layer, is the running mean over batches of the least value
-    /// kept. The trainer keeps its state and can go on.
+    /// JumpReLU whose threshold, one a layer (one for all when they are ranked together), is the running
+    /// mean over batches of the least value kept; [`Clt::calibrate`] sets it again where L0 should be
+    /// met exactly. The trainer keeps its state and can go on.
     ///
     /// # Errors
     /// `OutOfMemory` when the copy of the weights does not fit.
@@ -272,6 +290,14 @@ fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Re
             return Err(Error::expected(ErrorKind::Mismatch, "CltConfig::model_fingerprint", &clt.model_fingerprint, activations.model_fingerprint())
                 .help("the activations come from another model"));
         }
+    }
+    target::check(clt, config)?;
+    if config.aux > 0.0 && !clt.activation.is_ranked() {
+        return Err(Error::expected(ErrorKind::BadConfig, "TrainConfig::aux", config.aux, format_args!("0, because {} has no k", clt.activation.label()))
+            .help("the dead features of ReLU and JumpReLU are revived by TrainConfig::dead"));
+    }
+    if config.aux > 0.0 && clt.tied == Tied::PerTarget {
+        return Err(Error::expected(ErrorKind::Unsupported, "TrainConfig::aux", config.aux, "0, because CltConfig::tied is per_target"));
     }
     if let Some(&last) = config.matryoshka.last().filter(|&&last| last >= clt.features) {
         return Err(Error::expected(ErrorKind::BadConfig, "TrainConfig::matryoshka", last, format_args!("less than {}, the features per layer", clt.features)));

@@ -48,7 +48,7 @@ impl Trainer {
             }
         }
         if shape.tied != Tied::No {
-            return Err(Error::expected(ErrorKind::Unsupported, "Trainer::from_clt: CltConfig::tied", "per_source", "no").help("a CLT that is there has rows of its own for each target"));
+            return Err(Error::expected(ErrorKind::Unsupported, "Trainer::from_clt: CltConfig::tied", shape.tied.label(), "no").help("a CLT that is there has rows of its own for each target"));
         }
         let reader = Reader::new(activations, Position::default())?;
         let scale = scale(&reader, activations, config)?;

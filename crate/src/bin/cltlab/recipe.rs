@@ -1,6 +1,6 @@
 //! A training as one TOML file: tables whose keys are the fields of the library's configurations.
 //!
-//! Unknown tables and keys are refused with the nearest known one. Relative paths are relative to the
+//! `preset = "..."` before the first table names the values that the others override. Unknown tables and keys are refused with the nearest known one. Relative paths are relative to the
 //! file; in `--set`, to the current folder. The word `"none"` empties an optional field.
 //!
 //! ```toml
@@ -83,6 +83,8 @@ pub struct OutputTable {
 pub struct Recipe {
     path: PathBuf,
     tables: toml::Table,
+    /// Whose values stand where the file says none.
+    pub preset: Option<Preset>,
     pub model: ModelTable,
     pub text: TextTable,
     pub activations: ActivationsTable,
@@ -95,6 +97,7 @@ pub struct Recipe {
     pub init: Option<String>,
 }
 
+/// Besides `preset`.
 const TABLES: [&str; 9] = ["model", "text", "activations", "store", "stream", "clt", "train", "eval", "output"];
 
 /// Keys that are paths.
@@ -125,9 +128,11 @@ impl Recipe {
         for text in overrides {
             set(&mut tables, text)?;
         }
+        let preset = tables.get("preset").map(|value| preset(value, path)).transpose()?;
+        tables.remove("preset");
         for (name, table) in &tables {
             if !TABLES.contains(&name.as_str()) {
-                return Err(unknown(path, "table", &format!("[{name}]"), name, &TABLES));
+                return Err(unknown(path, "table", &format!("[{name}]"), name, &[&TABLES[..], &["preset"]].concat()));
             }
             if !table.is_table() {
                 return Err(Error::expected(ErrorKind::BadConfig, format_args!("{}: {name}", path.display()), table.type_str(), "a table"));
@@ -135,6 +140,7 @@ impl Recipe {
         }
         let mut recipe = Recipe {
             path: path.to_path_buf(),
+            preset,
             init: None,
             model: Default::default(),
             text: Default::default(),
@@ -150,9 +156,9 @@ impl Recipe {
         recipe.text = recipe.table("text", &TextTable::default())?;
         recipe.activations = recipe.table("activations", &ActivationsTable::default())?;
         recipe.output = recipe.table("output", &OutputTable::default())?;
-        recipe.stream = recipe.table("stream", &StreamConfig::default())?;
+        recipe.stream = recipe.table("stream", &preset.map_or_else(StreamConfig::default, Preset::stream))?;
         recipe.store = recipe.table("store", &StoreConfig::default())?;
-        recipe.train = recipe.table("train", &TrainConfig::default())?;
+        recipe.train = recipe.table("train", &preset.map_or_else(TrainConfig::default, Preset::train))?;
         recipe.eval = recipe.table("eval", &EvalConfig::default())?;
         let init = recipe.tables.get_mut("clt").and_then(|table| table.as_table_mut()?.remove("init"));
         recipe.init = init.map(|value| value.as_str().map(str::to_string).ok_or_else(|| recipe.bad("[clt] init", value.type_str(), "the folder of a CLT"))).transpose()?;
@@ -170,6 +176,9 @@ impl Recipe {
     /// The file with the overrides, as TOML.
     pub fn text(&self) -> Result<String> {
         let mut tables = self.tables.clone();
+        if let Some(preset) = self.preset {
+            tables.insert("preset".into(), preset.name().into());
+        }
         if let (Some(init), Some(table)) = (&self.init, tables.get_mut("clt").and_then(toml::Value::as_table_mut)) {
             table.insert("init".into(), init.clone().into());
         }
@@ -232,10 +241,19 @@ fn with(base: &Value, key: &str, value: &Value) -> Value {
     Value::Object(map)
 }
 
+fn preset(value: &toml::Value, path: &Path) -> Result<Preset> {
+    let name = value.as_str().ok_or_else(|| Error::expected(ErrorKind::BadConfig, format_args!("{}: preset", path.display()), value.type_str(), "a name"))?;
+    Preset::named(name).map_err(|error| error.context(path.display()))
+}
+
 /// Applies one `table.key=value`.
 fn set(tables: &mut toml::Table, text: &str) -> Result<()> {
     let bad = || Error::expected(ErrorKind::BadInput, "--set", format_args!("'{text}'"), "table.key=value, for instance train.steps=100");
     let (place, value) = text.split_once('=').ok_or_else(bad)?;
+    if place.trim() == "preset" {
+        tables.insert("preset".into(), value.trim().into());
+        return Ok(());
+    }
     let (name, key) = place.trim().split_once('.').ok_or_else(bad)?;
     // What is no TOML value is a string: --set output.folder=runs/a needs no quotes.
     let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok().and_then(|mut table| table.remove("value"));

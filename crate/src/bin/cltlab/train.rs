@@ -9,7 +9,7 @@ use std::time::Instant;
 
 #[derive(Args)]
 pub struct TrainArgs {
-    /// TOML file with tables [model] [text] [activations] [store] [stream] [clt] [train] [eval] [output]
+    /// TOML file with an optional preset = "anthropic" (or clt_forge_gpt2, eleuther_topk, openclt), whose values the other keys override, and tables [model] [text] [activations] [store] [stream] [clt] [train] [eval] [output]
     config: PathBuf,
     /// Override one key; repeatable
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
@@ -114,10 +114,13 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     if let (Some(model), Some(text), true) = (&source.model, &source.held_out, config.eval_every > 0) {
         trainer = trainer.with_eval(model, text, &recipe.eval)?;
     }
+    if source.held_out.is_some() && source.model.is_some() {
+        recipe.eval.fits(&trainer.clt_config().activation)?;
+    }
     cltlab::files::create_folder(&folder.0)?;
     cltlab::files::sweep(&folder.0);
     cltlab::files::write_atomic(folder.0.join("config.toml"), recipe.text()?.as_bytes())?;
-    let trained = if trainer.steps() < config.steps { trainer.run().map(|_| ()) } else { Ok(()) };
+    let trained = if !trainer.is_done() { trainer.run().map(|_| ()) } else { Ok(()) };
     // Not finite: what was reached before that step is kept.
     if trained.as_ref().is_err_and(|error| error.kind() != ErrorKind::NotFinite) {
         return trained;
@@ -137,10 +140,15 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         Some(Err(error)) if error.kind() == ErrorKind::Interrupted => None,
         other => other.transpose()?,
     };
-    let stopped = trainer.steps() < config.steps;
+    let stopped = !trainer.is_done();
     let report = RunReport { stopped, steps: trainer.steps(), seconds: begin.elapsed().as_secs_f64(), last: trainer.history().last().cloned(), evaluation };
     cltlab::files::write_json(folder.0.join("report.json"), &report)?;
     println!("{clt}\n{}", trainer.history());
+    match (config.target_l0, trainer.reached_l0()) {
+        (Some(l0), Some(step)) => println!("L0 {l0} reached at step {step}"),
+        (Some(l0), None) => println!("L0 {l0} not reached"),
+        _ => {}
+    }
     if let Some(evaluation) = &report.evaluation {
         println!("{evaluation}");
     }
@@ -177,6 +185,8 @@ impl Source {
             (None, Some(model)) => CltConfig::for_model(model),
             (None, None) => CltConfig { layers: activations.layers(), width: activations.width(), features: 2 * activations.width(), ..CltConfig::default() },
         };
+        // A CLT that is there has a shape.
+        let base = recipe.preset.filter(|_| init.is_none()).map_or(base.clone(), |preset| preset.shape(&base));
         let fingerprint = if base.model_fingerprint.is_empty() { activations.model_fingerprint().to_string() } else { base.model_fingerprint.clone() };
         let base = CltConfig { input: if recipe.activations.file.is_some() { base.input } else { activations.input() }, model_fingerprint: fingerprint, ..base };
         let shape = recipe.clt(&base)?;

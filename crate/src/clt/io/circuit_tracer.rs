@@ -98,8 +98,9 @@ pub(super) fn is_here(source: &Source) -> Result<bool> {
 /// Writes what circuit-tracer itself reads; [`Clt::save`] keeps more.
 pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     let config = clt.config();
-    if matches!(config.activation, Activation::TopK { .. }) && !config.per_layer {
-        return Err(no_place("circuit-tracer", "activation", config.activation.label(), "relu or jump_relu, which are what it has for CLTs").help("Clt::save keeps it for use here"));
+    if config.activation.is_ranked() && !(config.per_layer && matches!(config.activation, Activation::TopK { .. })) {
+        return Err(no_place("circuit-tracer", "activation", config.activation.label(), "relu or jump_relu, which are what it has for CLTs")
+            .help("Clt::save keeps it for use here; Clt::calibrate makes a JumpReLU of it"));
     }
     if config.skip && !config.per_layer {
         return Err(no_place("circuit-tracer", "skip", "skip connections", "none, for it does not read a CLT's").help("Clt::save keeps them for use here"));

@@ -159,7 +159,7 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
             tensors.push(("nonlinearity.bandwidth".to_string(), Tensor::new(bandwidth as f32, &Device::Cpu)?));
             class("jumprelu.JumpReLU", serde_json::json!({ "theta": threshold, "bandwidth": bandwidth, "n_layers": l, "d_features": f }))
         }
-        Activation::BatchTopK { .. } => return Err(no_place(NAME, "activation", c.activation.label(), "relu, jump_relu or top_k")),
+        Activation::BatchTopK { .. } | Activation::GlobalTopK { .. } | Activation::GlobalBatchTopK { .. } => return Err(no_place(NAME, "activation", c.activation.label(), "relu, jump_relu or top_k")),
     };
     write_owned(&folder.join(WEIGHTS), &tensors)?;
     let mut model = class("clt.CrossLayerTranscoder", serde_json::json!({

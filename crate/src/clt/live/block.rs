@@ -83,7 +83,7 @@ impl Work<'_> {
                     sums
                 } else {
                     let base = code.lists.offsets[block.range.start] as usize;
-                    let range = code.lists.range(f);
+                    let range = code.own(f, options);
                     let slopes = &mut block.entries[range.start - base..range.end - base];
                     let sums = kernels::tanh_terms(&code.lists.values[range], scale as f32, slopes);
                     slopes.iter_mut().for_each(|slope| *slope *= gain);
@@ -186,6 +186,15 @@ impl Work<'_> {
                 }
             }
         }
+        if context.options.aux > 0.0 {
+            // The dead term knows nothing of an auxiliary loss's entries.
+            let base = code.lists.offsets[start] as usize;
+            for (i, common) in common.iter().enumerate().filter(|(_, &common)| common != 0.0) {
+                let lent = code.own(start + i, context.options).end..code.lists.range(start + i).end;
+                entries[lent.start - base..lent.end - base].iter_mut().for_each(|g| *g += common);
+                bias[i] += common * lent.len() as f32;
+            }
+        }
         bias.iter_mut().zip(common).for_each(|(bias, common)| *bias += *common * context.tokens as f32);
     }
 
@@ -225,7 +234,7 @@ fn dead_feature(context: &Context<'_>, block: &mut FeatureBlock, i: usize, norm:
     let mut gap: f64 = (0..context.tokens).map(theta).sum();
     gap -= row.iter().zip(code.input_sum).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum::<f64>();
     gap -= tokens * f64::from(bias);
-    for (p, a) in code.active(f) {
+    for (p, a) in code.active(f).take_while(|&(p, _)| p < context.tokens) {
         gap += f64::from(a) - theta(p);
     }
     let weight = context.options.dead / tokens;

@@ -54,7 +54,7 @@ impl LiveClt {
             })
             .collect::<Result<_>>()?;
         let mut config = CltConfig { tied: Tied::No, ..self.config.clone() };
-        if matches!(config.activation, Activation::BatchTopK { .. }) {
+        if config.activation.ranks_batch() {
             let mean = self.layers.iter().map(|layer| f64::from(layer.cut.mean())).sum::<f64>() / count as f64;
             config.activation = Activation::JumpRelu { threshold: mean.max(f64::MIN_POSITIVE), bandwidth: mean.max(f64::MIN_POSITIVE) };
         }
@@ -65,7 +65,10 @@ impl LiveClt {
     fn expanded(&self, l: usize, layer: &LiveLayer, scales: &[LayerScale]) -> Vec<f32> {
         let (d, slots) = (self.config.width, self.config.slots(l));
         let mut decoder = self.settled(layer);
-        if layer.decoder.row < slots * d {
+        if self.config.tied == Tied::PerTarget {
+            let targets: Vec<&[f32]> = self.layers[l..].iter().map(|layer| layer.decoder.w.as_slice()).collect();
+            decoder = (0..self.config.features).flat_map(|f| targets.iter().map(move |w| &w[f * d..(f + 1) * d])).flatten().copied().collect();
+        } else if layer.decoder.row < slots * d {
             decoder = decoder.chunks_exact(d).flat_map(|row| std::iter::repeat_n(row, slots)).flatten().copied().collect();
         }
         for feature in decoder.chunks_exact_mut(slots * d) {
@@ -79,7 +82,7 @@ impl LiveClt {
     fn thresholds(&self, layer: &LiveLayer) -> Option<Vec<f32>> {
         match (&self.config.activation, &layer.log_threshold) {
             (_, Some(log)) => Some(log.w.iter().map(|t| t.exp()).collect()),
-            (Activation::BatchTopK { .. }, None) => Some(vec![layer.cut.mean(); self.config.features]),
+            (activation, None) if activation.ranks_batch() => Some(vec![layer.cut.mean(); self.config.features]),
             _ => None,
         }
     }

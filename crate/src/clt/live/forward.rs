@@ -1,5 +1,6 @@
 //! Forward: pre-activations, sparse codes, reconstructions, residuals.
 
+use super::cuts::{cut_batch, cut_tokens};
 use super::entries::sort_entries;
 #[cfg(target_arch = "x86_64")]
 use super::near;
@@ -25,22 +26,44 @@ impl LiveClt {
         let (d, f, tokens) = (self.config.width, self.config.features, batch.tokens);
         let activation = &self.config.activation;
         let mut layers = std::mem::take(&mut scratch.layers);
+        let most = match *activation {
+            Activation::TopK { k } => k,
+            Activation::GlobalTopK { k } => (k * layers.len()).min(f),
+            _ => 0,
+        };
+        let pre_activations = |work: &mut LayerScratch, layer: &LiveLayer, x: &[f32], guess: f32| encode_layer(activation, layer, work, x, (tokens, d, f), (most, guess), scratch);
+        let found = |work: &LayerScratch| work.parts.iter().map(|part| part.values.len()).sum::<usize>();
         layers.par_iter_mut().zip(&self.layers).zip(&batch.inputs).for_each(|((work, layer), x)| {
-            work.dense = layer.density > DENSE && starts_dense(activation);
+            work.dense = layer.density > DENSE && starts_dense(activation) && !self.shares_targets();
             column_sums(x, d, &mut work.input_sum);
             let guess = 0.7 * layer.cut.last;
-            encode_layer(activation, layer, work, x, (tokens, d, f), guess, scratch);
+            pre_activations(work, layer, x, guess);
             if let Activation::BatchTopK { k } = *activation {
-                let wanted = k * tokens;
-                let found: usize = work.parts.iter().map(|part| part.values.len()).sum();
-                if found < wanted && guess > 0.0 {
-                    encode_layer(activation, layer, work, x, (tokens, d, f), 0.0, scratch);
+                if found(work) < k * tokens && guess > 0.0 {
+                    pre_activations(work, layer, x, 0.0);
                 }
-                let cut = cut_batch(work, wanted);
+                let cut = cut_batch(std::slice::from_mut(work), k * tokens);
                 work.cuts.fill(cut);
             }
-            sort_entries(activation, layer, work, tokens, f);
+            if !activation.ranks_layers() {
+                sort_entries(activation, layer, work, tokens, f);
+            }
         });
+        if activation.ranks_layers() {
+            match *activation {
+                Activation::GlobalBatchTopK { k } => {
+                    let wanted = k * tokens * layers.len();
+                    if layers.iter().map(found).sum::<usize>() < wanted {
+                        layers.par_iter_mut().zip(&self.layers).zip(&batch.inputs).for_each(|((work, layer), x)| pre_activations(work, layer, x, 0.0));
+                    }
+                    let cut = cut_batch(&mut layers, wanted);
+                    layers.iter_mut().for_each(|work| work.cuts.fill(cut));
+                }
+                Activation::GlobalTopK { k } => cut_tokens(&mut layers, k * self.layers.len()),
+                _ => {}
+            }
+            layers.par_iter_mut().zip(&self.layers).for_each(|(work, layer)| sort_entries(activation, layer, work, tokens, f));
+        }
         scratch.layers = layers;
         match scratch.layers.iter().position(|work| work.input_sum.iter().any(|sum| !sum.is_finite())) {
             Some(layer) => Err(Error::new(ErrorKind::NotFinite, format!("input of layer {layer}: NaN or infinity in the batch"))),
@@ -54,12 +77,14 @@ impl LiveClt {
         let (d, tokens, layers, stride) = (self.config.width, batch.tokens, self.config.layers, stride(&self.config));
         let tied = self.config.tied == Tied::PerSource;
         let Scratch { layers: works, slabs, sums, .. } = scratch;
+        // What lies behind is for the auxiliary loss.
+        let main = tokens * stride;
         let mut start = 0;
         for (group, &end) in options.groups.iter().enumerate() {
             let (before, slab) = slabs.split_at_mut(group);
-            let slab = &mut slab[0];
+            let slab = &mut slab[0][..main];
             match before.last() {
-                Some(before) => slab.copy_from_slice(before),
+                Some(before) => slab.copy_from_slice(&before[..main]),
                 None if tied => slab.fill(0.0),
                 None => self.constants(batch, slab),
             }
@@ -74,26 +99,31 @@ impl LiveClt {
         }
         let mut totals = vec![Residual::default(); layers];
         sums.fill(0.0);
-        for slab in slabs.iter_mut() {
+        let scales: Vec<f32> = (0..layers)
+            .map(|target| {
+                let whole = 2.0 / (tokens * options.groups.len()) as f64;
+                let variance = variances.get(target).map_or(1.0, |&variance: &f64| if variance > 0.0 { variance / tokens as f64 } else { 1.0 });
+                (whole / variance) as f32
+            })
+            .collect();
+        for slab in slabs.iter_mut().map(|slab| &mut slab[..main]) {
             if tied {
                 slab.par_chunks_exact_mut(stride).zip(constants.par_chunks_exact(stride)).for_each(|(row, constants)| {
                     (d..layers * d).for_each(|i| row[i] += row[i - d]);
                     row.iter_mut().zip(constants).for_each(|(value, constant)| *value += constant);
                 });
             }
-            let scale = |target: usize| {
-                let whole = 2.0 / (tokens * options.groups.len()) as f64;
-                let variance = variances.get(target).map_or(1.0, |&variance: &f64| if variance > 0.0 { variance / tokens as f64 } else { 1.0 });
-                (whole / variance) as f32
-            };
-            totals = residuals(slab, stride, &batch.targets, d, scale, sums);
+            totals = residuals(slab, stride, &batch.targets, d, |target| scales[target], sums);
         }
         for group in (1..slabs.len()).rev() {
             let (before, after) = slabs.split_at_mut(group);
-            before[group - 1].par_iter_mut().zip(after[0].par_iter()).for_each(|(sum, value)| *sum += value);
+            before[group - 1][..main].par_iter_mut().zip(after[0][..main].par_iter()).for_each(|(sum, value)| *sum += value);
+        }
+        if options.aux > 0.0 {
+            report.aux = self.decode_dead(works, slabs, options, &scales, tied);
         }
         if self.config.skip {
-            skip_gradients(works, &slabs[0], stride, batch, d);
+            skip_gradients(works, &slabs[0][..main], stride, batch, d);
         }
         if tied {
             // A row that stands for all targets gets the sum of their gradients.
@@ -128,6 +158,9 @@ impl LiveClt {
     /// most, token by token, whole rows streaming by.
     fn decode_group(&self, works: &[LayerScratch], features: Range<u32>, slab: &mut [f32]) {
         const CACHE: usize = 384 << 10;
+        if self.shares_targets() {
+            return self.decode_shared(works, features, slab);
+        }
         let (d, f, layers) = (self.config.width, self.config.features, self.config.layers);
         let stride = stride(&self.config);
         let tokens = slab.len() / stride;
@@ -229,15 +262,15 @@ fn encode_layer(
     work: &mut LayerScratch,
     x: &[f32],
     (tokens, d, f): (usize, usize, usize),
-    guess: f32,
+    (most, guess): (usize, f32),
     scratch: &Scratch,
 ) {
     let near = near_thresholds(activation, layer);
     let rule = match *activation {
         Activation::Relu => Rule::Above(0.0),
         Activation::JumpRelu { .. } => Rule::AboveEach(&near),
-        Activation::TopK { k } => Rule::Top(k),
-        Activation::BatchTopK { .. } => Rule::Above(guess),
+        Activation::TopK { .. } | Activation::GlobalTopK { .. } => Rule::Top(most),
+        Activation::BatchTopK { .. } | Activation::GlobalBatchTopK { .. } => Rule::Above(guess),
     };
     let jumps = layer.log_threshold.is_some();
     if work.dense {
@@ -270,7 +303,7 @@ fn encode_layer(
         let Block { h, packed, .. } = &mut *held;
         h.resize(size * f, 0.0);
         product(block, rows, &mut h[..rows * f], packed);
-        let Part { features, values, ends, select } = part;
+        let Part { features, values, ends, select, .. } = part;
         features.clear();
         values.clear();
         ends.clear();
@@ -287,37 +320,6 @@ fn near_thresholds(activation: &Activation, layer: &LiveLayer) -> Vec<f32> {
         (Activation::JumpRelu { bandwidth, .. }, Some(log)) => log.w.iter().map(|t| t.exp() - 0.5 * *bandwidth as f32).collect(),
         _ => Vec::new(),
     }
-}
-
-/// BatchTopK: drops all but the `wanted` largest entries; returns the least that stays.
-fn cut_batch(work: &mut LayerScratch, wanted: usize) -> f32 {
-    let LayerScratch { parts, candidates, .. } = work;
-    candidates.clear();
-    parts.iter().for_each(|part| candidates.extend_from_slice(&part.values));
-    if candidates.len() <= wanted {
-        return candidates.iter().copied().reduce(f32::min).unwrap_or(0.0);
-    }
-    let (above, &mut cut, _) = candidates.select_nth_unstable_by(wanted - 1, |a, b| b.total_cmp(a));
-    let mut ties = wanted - above.iter().filter(|&&value| value > cut).count();
-    for part in parts {
-        let (mut to, mut from) = (0, 0);
-        for end in &mut part.ends {
-            while from < *end as usize {
-                let value = part.values[from];
-                if value > cut || (value == cut && ties > 0) {
-                    ties -= usize::from(value == cut);
-                    part.features[to] = part.features[from];
-                    part.values[to] = value;
-                    to += 1;
-                }
-                from += 1;
-            }
-            *end = to as u32;
-        }
-        part.features.truncate(to);
-        part.values.truncate(to);
-    }
-    cut
 }
 
 fn column_sums(x: &[f32], d: usize, sums: &mut [f32]) {

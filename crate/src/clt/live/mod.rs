@@ -14,9 +14,12 @@
 //! `Σ_l ‖ŷ_l − y_l‖² + λ Σ tanh(c ‖W_dec,f‖ a_f) + λ_P Σ_{f dead} ReLU(θ_f − h_f) ‖W_dec,f‖`,
 //! ‖W_dec,f‖ over the concatenation of all targets, with its gradient. θ is what a feature had to
 //! exceed: 0, its threshold, or the least value kept (a constant then). Variants: the first term
-//! over each target's variance (FVU), or its mean over nested groups of features (Matryoshka).
+//! over each target's variance (FVU), or its mean over nested groups of features (Matryoshka); a term
+//! that asks dead features for what is left over ([`aux`]).
 
+mod aux;
 mod block;
+mod cuts;
 mod entries;
 mod fold;
 mod forward;
@@ -25,11 +28,12 @@ mod lazy;
 mod near;
 mod norm;
 mod param;
+mod per_target;
 mod scratch;
 mod update;
 
 use crate::activations::Batch;
-use crate::clt::{Activation, CltConfig};
+use crate::clt::{Activation, CltConfig, Tied};
 use crate::error::Result;
 use lazy::Pending;
 use param::Param;
@@ -47,7 +51,7 @@ pub(crate) struct LiveLayer {
     pub encoder_bias: Param,
     /// `[F]`, JumpReLU only, logarithms.
     pub log_threshold: Option<Param>,
-    /// `[F, L - l, d]`; in a PLT, or tied over targets, `[F, d]`.
+    /// `[F, L - l, d]`; in a PLT, or tied, `[F, d]` (per target: that of target l).
     pub decoder: Param,
     /// `[d]`.
     pub decoder_bias: Param,
@@ -127,6 +131,9 @@ pub(crate) struct StepOptions {
     pub dead: f64,
     /// Tokens without firing after which a feature is dead.
     pub dead_window: u32,
+    /// α of the auxiliary loss, and how many dead features of a token and layer it takes.
+    pub aux: f64,
+    pub aux_k: usize,
 }
 
 /// What one step says; losses per token.
@@ -136,6 +143,7 @@ pub(crate) struct StepReport {
     pub layers: Vec<(f64, f64)>,
     pub sparsity: f64,
     pub dead_term: f64,
+    pub aux: f64,
     /// Active entries per token of each layer.
     pub l0: Vec<f64>,
     pub dead: usize,
@@ -151,19 +159,29 @@ impl LiveClt {
         config.trained_parameters().saturating_mul(if eight { 49 } else { 96 }) / 8
     }
 
-    /// Bytes of the batch and of the scratch for batches of `tokens` with `groups` groups.
-    pub fn step_bytes(config: &CltConfig, tokens: usize, groups: usize) -> u64 {
+    /// Bytes of the batch and of the scratch for batches of `tokens` with `groups` groups and `aux_k` dead
+    /// features of a token and layer in an auxiliary loss.
+    pub fn step_bytes(config: &CltConfig, tokens: usize, groups: usize, aux_k: usize) -> u64 {
         let (l, d, f) = (config.layers as u64, config.width as u64, config.features as u64);
         let (tokens, groups) = (tokens as u64, groups as u64);
         // A layer's values of one token: dense, or kept entries, which stand in candidates, parts, code,
         // lists and gradients (60 bytes by measurement).
         let code = match config.activation {
-            Activation::TopK { k } | Activation::BatchTopK { k } => 60 * k as u64,
+            Activation::TopK { k } | Activation::BatchTopK { k } | Activation::GlobalBatchTopK { k } => 60 * k as u64,
+            // A token's may all lie in one layer: that many are candidates.
+            Activation::GlobalTopK { k } => 60 * k as u64 + 16 * (k as u64 * l).min(f),
+            // Never dense.
+            _ if config.tied == Tied::PerTarget => 60 * f,
             Activation::Relu => 4 * 2 * f,
             Activation::JumpRelu { .. } => 4 * 3 * f,
         };
         let slabs = 4 * groups * scratch::stride(config) as u64;
-        tokens.saturating_mul((l * (8 * d + code + 64)).saturating_add(slabs))
+        // As many rows again in slabs and inputs, the dead features' entries, and their encoders.
+        let (lent, rows) = match aux_k as u64 {
+            0 => (0, 0),
+            k => (slabs + l * (8 * d + 60 * k.min(f)), 4 * l * f * d),
+        };
+        tokens.saturating_mul((l * (8 * d + code + 64)).saturating_add(slabs).saturating_add(lent)).saturating_add(rows)
     }
 
     /// Random weights. Encoder rows have norm 1, so that pre-activations of normalised inputs have
@@ -203,9 +221,12 @@ impl LiveClt {
     /// `NotFinite` naming the layer.
     pub fn step(&mut self, batch: &Batch, scratch: &mut Scratch, options: &StepOptions) -> Result<StepReport> {
         let mut report = StepReport::default();
-        scratch.fit(self, &options.groups, batch.tokens);
+        scratch.fit(self, options, batch.tokens);
         let start = std::time::Instant::now();
         self.encode(batch, scratch)?;
+        if options.aux > 0.0 {
+            self.encode_dead(batch, scratch, options);
+        }
         let encoded = start.elapsed().as_secs_f64();
         self.settle(scratch, options);
         self.decode(batch, scratch, options, &mut report)?;

@@ -69,7 +69,7 @@ pub(super) fn keep(rule: Rule<'_>, layer: &LiveLayer, work: &mut LayerScratch, x
     by_token(chunks, tokens, offsets, features, values);
     let size = token_block(d);
     parts.par_iter_mut().enumerate().for_each(|(block, part)| {
-        let Part { features: kept, values: kept_values, ends, select } = part;
+        let Part { features: kept, values: kept_values, ends, select, .. } = part;
         kept.clear();
         kept_values.clear();
         ends.clear();

@@ -103,7 +103,8 @@ impl Work<'_> {
         let (range, group) = (block.range.clone(), group(code));
         let mut squares = vec![0f32; range.len()];
         let sides = [(Side::Decoder, &*decoder.w, decoder.row, context.slab, context.stride, context.offset), (Side::Encoder, &*encoder.w, encoder.row, context.input, encoder.row, 0)];
-        for (side, weights, row, values, stride, offset) in sides {
+        // Where targets share their rows, none is the feature's own.
+        for (side, weights, row, values, stride, offset) in sides.into_iter().filter(|side| side.2 > 0) {
             for (at, width) in tiles(context.tokens, row) {
                 for begin in range.clone().step_by(group) {
                     let i = begin - range.start;

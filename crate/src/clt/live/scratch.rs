@@ -2,8 +2,11 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::near;
+use super::aux::Aux;
 use super::param::zeros;
-use super::LiveClt;
+use super::per_target::TargetBlock;
+use super::{LiveClt, StepOptions};
+use crate::clt::activation::CutOff;
 use crate::clt::sparse::{FeatureLists, LayerCode};
 use crate::clt::CltConfig;
 use crate::model::fast;
@@ -26,10 +29,14 @@ pub(crate) fn stride(config: &CltConfig) -> usize {
 pub(crate) struct Scratch {
     pub layers: Vec<LayerScratch>,
     /// `[tokens, L · d]`, rows [`stride`] apart, for each group of features ([`StepOptions::groups`](super::StepOptions)):
-    /// the reconstruction by the groups so far, then the gradient that these features get from it.
+    /// the reconstruction by the groups so far, then the gradient that these features get from it. With
+    /// an auxiliary loss as many rows again, for its gradient.
     pub slabs: Vec<Vec<f32>>,
     /// `[L · d]`: column sums of the gradient at the targets.
     pub sums: Vec<f32>,
+    /// Tied per target: blocks of each target's rows, and squared norms of each source's.
+    pub targets: Vec<Vec<TargetBlock>>,
+    pub norms: Vec<Vec<f32>>,
     /// For each thread.
     pub blocks: Vec<Mutex<Block>>,
 }
@@ -73,14 +80,18 @@ pub(crate) struct LayerScratch {
     pub kept: usize,
     /// Active entries of each feature.
     pub fired: Vec<u32>,
-    /// TopK: sum over tokens of the least kept value, and the value for each token.
+    /// What each token's entries had to reach where a k decides: the least kept value, or 0.
     pub cuts: Vec<f32>,
+    /// Rankings over layers: each token's cut.
+    pub cut_offs: Vec<CutOff>,
     /// Column sums of the input, `[d]`.
     pub input_sum: Vec<f32>,
     /// Features in blocks, each worked on by one thread.
     pub features: Vec<FeatureBlock>,
     /// Gradient of the skip connection, `[d, d]`.
     pub skip: Vec<f32>,
+    /// The auxiliary loss.
+    pub aux: Aux,
 }
 
 /// Entries of one block of tokens, in order of tokens.
@@ -92,6 +103,16 @@ pub(crate) struct Part {
     pub ends: Vec<u32>,
     /// Left from row to row by the selection.
     pub select: Vec<f32>,
+    /// Rankings over layers: values of one token's candidates.
+    pub candidates: Vec<f32>,
+}
+
+impl Part {
+    /// Values of the part's `p`-th token.
+    pub fn token(&self, p: usize) -> &[f32] {
+        let start = if p == 0 { 0 } else { self.ends[p - 1] as usize };
+        &self.values[start..self.ends[p] as usize]
+    }
 }
 
 /// Per-feature terms of a block of features.
@@ -134,9 +155,17 @@ pub(crate) struct Code<'a> {
     pub fired: &'a [u32],
     pub cuts: &'a [f32],
     pub input_sum: &'a [f32],
+    /// With an auxiliary loss: the inputs, twice.
+    pub twice: &'a [f32],
 }
 
 impl Code<'_> {
+    /// The entries of feature `f` in the lists that are its own: all but those of an auxiliary loss.
+    pub fn own(&self, f: usize, options: &StepOptions) -> Range<usize> {
+        let range = self.lists.range(f);
+        if options.aux > 0.0 { range.start..range.start + self.fired[f] as usize } else { range }
+    }
+
     /// Tokens on which feature `f` is active, with its activation.
     pub fn active(&self, f: usize) -> Box<dyn Iterator<Item = (usize, f32)> + '_> {
         if self.dense {
@@ -161,6 +190,7 @@ impl LayerScratch {
             fired: &self.fired,
             cuts: &self.cuts,
             input_sum: &self.input_sum,
+            twice: &self.aux.input,
         };
         (code, &mut self.features)
     }
@@ -181,14 +211,15 @@ pub(crate) fn tiles(tokens: usize, columns: usize) -> impl Iterator<Item = (usiz
 }
 
 impl Scratch {
-    /// Makes room for batches of `tokens`.
-    pub fn fit(&mut self, clt: &LiveClt, groups: &[usize], tokens: usize) {
+    /// Makes room for batches of `tokens`; with room for an auxiliary loss in each slab's second half.
+    pub fn fit(&mut self, clt: &LiveClt, options: &StepOptions, tokens: usize) {
+        let groups = options.groups.as_slice();
         let CltConfig { layers: l, width: d, features: f, .. } = clt.config;
         let threads = rayon::current_num_threads() + 1;
         self.blocks.resize_with(threads, Mutex::default);
         self.layers.resize_with(l, LayerScratch::default);
         self.slabs.resize_with(groups.len(), Vec::new);
-        let size = tokens * stride(&clt.config);
+        let size = tokens * stride(&clt.config) * if options.aux > 0.0 { 2 } else { 1 };
         for slab in self.slabs.iter_mut().filter(|slab| slab.len() != size) {
             *slab = zeros(size);
         }

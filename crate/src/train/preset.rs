@@ -40,7 +40,7 @@ pub enum Preset {
     /// Reads `mlp.hook_in`. Its scale and offset of each feature at each target are not ours; its 50 steps
     /// of warm-up are 2.5 % of 2,000.
     EleutherTopK,
-    /// openCLT's `practice_run.py` at GPT-2's 9,216 features: TopK 2 % of F = 12·d (its ReLU and JumpReLU
+    /// openCLT's loop at the shape of this project's benchmarks, GPT-2's with F = 12·d: TopK of 2 % (its ReLU and JumpReLU
     /// fail in training), Adam at 1e-4 throughout, limit 1, no sparsity or dead-feature term. Reads
     /// `mlp.hook_in`, which it normalises once more. Its batches are 4 texts; ours are 240 tokens.
     OpenClt,

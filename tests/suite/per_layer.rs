@@ -78,6 +78,30 @@ fn interventions_of_circuit_tracer() {
     }
 }
 
+/// A PLT's feature writes to its own layer only: with that layer alone held, all that comes later answers, as
+/// when nothing is held.
+#[test]
+fn later_layers_answer_in_predictions() {
+    for arch in KINDS {
+        let (replacement, want) = replacement(arch);
+        let [layer, position, feature] = ids(&want["chosen"])[..] else { panic!("one place") };
+        let add = Intervention::add(FeatureNode { layer, position, feature }, 1.5);
+        let predicted = |mode| -> Vec<f64> {
+            let config = InterveneConfig { mode, top: 200, ..InterveneConfig::default() };
+            let mut outputs = replacement.intervene_tokens(&TOKENS, &[add], &config).unwrap().outputs;
+            outputs.sort_by_key(|output| output.token);
+            outputs.iter().map(|output| output.predicted).collect()
+        };
+        let [open, one, none] = [Mode::FrozenAttention, Mode::Layers { start: layer, end: layer + 1 }, Mode::Direct].map(predicted);
+        assert_eq!(open.len(), one.len());
+        let top = open.iter().fold(0f64, |top, change| top.max(change.abs()));
+        let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0f64, |most, (a, b)| most.max((a - b).abs()));
+        assert!(apart(&open, &one) < 1e-4 * top, "{arch}: {}", apart(&open, &one) / top);
+        let last = layer + 1 == replacement.model().layers();
+        assert!(last || apart(&open, &none) > 1e-3 * top, "{arch}: nothing answers");
+    }
+}
+
 /// A PLT is the CLT whose other decoders are zero; it is written as it was read.
 #[test]
 fn a_plt_is_a_clt_with_zeros() {

@@ -162,7 +162,8 @@ impl<'a> Plan<'a> {
         let (replacement, run) = (self.replacement, local.run());
         let (held, span) = (self.held(), 0..run.tokens.len());
         let linear = |change: bool| -> Result<Vec<f64>> {
-            let mut writes = Writes::new(replacement, span.len());
+            // What is set is written to held layers only, if there are any; what answers to it goes everywhere.
+            let (mut writes, mut answers) = (Writes::new(replacement, span.len()), Writes::new(replacement, span.len()));
             let out = replacement.model().run_spliced(&run.tokens, Capture::last_logits(), Freeze::all(run), &mut |layer, site| {
                 let kept = local.held_output(layer, site)?;
                 if !change {
@@ -174,15 +175,13 @@ impl<'a> Plan<'a> {
                     moved = responses(local, layer, &(replacement.read(site)? - before)?)?;
                 }
                 if self.touches(layer) {
-                    let (code, zero) = (self.original(layer, run)?, moved.clone());
-                    let current = |p: usize, feature: u32| code.value(p, feature) + zero.get(&(p, feature)).copied().unwrap_or(0.0);
-                    let set = self.changes(layer, &span, current);
-                    for (key, change) in set {
-                        *moved.entry(key).or_insert(0.0) += change;
-                    }
+                    let code = self.original(layer, run)?;
+                    let current = |p: usize, feature: u32| code.value(p, feature) + moved.get(&(p, feature)).copied().unwrap_or(0.0);
+                    writes.add(layer, &self.changes(layer, &span, current))?;
                 }
-                writes.add(layer, &moved)?;
-                if self.is_written(layer) { writes.onto(layer, &kept).map(Some) } else { Ok(Some(kept)) }
+                answers.add(layer, &moved)?;
+                let kept = if self.is_written(layer) { writes.onto(layer, &kept)? } else { kept };
+                answers.onto(layer, &kept).map(Some)
             })?;
             Ok(demeaned(&last_uncapped(&out)?))
         };

@@ -137,7 +137,7 @@ def main():
         print(
             f"| {kind.upper()} | {features} | {weights / 1e6:.0f} M | {steps} | {wall / 60:.1f} | {fvu:.3f} | {l0:.1f} | {dead:.2%} "
             f"| {entropy} | {report['kl']:.3f} | {report['top1']:.2%} |", flush=True)
-    subprocess.run([given.cltlab, "check", "--model", given.model, "--clt", os.path.join(given.folder, "clt", "run"), "--prompt", PROMPT], check=True)
+    subprocess.run([given.cltlab, "check", "--model", given.model, "--clt", os.path.join(given.folder, "clt", "run", "clt"), "--prompt", PROMPT], check=True)
 
 
 if __name__ == "__main__":

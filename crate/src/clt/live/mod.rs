@@ -19,6 +19,8 @@
 
 mod aux;
 mod block;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod cuts;
 mod entries;
 mod fold;

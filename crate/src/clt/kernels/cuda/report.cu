@@ -19,6 +19,13 @@ extern "C" __global__ void begin_step(Line* lines, u32 layers, u32* go, const u3
     if (threadIdx.x == 0) *go = *broken == NONE;
 }
 
+// The sum of some numbers. One block.
+extern "C" __global__ void __launch_bounds__(1024) set_total(const float* values, u32 n, float* out) {
+    __shared__ float room[33];
+    const float sum = sum_of(values, n, room);
+    if (threadIdx.x == 0) *out = sum;
+}
+
 // Adds `Σ values²` of a small gradient to `out`. One block; launches follow each other.
 extern "C" __global__ void __launch_bounds__(1024) add_squares(const float* values, u32 n, float* out) {
     __shared__ float room[33];

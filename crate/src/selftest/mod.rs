@@ -5,8 +5,11 @@
 //! weight, over all activations, ways to store weights and moments, and a training of 50 steps. It runs in
 //! seconds and needs no file: for a new driver, a new card, a cluster's node before a long job.
 
+mod ceilings;
 mod naive;
 mod training;
+
+pub use ceilings::Ceilings;
 
 use crate::error::Result;
 use candle_core::Device;

@@ -171,7 +171,7 @@ fn compare(case: &Case, gpu: &crate::clt::kernels::cuda::Gpu, stored: crate::clt
         there.write(&batch)?;
         on_gpu.step(&there, &options)?;
         let expected = live.step(&batch, &mut scratch, &options)?;
-        for got in on_gpu.reports()? {
+        for got in on_gpu.reports()?.0 {
             let more = |report: &StepReport| [report.dead_term, report.grad_norm, report.dead as f64];
             let (a, b) = (more(&got), more(&expected));
             let rest = (0..3).map(|i| deviation([a[i]], [b[i]])).fold(0.0, f64::max);

@@ -137,11 +137,18 @@ extern "C" __global__ void __launch_bounds__(256) target_scales(const float* sum
     }
 }
 
-// Rows that were picked out of a buffer, normalised: `out[i] = (from[rows[i]] − mean) · factor`. One block a row.
-template <typename A, typename S>
-__device__ void pick_rows(const A* from, const u32* rows, const float* mean, float factor, u32 d, S* out) {
-    const size_t row = rows[blockIdx.x];
-    for (u32 c = threadIdx.x; c < d; c += blockDim.x) narrow((widen(from[row * d + c]) - mean[c]) * factor, out[(size_t)blockIdx.x * d + c]);
+// `out[l, first + i] = from[l, rows[i]]`, of `[layers, held, d]` and `[layers, tokens, d]`. A block a row and layer.
+template <typename S>
+__device__ void pick_rows(const S* from, const u32* rows, u32 held, u32 tokens, u32 first, u32 d, S* out) {
+    const u32 column = 8 * threadIdx.x;
+    if (column >= d) return;
+    float v[8];
+    load8(from + ((size_t)blockIdx.y * held + rows[blockIdx.x]) * d + column, v);
+    store8(out + ((size_t)blockIdx.y * tokens + first + blockIdx.x) * d + column, v, 0);
 }
-extern "C" __global__ void pick_rows_f32(const bf16* from, const u32* rows, const float* mean, float factor, u32 d, float* out) { pick_rows(from, rows, mean, factor, d, out); }
-extern "C" __global__ void pick_rows_bf16(const bf16* from, const u32* rows, const float* mean, float factor, u32 d, bf16* out) { pick_rows(from, rows, mean, factor, d, out); }
+extern "C" __global__ void pick_rows_f32(const float* from, const u32* rows, u32 held, u32 tokens, u32 first, u32 d, float* out) {
+    pick_rows(from, rows, held, tokens, first, d, out);
+}
+extern "C" __global__ void pick_rows_bf16(const bf16* from, const u32* rows, u32 held, u32 tokens, u32 first, u32 d, bf16* out) {
+    pick_rows(from, rows, held, tokens, first, d, out);
+}

@@ -195,6 +195,11 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
         self.gpu.0.stream.clone_dtoh(&self.slice).map_err(|error| fault("copy from the device", error))
     }
 
+    /// Copies another of the same length.
+    pub fn copy_from(&mut self, other: &Buffer<T>) -> Result<()> {
+        self.gpu.0.stream.memcpy_dtod(&other.slice, &mut self.slice).map_err(|error| fault("copy on the device", error))
+    }
+
     /// Sets everything to 0.
     pub fn clear(&mut self) -> Result<()> {
         self.gpu.0.stream.memset_zeros(&mut self.slice).map_err(|error| fault("clear", error))

@@ -12,6 +12,9 @@
 mod encode;
 mod step;
 mod store;
+mod training;
+
+pub(crate) use training::CudaTraining;
 
 use super::{Cut, LiveClt, StepOptions, StepReport};
 use crate::activations::Batch;
@@ -225,15 +228,15 @@ impl CudaClt {
         weights + batch + entries + slabs + matrices
     }
 
-    /// The figures of all steps since the last call, oldest first; waits for them.
-    ///
-    /// # Errors
-    /// `NotFinite` naming the first step that broke; the weights are those before it.
-    pub fn reports(&mut self) -> Result<Vec<StepReport>> {
+    /// The figures of all steps since the last call, oldest first, and the first step whose numbers were not finite;
+    /// waits for them. From that step on nothing was changed, and the next one takes its place.
+    pub fn reports(&mut self) -> Result<(Vec<StepReport>, Option<u64>)> {
+        let broken = Some(self.shared.broken.read()?[0]).filter(|&step| step != u32::MAX).map(u64::from);
         let lines = self.shared.lines.read()?;
         let l = self.config.layers;
         let mut reports = Vec::new();
-        for (step, &tokens) in (self.told..self.steps).zip(&self.tokens) {
+        let whole = broken.map_or(self.steps, |step| step - 1);
+        for (step, &tokens) in (self.told..whole).zip(&self.tokens) {
             let mut report = StepReport::default();
             for (index, layer) in self.layers.iter_mut().enumerate() {
                 let at = ((step % RING) as usize * l + index) * LINE;
@@ -254,13 +257,13 @@ impl CudaClt {
             }
             reports.push(report);
         }
-        let broken = self.shared.broken.read()?[0];
-        self.told = self.steps;
-        self.tokens.clear();
-        if broken != u32::MAX {
-            return Err(Error::new(ErrorKind::NotFinite, format!("step {broken}: loss or gradient: NaN or infinity")));
+        if broken.is_some() {
+            self.shared.broken.write(&[u32::MAX])?;
         }
-        Ok(reports)
+        self.steps = whole;
+        self.told = whole;
+        self.tokens.clear();
+        Ok((reports, broken))
     }
 
     /// One step. Its figures are in the next [`CudaClt::reports`], which must come within 64 steps.

@@ -99,9 +99,9 @@ static bool release(unsigned count) {
 }
 
 static void run_block(const std::vector<unsigned>& order) {
-    const unsigned count = order.size();
+    const unsigned count = order.size(), x = block_size.x, y = block_size.y;
     for (unsigned i = 0; i < count; ++i) {
-        fibers[i].thread = {{i, 0, 0}, i % 32, i / 32, 0};
+        fibers[i].thread = {{i % x, i / x % y, i / (x * y)}, i % 32, i / 32, 0};
         prepare(fibers[i]);
     }
     for (;;) {
@@ -123,21 +123,20 @@ static void run_block(const std::vector<unsigned>& order) {
 
 static void launch(const Kernel* what, Dim grid, Dim size, size_t shared, void** values) {
     kernel = what, parameters = values, grid_size = grid, block_size = size;
-    std::vector<unsigned> order(size.x);
-    for (unsigned i = 0; i < size.x; ++i) order[i] = i;
+    const unsigned threads = size.x * size.y * size.z;
+    std::vector<unsigned> order(threads);
+    for (unsigned i = 0; i < threads; ++i) order[i] = i;
     const char* wish = std::getenv("CLTLAB_EMULATED_ORDER");
     std::mt19937 random(wish ? std::atoi(wish) : 0);
     if (wish && std::string(wish) == "reverse") std::reverse(order.begin(), order.end());
-    if (fibers.size() < size.x) fibers.resize(size.x);
-    exchanges.assign(2 * 32 * ((size.x + 31) / 32), 0);
+    if (fibers.size() < threads) fibers.resize(threads);
+    exchanges.assign(2 * 32 * ((threads + 31) / 32), 0);
     std::vector<unsigned char> room(shared + 16, 0xA5);
     dynamic = room.data();
-    for (unsigned y = 0; y < grid.y; ++y) {
-        for (unsigned x = 0; x < grid.x; ++x) {
-            if (wish && wish[0] >= '0' && wish[0] <= '9') std::shuffle(order.begin(), order.end(), random);
-            block = {x, y, 0};
-            run_block(order);
-        }
+    for (size_t i = 0; i < size_t(grid.x) * grid.y * grid.z; ++i) {
+        if (wish && wish[0] >= '0' && wish[0] <= '9') std::shuffle(order.begin(), order.end(), random);
+        block = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
+        run_block(order);
     }
 }
 }  // namespace emulated
@@ -263,8 +262,10 @@ Status cuModuleLoadData(void** module, const void* image) {
     for (size_t at = text.find(mark); at != std::string::npos; at = text.find(mark, at + 1)) {
         const size_t begin = at + mark.size();
         const std::string name = text.substr(begin, text.find('(', begin) - begin);
-        for (const emulated::Kernel* kernel = emulated::kernels; kernel->name; ++kernel) {
-            if (name == kernel->name) made->kernels[name] = kernel;
+        for (const emulated::Kernel* const* list = emulated::lists; *list; ++list) {
+            for (const emulated::Kernel* kernel = *list; kernel->name; ++kernel) {
+                if (name == kernel->name) made->kernels[name] = kernel;
+            }
         }
     }
     return *module = made, DONE;
@@ -280,9 +281,9 @@ Status cuModuleGetFunction(void** function, void* module, const char* name) {
 Status cuFuncSetAttribute(void*, int, int) { return DONE; }
 Status cuFuncGetAttribute(int* value, int, void*) { return *value = 0, DONE; }
 Status cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void*, void** values, void**) {
-    if (gz != 1 || by != 1 || bz != 1 || bx == 0 || bx > 1024 || gx == 0 || gy == 0) return INVALID;
+    if (size_t(bx) * by * bz == 0 || size_t(bx) * by * bz > 1024 || size_t(gx) * gy * gz == 0) return INVALID;
     std::lock_guard<std::recursive_mutex> lock(one);
-    emulated::launch(static_cast<Function*>(function)->kernel, {gx, gy, 1}, {bx, 1, 1}, shared, values);
+    emulated::launch(static_cast<Function*>(function)->kernel, {gx, gy, gz}, {bx, by, bz}, shared, values);
     look_at_guards();
     return DONE;
 }

@@ -15,6 +15,7 @@
 
 #define __global__
 #define __device__
+#define __host__
 #define __forceinline__ inline
 #define __restrict__
 #define __launch_bounds__(...)
@@ -89,7 +90,7 @@ inline T __shfl_up_sync(unsigned, T value, unsigned by) {
 }
 inline unsigned __ballot_sync(unsigned, bool value) {
     uint64_t* lanes = emulated::give((uint64_t)value, "__ballot_sync");
-    const unsigned threads = emulated::block_size.x - 32 * emulated::now->warp;
+    const unsigned threads = emulated::block_size.x * emulated::block_size.y * emulated::block_size.z - 32 * emulated::now->warp;
     unsigned votes = 0;
     for (unsigned lane = 0; lane < 32 && lane < threads; ++lane) votes |= (unsigned)(lanes[lane] & 1) << lane;
     return votes;

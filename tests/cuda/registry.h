@@ -8,7 +8,8 @@ struct Kernel {
     const char* name;
     void (*call)(void**);
 };
-extern const Kernel kernels[];
+// One list a source file, null at the end.
+extern const Kernel* const lists[];
 
 template <typename... A, size_t... I>
 inline void call_with(void (*kernel)(A...), void** values, std::index_sequence<I...>) {

@@ -288,13 +288,13 @@ impl Trainer {
     /// and its reconstruction equals the one in training to 1e-5 relative. BatchTopK becomes a
     /// JumpReLU whose threshold, one a layer (one for all when they are ranked together), is the running
     /// mean over batches of the least value kept; [`Clt::calibrate`] sets it again where L0 should be
-    /// met exactly. The trainer keeps its state and can go on.
+    /// met exactly. It lies where the activations' model runs. The trainer keeps its state and can go on.
     ///
     /// # Errors
     /// `OutOfMemory` when the copy of the weights does not fit.
     pub fn clt(&self) -> Result<Clt> {
         require_memory("a copy of the CLT's weights", 4 * self.live.config.parameters(), "save a checkpoint and load it in a process of its own")?;
-        self.host()?.fold(&self.scale)
+        self.host()?.fold(&self.scale)?.to_device(&self.activations.device())
     }
 }
 

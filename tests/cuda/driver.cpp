@@ -28,12 +28,14 @@ struct Fiber {
 };
 static std::vector<Fiber> fibers;
 static std::vector<uint64_t> exchanges;
+static std::vector<unsigned> rounds;
 static unsigned running;
 static void* scheduler_stack;
 static const Kernel* kernel;
 static void** parameters;
 
 uint64_t* exchange(unsigned warp, unsigned buffer) { return &exchanges[(2 * warp + buffer) * 32]; }
+unsigned* round_of(unsigned warp, unsigned buffer) { return &rounds[(2 * warp + buffer) * 32]; }
 
 // Keeps the callee's registers on the stack that is left, and goes on where the other stack was left.
 extern "C" void cltlab_switch(void** save, void* to);
@@ -100,6 +102,7 @@ static bool release(unsigned count) {
 
 static void run_block(const std::vector<unsigned>& order) {
     const unsigned count = order.size(), x = block_size.x, y = block_size.y;
+    std::fill(rounds.begin(), rounds.end(), 0);
     for (unsigned i = 0; i < count; ++i) {
         fibers[i].thread = {{i % x, i / x % y, i / (x * y)}, i % 32, i / 32, 0};
         prepare(fibers[i]);
@@ -131,10 +134,17 @@ static void launch(const Kernel* what, Dim grid, Dim size, size_t shared, void**
     if (wish && std::string(wish) == "reverse") std::reverse(order.begin(), order.end());
     if (fibers.size() < threads) fibers.resize(threads);
     exchanges.assign(2 * 32 * ((threads + 31) / 32), 0);
+    rounds.assign(exchanges.size(), 0);
     std::vector<unsigned char> room(shared + 16, 0xA5);
     dynamic = room.data();
-    for (size_t i = 0; i < size_t(grid.x) * grid.y * grid.z; ++i) {
-        if (wish && wish[0] >= '0' && wish[0] <= '9') std::shuffle(order.begin(), order.end(), random);
+    std::vector<size_t> blocks(size_t(grid.x) * grid.y * grid.z);
+    for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
+    const bool shuffles = wish && wish[0] >= '0' && wish[0] <= '9';
+    if (wish && std::string(wish) == "reverse") std::reverse(blocks.begin(), blocks.end());
+    if (shuffles) std::shuffle(blocks.begin(), blocks.end(), random);
+    for (size_t i : blocks) {
+        if (shuffles) std::shuffle(order.begin(), order.end(), random);
+        std::fill(room.begin(), room.end(), 0xA5);
         block = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
         run_block(order);
     }
@@ -231,7 +241,6 @@ Status cuEventRecord(void*, void*) { return DONE; }
 Status cuEventSynchronize(void*) { return DONE; }
 Status cuEventQuery(void*) { return DONE; }
 Status cuEventDestroy_v2(void*) { return DONE; }
-Status cuEventElapsedTime_v2(float* ms, void*, void*) { return *ms = 1.f, DONE; }
 Status cuMemGetInfo_v2(size_t* available, size_t* total) { return *total = limit(), *available = limit() - held, DONE; }
 Status cuMemAlloc_v2(At* at, size_t bytes) { return allocate(at, bytes); }
 Status cuMemAllocAsync(At* at, size_t bytes, void*) { return allocate(at, bytes); }
@@ -281,7 +290,9 @@ Status cuModuleGetFunction(void** function, void* module, const char* name) {
 Status cuFuncSetAttribute(void*, int, int) { return DONE; }
 Status cuFuncGetAttribute(int* value, int, void*) { return *value = 0, DONE; }
 Status cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void*, void** values, void**) {
-    if (size_t(bx) * by * bz == 0 || size_t(bx) * by * bz > 1024 || size_t(gx) * gy * gz == 0) return INVALID;
+    // A card's limits.
+    const bool within = size_t(bx) * by * bz <= 1024 && bz <= 64 && gx <= 0x7fffffff && gy <= 65535 && gz <= 65535 && shared <= 48 << 10;
+    if (size_t(bx) * by * bz == 0 || size_t(gx) * gy * gz == 0 || !within) return INVALID;
     std::lock_guard<std::recursive_mutex> lock(one);
     emulated::launch(static_cast<Function*>(function)->kernel, {gx, gy, gz}, {bx, by, bz}, shared, values);
     look_at_guards();

@@ -2,8 +2,8 @@
 // this header, run here with the meaning that CUDA gives them, slowly and strictly.
 //
 // A block's threads are fibers that take turns at barriers and exchanges between the lanes of a warp. In which order
-// they run is chosen by CLTLAB_EMULATED_ORDER (forward, reverse, or a number that shuffles), so that a missing barrier
-// shows as a result that depends on it. A barrier that not all threads reach ends the program with its name.
+// they run, and blocks, is chosen by CLTLAB_EMULATED_ORDER (forward, reverse, or a number that shuffles), so that a missing
+// barrier or a race between blocks shows as a result that depends on it. A barrier that not all threads reach ends the program with its name.
 #pragma once
 #include <math.h>
 
@@ -42,13 +42,17 @@ void wait_block(const char* where);
 void wait_warp(const char* where);
 // 64 bits a lane, two buffers a warp.
 uint64_t* exchange(unsigned warp, unsigned buffer);
+// In which exchange each lane wrote there last, counted from 1: who has ended takes no part.
+unsigned* round_of(unsigned warp, unsigned buffer);
 
 template <typename T>
 inline uint64_t* give(T value, const char* where) {
     uint64_t bits = 0;
     std::memcpy(&bits, &value, sizeof value);
-    uint64_t* lanes = exchange(now->warp, now->exchanges++ & 1);
+    const unsigned buffer = now->exchanges++ & 1;
+    uint64_t* lanes = exchange(now->warp, buffer);
     lanes[now->lane] = bits;
+    round_of(now->warp, buffer)[now->lane] = now->exchanges;
     wait_warp(where);
     return lanes;
 }
@@ -90,9 +94,11 @@ inline T __shfl_up_sync(unsigned, T value, unsigned by) {
 }
 inline unsigned __ballot_sync(unsigned, bool value) {
     uint64_t* lanes = emulated::give((uint64_t)value, "__ballot_sync");
-    const unsigned threads = emulated::block_size.x * emulated::block_size.y * emulated::block_size.z - 32 * emulated::now->warp;
+    const unsigned* rounds = emulated::round_of(emulated::now->warp, (emulated::now->exchanges - 1) & 1);
     unsigned votes = 0;
-    for (unsigned lane = 0; lane < 32 && lane < threads; ++lane) votes |= (unsigned)(lanes[lane] & 1) << lane;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+        if (rounds[lane] == emulated::now->exchanges) votes |= (unsigned)(lanes[lane] & 1) << lane;
+    }
     return votes;
 }
 

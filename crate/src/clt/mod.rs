@@ -16,6 +16,7 @@
 //! Encoding costs 2·T·F·d multiply-adds a layer (dense); decoding only the active features' rows.
 
 pub mod activation;
+mod active;
 mod calibrate;
 pub mod config;
 mod decode;
@@ -26,6 +27,7 @@ pub(crate) mod kernels;
 pub(crate) mod live;
 pub mod sparse;
 
+pub(crate) use active::ActiveRows;
 pub(crate) use decode::values;
 pub(crate) use decoder::Decoder;
 pub use activation::Activation;

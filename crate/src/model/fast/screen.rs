@@ -245,9 +245,9 @@ unsafe fn above<const M: usize>(place: Place, limits: &[Limit; OUTS], tokens: To
     }
 }
 
-/// Four products with one row, each summed in the same order whatever its neighbours.
+/// Four products with one row of whole registers, each summed in the same order whatever its neighbours.
 #[target_feature(enable = "avx512f")]
-unsafe fn products(one: *const f32, four: [*const f32; 4], depth: usize) -> [f32; 4] {
+pub(super) unsafe fn products(one: *const f32, four: [*const f32; 4], depth: usize) -> [f32; 4] {
     let mut sums = [_mm512_setzero_ps(); 4];
     for at in (0..depth).step_by(LANES) {
         let values = _mm512_loadu_ps(one.add(at));

@@ -4,7 +4,6 @@
 //! A CLT with skip connections adds `x[t] W_skip[t]` and needs what its encoders read.
 //! Agrees with circuit-tracer's `decode` to f32 rounding.
 
-use super::active::{ActiveRows, TokenRows};
 use crate::clt::{check, kernels, Clt, LayerCode, SparseCode};
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::{CpuStorage, Layout, Storage, StorageRef, Tensor};
@@ -30,41 +29,7 @@ impl Clt {
     /// # Errors
     /// As [`Clt::decode`], and `BadInput` or `BadTensor` for inputs that do not fit.
     pub fn decode_with(&self, code: &SparseCode, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        self.with_skips(self.decode_features(code)?, inputs)
-    }
-
-    /// As [`Clt::decode_with`]; also the rows that were read for it, where it read them from files and they are
-    /// few enough to be kept.
-    pub(crate) fn decode_keeping(&self, code: &SparseCode, inputs: &[Tensor]) -> Result<(Vec<Tensor>, Option<ActiveRows>)> {
-        if !self.is_mapped() || !self.active_rows_fit(code) {
-            return Ok((self.decode_with(code, inputs)?, None));
-        }
-        self.check_codes(&code.layers, self.layers() - 1)?;
-        let rows = self.active_rows_with(code)?;
-        let decoded = self.by_target(rows.iter().map(|(decoded, _)| decoded.as_slice()))?;
-        let rows = ActiveRows::of(rows.into_iter().map(|(_, rows)| rows).collect(), self.config().width);
-        Ok((self.with_skips(decoded, inputs)?, Some(rows)))
-    }
-
-    /// Each token's reconstruction `[L · d]`, without skip connections, and the rows that it took.
-    fn active_rows_with(&self, code: &SparseCode) -> Result<Vec<(Vec<f32>, TokenRows)>> {
-        let (biases, width, index) = (self.decoder_biases()?, self.config().width, (0..self.features() as u32).collect::<Vec<_>>());
-        let decode = |p: usize| {
-            let (mut out, rows) = (biases.clone(), self.rows_at(code, p)?);
-            for ((s, code), start) in code.layers.iter().enumerate().zip(&rows.starts) {
-                let (activations, row) = (code.token(p).1, self.config().slots(s) * width);
-                kernels::add_rows(&index[..activations.len()], activations, &rows.values[*start..], row, 0, &mut out[s * width..][..row]);
-            }
-            Ok((out, rows))
-        };
-        (0..code.tokens()).into_par_iter().map(decode).collect()
-    }
-
-    fn is_mapped(&self) -> bool {
-        (0..self.layers()).any(|layer| self.decoder_store(layer).is_mapped())
-    }
-
-    fn with_skips(&self, decoded: Vec<Tensor>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let decoded = self.decode_features(code)?;
         if self.config().skip && inputs.len() != self.layers() {
             return Err(Error::expected(ErrorKind::BadInput, "Clt::decode_with: inputs", inputs.len(), self.layers()));
         }
@@ -75,45 +40,44 @@ impl Clt {
         if code.layers.len() != self.layers() {
             return Err(Error::expected(ErrorKind::BadInput, "Clt::decode: layers of the code", code.layers.len(), self.layers()));
         }
-        if self.is_mapped() {
+        if (0..self.layers()).any(|layer| self.decoder_store(layer).is_mapped()) {
             return self.decode_mapped(code);
         }
         (0..self.layers()).map(|target| self.decode_target_features(&code.layers[..=target], target)).collect()
     }
 
-    /// The biases of all targets, `[L · d]`.
-    fn decoder_biases(&self) -> Result<Vec<f32>> {
-        Ok((0..self.layers()).map(|target| Ok(self.decoder_bias(target).to_vec1::<f32>()?)).collect::<Result<Vec<_>>>()?.concat())
-    }
-
-    /// The same where decoders lie in files: each active feature's row is read once for all targets.
+    /// The same where decoders lie in files: each active feature's row is read once for all targets, where it lies.
     fn decode_mapped(&self, code: &SparseCode) -> Result<Vec<Tensor>> {
         self.check_codes(&code.layers, self.layers() - 1)?;
-        let (biases, width) = (self.decoder_biases()?, self.config().width);
+        self.bring_rows(code)?;
+        let (layers, tokens, width) = (self.layers(), code.tokens(), self.config().width);
+        let biases = (0..layers).map(|target| Ok(self.decoder_bias(target).to_vec1::<f32>()?)).collect::<Result<Vec<_>>>()?.concat();
         let decode = |p: usize| -> Result<Vec<f32>> {
             let mut out = biases.clone();
             for (s, code) in code.layers.iter().enumerate() {
-                let mut row = vec![0.0; self.config().slots(s) * width];
                 let (features, activations) = code.token(p);
-                for (feature, activation) in features.iter().zip(activations) {
-                    self.decoder_store(s).row(*feature, 0, &mut row)?;
-                    kernels::add_rows(&[0], &[*activation], &row, 0, 0, &mut out[s * width..][..row.len()]);
-                }
+                let row = self.config().slots(s) * width;
+                self.decoder_store(s).with(|weights| {
+                    kernels::add_rows(features, activations, weights, row, 0, &mut out[s * width..][..row]);
+                    Ok(())
+                })?;
             }
             Ok(out)
         };
-        let rows: Vec<Vec<f32>> = (0..code.tokens()).into_par_iter().map(decode).collect::<Result<_>>()?;
-        self.by_target(rows.iter().map(Vec::as_slice))
+        let rows: Vec<Vec<f32>> = (0..tokens).into_par_iter().map(decode).collect::<Result<_>>()?;
+        let target = |t: usize| {
+            let values: Vec<f32> = rows.iter().flat_map(|row| &row[t * width..(t + 1) * width]).copied().collect();
+            Ok(Tensor::from_vec(values, (tokens, width), self.device())?)
+        };
+        (0..layers).map(target).collect()
     }
 
-    /// Rows `[L · d]` of each token as L tensors `[T, d]`.
-    fn by_target<'a>(&self, tokens: impl ExactSizeIterator<Item = &'a [f32]> + Clone) -> Result<Vec<Tensor>> {
-        let width = self.config().width;
-        let target = |t: usize| {
-            let values: Vec<f32> = tokens.clone().flat_map(|row| &row[t * width..(t + 1) * width]).copied().collect();
-            Ok(Tensor::from_vec(values, (tokens.len(), width), self.device())?)
-        };
-        (0..self.layers()).map(target).collect()
+    /// Brings the rows of a code's active features into memory where they lie in files.
+    fn bring_rows(&self, code: &SparseCode) -> Result<()> {
+        const TOGETHER: usize = 256;
+        let active: Vec<Vec<u32>> = code.layers.par_iter().map(LayerCode::distinct).collect();
+        let tasks: Vec<(usize, &[u32])> = active.iter().enumerate().flat_map(|(s, features)| features.chunks(TOGETHER).map(move |some| (s, some))).collect();
+        tasks.into_par_iter().with_max_len(1).try_for_each(|(s, features)| self.decoder_store(s).bring(features))
     }
 
     /// The reconstruction of one target layer from the codes of sources 0 to `target`, bias included.
@@ -211,9 +175,7 @@ impl Clt {
         let tokens = codes[0].tokens;
         let mut out = self.decoder_bias(target).broadcast_as((tokens, self.config().width))?.contiguous()?;
         for (s, code) in codes.iter().enumerate().skip(self.config().first_source(target)) {
-            let mut active = code.features.clone();
-            active.sort_unstable();
-            active.dedup();
+            let active = code.distinct();
             if active.is_empty() {
                 continue;
             }

@@ -16,18 +16,17 @@
 //! Encoding costs 2·T·F·d multiply-adds a layer (dense); decoding only the active features' rows.
 
 pub mod activation;
-mod active;
 mod calibrate;
 pub mod config;
 mod decode;
 mod decoder;
 mod encode;
 pub(crate) mod io;
+mod pages;
 pub(crate) mod kernels;
 pub(crate) mod live;
 pub mod sparse;
 
-pub(crate) use active::ActiveRows;
 pub(crate) use decode::values;
 pub(crate) use decoder::Decoder;
 pub use activation::Activation;

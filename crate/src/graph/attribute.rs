@@ -10,7 +10,6 @@ use super::influence::{influence, PARTIAL_FLOOR};
 use super::rows::RowEngine;
 use super::targets::{choose, Target};
 use super::{Graph, GraphParts, LogitTarget};
-use crate::clt::ActiveRows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{stop_requested, Task};
 use crate::replacement::{LocalReplacement, Replacement};
@@ -122,8 +121,7 @@ impl Replacement {
     pub fn attribute(&self, prompt: &str, config: &AttributeConfig) -> Result<Graph> {
         config.validate()?;
         let tokens = self.model().prompt_tokens(prompt)?;
-        let (local, rows) = self.local_keeping(&tokens, &config.zero_positions)?;
-        local.attribute_as(prompt.to_string(), rows, config)
+        self.local(&tokens, &config.zero_positions)?.attribute_as(prompt.to_string(), config)
     }
 
     /// The graphs of several prompts, one after the other (a prompt alone fills the cores): each is
@@ -148,17 +146,17 @@ impl Replacement {
     /// As [`Replacement::attribute`].
     pub fn attribute_tokens(&self, tokens: &[u32], config: &AttributeConfig) -> Result<Graph> {
         config.validate()?;
-        let (local, rows) = self.local_keeping(tokens, &config.zero_positions)?;
+        let local = self.local(tokens, &config.zero_positions)?;
         let prompt = self.model().tokenizer().and_then(|tokenizer| tokenizer.decode(tokens)).unwrap_or_else(|_| local.run().token_text.concat());
-        local.attribute_as(prompt, rows, config)
+        local.attribute_as(prompt, config)
     }
 }
 
 impl LocalReplacement {
-    fn attribute_as(&self, prompt: String, rows: Option<ActiveRows>, config: &AttributeConfig) -> Result<Graph> {
+    fn attribute_as(&self, prompt: String, config: &AttributeConfig) -> Result<Graph> {
         let model = self.replacement().model();
         let (logits, starts) = choose(self, config)?;
-        let engine = RowEngine::new(self, rows, config.batch, config.position_nodes)?;
+        let engine = RowEngine::new(self, config.batch, config.position_nodes)?;
         let place = || config.spill.as_deref().map_or_else(|| Ok(Edges::default()), Edges::in_folder);
         let mut outputs = place()?;
         engine.outputs(&starts, &mut outputs)?;

@@ -194,7 +194,7 @@ fn split(local: &LocalReplacement, config: &QkConfig) -> Result<QkAttribution> {
         whole.push(map.apply(&stream.narrow(0, position, 1)?, true)?.flatten_all()?.to_vec1()?);
         starts.extend(map.matrix()?.to_vec2::<f32>()?.into_iter().map(|direction| Start::Stream { layer, position, direction }));
     }
-    let engine = RowEngine::new(local, None, starts.len(), false)?;
+    let engine = RowEngine::new(local, starts.len(), false)?;
     let mut rows = Edges::default();
     engine.outputs(&starts, &mut rows)?;
     let width = starts.len() / 2;

@@ -10,7 +10,7 @@ use super::edges::Edges;
 use super::lanes::Lanes;
 use super::sources::Sources;
 use super::targets::Start;
-use crate::clt::{values, ActiveRows};
+use crate::clt::values;
 use crate::error::Result;
 use crate::model::back::{dot, products};
 use crate::model::flow::Flow;
@@ -35,9 +35,9 @@ pub(crate) struct RowEngine {
 }
 
 impl RowEngine {
-    /// With `positions` their learnt embeddings are sources; `rows` as in [`Sources::new`].
-    pub fn new(local: &LocalReplacement, rows: Option<ActiveRows>, batch: usize, positions: bool) -> Result<Self> {
-        Ok(RowEngine { frozen: local.frozen(), sources: Sources::new(local, rows, positions)?, active: local.active(), local: local.clone(), batch, lanes: Lanes::new()? })
+    /// With `positions` their learnt embeddings are sources.
+    pub fn new(local: &LocalReplacement, batch: usize, positions: bool) -> Result<Self> {
+        Ok(RowEngine { frozen: local.frozen(), sources: Sources::new(local, positions)?, active: local.active(), local: local.clone(), batch, lanes: Lanes::new()? })
     }
 
     /// Nodes before the logits: features, errors, tokens, positions where they are.

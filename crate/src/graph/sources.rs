@@ -3,9 +3,9 @@
 //! Active features write `a · W_dec[s][f, t − s]` at (t, p) for every t ≥ s (a PLT's for t = s only);
 //! errors write themselves at (t, p); token embeddings stand at p. For one MLP output and position all decoder rows are one
 //! matrix `[n, d]`, sources in ascending layers, so that a batch of targets is one GEMM; they are multiplied
-//! where they lie, and the activations come after. They are kept when they are few enough, else read again for each block of targets.
+//! where they lie, in memory or in the decoders' files, and the activations come after.
 
-use crate::clt::{ActiveRows, Clt, CltConfig, Decoder, SparseCode};
+use crate::clt::{Clt, CltConfig, Decoder, SparseCode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::replacement::LocalReplacement;
 use candle_core::Tensor;
@@ -20,8 +20,6 @@ pub(crate) struct Sources {
     /// First feature number of each (layer, position), `[L·T + 1]`.
     starts: Vec<usize>,
     decoders: Vec<Decoder>,
-    /// `None` when there are too many.
-    kept: Option<ActiveRows>,
     errors: Vec<Vec<f32>>,
     embeddings: Vec<f32>,
     /// `[T, d]`; empty when positions are no sources.
@@ -29,11 +27,11 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// With `positions` their learnt embeddings are sources too. `rows` are the active features' if they were read already.
+    /// With `positions` their learnt embeddings are sources too.
     ///
     /// # Errors
     /// `BadConfig` when the model has none.
-    pub fn new(local: &LocalReplacement, rows: Option<ActiveRows>, positions: bool) -> Result<Self> {
+    pub fn new(local: &LocalReplacement, positions: bool) -> Result<Self> {
         let clt: &Clt = local.replacement().clt();
         let (layers, tokens) = (clt.layers(), local.code().tokens());
         let mut starts = vec![0];
@@ -51,10 +49,6 @@ impl Sources {
             code: local.code().clone(),
             starts,
             decoders: (0..layers).map(|l| clt.decoder_store(l).on_cpu()).collect::<Result<_>>()?,
-            kept: match rows {
-                None if clt.active_rows_fit(local.code()) => Some(clt.active_rows(local.code())?),
-                rows => rows,
-            },
             errors: (0..layers).map(|l| host(local.errors(l))).collect::<Result<_>>()?,
             embeddings: host(local.embeddings())?,
             positions: if positions { host(&learnt_positions(local)?)? } else { Vec::new() },
@@ -85,20 +79,16 @@ impl Sources {
     /// `work` on the decoder rows that write to MLP output `t` at position `p`, `[d]` each, and on the
     /// activations that they are to be scaled with: columns `first_column(t, p)` to `below(t + 1, p)`.
     pub fn decoder_rows<R>(&self, t: usize, p: usize, work: impl FnOnce(&[&[f32]], &[f32]) -> R) -> Result<R> {
-        let sources = || (self.config.first_source(t)..t + 1).map(|s| (s, self.code.layers[s].token(p)));
-        let activations = sources().flat_map(|(_, (_, activations))| activations).copied().collect::<Vec<f32>>();
-        if let Some(kept) = &self.kept {
-            let rows: Vec<&[f32]> = sources().flat_map(|(s, _)| kept.of_slot(p, s, (t - s, self.config.slots(s)))).collect();
-            return Ok(work(&rows, &activations));
+        let sources = self.config.first_source(t)..t + 1;
+        let lent = sources.clone().map(|s| self.decoders[s].lend()).collect::<Result<Vec<_>>>()?;
+        let (mut rows, mut activations) = (Vec::new(), Vec::new());
+        for (s, lent) in sources.zip(&lent) {
+            let (weights, row) = (lent.values()?, self.config.slots(s) * self.width);
+            let (features, values) = self.code.layers[s].token(p);
+            rows.extend(features.iter().map(|&feature| &weights[feature as usize * row + (t - s) * self.width..][..self.width]));
+            activations.extend_from_slice(values);
         }
-        let mut gathered = vec![0.0; activations.len() * self.width];
-        let mut next = gathered.chunks_exact_mut(self.width);
-        for (s, (features, _)) in sources() {
-            for (feature, row) in features.iter().zip(&mut next) {
-                self.decoders[s].row(*feature, t - s, row)?;
-            }
-        }
-        Ok(work(&gathered.chunks_exact(self.width).collect::<Vec<_>>(), &activations))
+        Ok(work(&rows, &activations))
     }
 
     /// Error vector of MLP output `t` at position `p`, `[d]`.

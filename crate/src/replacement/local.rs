@@ -8,7 +8,7 @@
 //! `setup_attribution`).
 
 use super::{FeatureNode, FrozenModel, Replacement};
-use crate::clt::{ActiveRows, Clt, SparseCode};
+use crate::clt::SparseCode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Capture, Logits, MlpSite, Run};
 use candle_core::Tensor;
@@ -39,20 +39,6 @@ impl Replacement {
     /// `BadInput` for ids that cannot be run, fewer than two, or a zero position beyond them;
     /// `NotFinite` when the model's weights or logits hold NaN or infinity.
     pub fn local(&self, tokens: &[u32], zero_positions: &[usize]) -> Result<LocalReplacement> {
-        Ok(self.local_with(tokens, zero_positions, |clt, code, inputs| Ok((clt.decode_with(code, inputs)?, None)))?.0)
-    }
-
-    /// As [`Replacement::local`], with the decoder rows that were read on the way, if they may be kept.
-    pub(crate) fn local_keeping(&self, tokens: &[u32], zero_positions: &[usize]) -> Result<(LocalReplacement, Option<ActiveRows>)> {
-        self.local_with(tokens, zero_positions, Clt::decode_keeping)
-    }
-
-    fn local_with(
-        &self,
-        tokens: &[u32],
-        zero_positions: &[usize],
-        decode: impl Fn(&Clt, &SparseCode, &[Tensor]) -> Result<(Vec<Tensor>, Option<ActiveRows>)>,
-    ) -> Result<(LocalReplacement, Option<ActiveRows>)> {
         self.model().check_tokens(tokens)?;
         if tokens.len() < 2 {
             return Err(Error::expected(ErrorKind::BadInput, "prompt", "one token", "at least two")
@@ -68,14 +54,13 @@ impl Replacement {
         let keep: Vec<f32> = (0..tokens.len()).map(|p| if zero_positions.contains(&p) { 0.0 } else { 1.0 }).collect();
         let keep = Tensor::from_vec(keep, (tokens.len(), 1), self.model().device())?;
         let inputs = run.layers.iter().map(|layer| Ok(self.clt().input(layer)?.clone())).collect::<Result<Vec<_>>>()?;
-        let (decoded, rows) = decode(self.clt(), &code, &inputs)?;
-        let errors = decoded.into_iter().zip(&run.layers).map(|(reconstruction, layer)| {
+        let errors = self.clt().decode_with(&code, &inputs)?.into_iter().zip(&run.layers).map(|(reconstruction, layer)| {
             let written = layer.mlp_out.as_ref().ok_or_else(|| Error::new(ErrorKind::BadInput, "run: mlp_out was not captured"))?;
             Ok((written - reconstruction)?.broadcast_mul(&keep)?)
         });
         let errors = errors.collect::<Result<_>>()?;
         let embeddings = self.model().embedding(tokens)?;
-        Ok((LocalReplacement { replacement: self.clone(), run: Arc::new(run), code: Arc::new(code), errors, embeddings }, rows))
+        Ok(LocalReplacement { replacement: self.clone(), run: Arc::new(run), code: Arc::new(code), errors, embeddings })
     }
 }
 

@@ -26,7 +26,7 @@ mod tile;
 mod unmix;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use screen::{exact_row, screens, Found, Rounded, Screen, CHUNK};
+pub(crate) use screen::{exact_row, screens, Found, Grain, Rounded, Screen, CHUNK};
 
 use super::parts::{Linear, Mlp};
 use crate::error::Result;

@@ -11,9 +11,104 @@ use candle_core::Device;
 /// ```
 ///
 /// # Errors
-/// `Tensor` when a CUDA device is there but cannot be opened.
+/// `Unsupported` when a CUDA device is there but cannot be opened: a library of NVIDIA's is missing or too old.
 pub fn auto_device() -> Result<Device> {
-    Ok(Device::cuda_if_available(0)?)
+    match cuda_devices() {
+        Ok(count) if count > 0 => cuda(0),
+        _ => Ok(Device::Cpu),
+    }
+}
+
+/// How many CUDA devices there are.
+///
+/// ```
+/// match cltlab::device::cuda_devices() {
+///     Ok(count) => println!("{count} GPUs"),
+///     Err(why) => println!("none: {why}"),
+/// }
+/// ```
+///
+/// # Errors
+/// `Unsupported` in a build without the feature `cuda`, and where there is no driver.
+pub fn cuda_devices() -> Result<usize> {
+    backend::devices()
+}
+
+/// CUDA device `ordinal`, counted from 0.
+///
+/// ```no_run
+/// let device = cltlab::device::cuda(0)?;
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+///
+/// # Errors
+/// `Unsupported`, with what to do: a build without the feature `cuda`, no driver, no such device, or no cuBLAS.
+pub fn cuda(ordinal: usize) -> Result<Device> {
+    backend::open(ordinal)
+}
+
+#[cfg(feature = "cuda")]
+mod backend {
+    use super::*;
+    use candle_core::cuda_backend::cudarc::driver::CudaContext;
+    use std::panic;
+    use std::sync::Mutex;
+
+    /// Runs what loads NVIDIA's libraries, which panics where one is missing; its last words become the error's.
+    fn caught<T>(work: impl FnOnce() -> T) -> Result<T> {
+        static ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(|_| {}));
+        let done = panic::catch_unwind(panic::AssertUnwindSafe(work));
+        panic::set_hook(hook);
+        done.map_err(|payload| {
+            let words = payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("the driver cannot be loaded");
+            // The sentence ends where the list of names that were tried begins.
+            Error::new(ErrorKind::Unsupported, format!("CUDA: {}", words.split(" - ").next().unwrap_or(words)))
+                .help("cltlab doctor says which of NVIDIA's libraries is missing and how to get it; or use the CPU")
+        })
+    }
+
+    pub fn devices() -> Result<usize> {
+        match caught(CudaContext::device_count)? {
+            Ok(count) => Ok(count.max(0) as usize),
+            Err(error) => Err(Error::new(ErrorKind::Unsupported, format!("CUDA: the driver says {:?}", error.0)).help("see what nvidia-smi says; or use the CPU")),
+        }
+    }
+
+    pub fn open(ordinal: usize) -> Result<Device> {
+        let count = devices()?;
+        if ordinal >= count {
+            return Err(Error::expected(ErrorKind::Unsupported, "CUDA device", ordinal, format_args!("less than {count}, the devices that there are")).help("look at CUDA_VISIBLE_DEVICES; or use the CPU"));
+        }
+        // One stream for all threads: the default of one for each would let a kernel overtake the copy that it needs.
+        let device = caught(|| Device::new_cuda_with_stream(ordinal))?.map_err(|error| {
+            Error::new(ErrorKind::Unsupported, format!("CUDA device {ordinal}: {error}")).help("cltlab doctor says what is missing; or use the CPU")
+        })?;
+        if let Device::Cuda(inner) = &device {
+            // SAFETY: there is one stream, so nothing has to wait for another's events.
+            unsafe { inner.disable_event_tracking() };
+        }
+        Ok(device)
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+mod backend {
+    use super::*;
+
+    fn absent() -> Error {
+        Error::new(ErrorKind::Unsupported, "CUDA: this build has none").help("build with the feature cuda: ./x build-cuda")
+    }
+
+    pub fn devices() -> Result<usize> {
+        Err(absent())
+    }
+
+    pub fn open(_ordinal: usize) -> Result<Device> {
+        Err(absent())
+    }
 }
 
 /// Memory that a new allocation may take, in bytes: `MemAvailable` on Linux, or what the container's

@@ -36,11 +36,13 @@
 //! | [`intervene`] | replacement, prompt, changes | [`intervene::Effect`], text, [`intervene::EdgeCheck`], [`intervene::SupernodeCheck`] |
 //! | [`picture`] | any of these | charts and graph pictures |
 //! | [`notebook`] | any of these | displays, live progress, parameters |
+//! | [`selftest`] | a device | whether it computes what it should |
 //!
 //! Below them all lie [`error`], [`device`], [`files`], [`progress`] and [`hub`].
 //!
 //! # Features
-//! `cuda` compiles candle's CUDA backend (needs nvcc). The default is the CPU.
+//! `cuda` adds NVIDIA GPUs (needs nvcc: `./x build-cuda`); the same program still runs where there is none. The
+//! default is the CPU alone.
 
 #![deny(missing_docs)]
 #![warn(rustdoc::broken_intra_doc_links)]
@@ -60,6 +62,7 @@ pub mod picture;
 pub mod prelude;
 pub mod progress;
 pub mod replacement;
+pub mod selftest;
 pub mod text;
 pub mod train;
 

@@ -204,6 +204,14 @@ impl Activations {
         }
     }
 
+    /// Where the model runs that makes them; the CPU for those in memory or on disk.
+    pub fn device(&self) -> candle_core::Device {
+        match &self.0.source {
+            Source::Stream(stream) => stream.device(),
+            Source::Store(_) | Source::Memory(_) => candle_core::Device::Cpu,
+        }
+    }
+
     /// Puts filling number `index` into `buffer`, silently when it can be cancelled.
     fn fill(&self, index: u64, buffer: &mut Batch, cancel: Option<&AtomicBool>) -> Result<()> {
         match &self.0.source {

@@ -19,6 +19,17 @@ pub(crate) struct Position {
     pub offset: usize,
 }
 
+/// Some tokens of a filling.
+#[derive(Clone, Copy)]
+pub(crate) struct Taken<'a> {
+    pub buffer: &'a Batch,
+    /// The filling's number; read where a copy of it is held elsewhere.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub filling: u64,
+    /// Which of the buffer's rows, in the order in which they are served.
+    pub rows: &'a [u32],
+}
+
 /// Serves batches of one source from one position on.
 pub(crate) struct Reader {
     activations: Activations,
@@ -93,6 +104,23 @@ impl Reader {
             side.resize_with(self.activations.layers(), Vec::new);
             side.iter_mut().for_each(|values| values.resize(tokens * d, 0.0));
         }
+        self.visit(tokens, |done, part| {
+            let copy = |(into, (from, scale)): (&mut Vec<f32>, (&Vec<f32>, &super::scale::Affine))| {
+                for (row, out) in part.rows.iter().zip(into[done * d..].chunks_exact_mut(d)) {
+                    scale.apply(&from[*row as usize * d..(*row as usize + 1) * d], out);
+                }
+            };
+            batch.inputs.par_iter_mut().zip(part.buffer.inputs.par_iter().zip(scale.layers.par_iter().map(|l| &l.input))).for_each(copy);
+            batch.targets.par_iter_mut().zip(part.buffer.targets.par_iter().zip(scale.layers.par_iter().map(|l| &l.target))).for_each(copy);
+            Ok(())
+        })
+    }
+
+    /// Calls `take` with the parts of the next `tokens` tokens, each from one filling, and with how many came before.
+    ///
+    /// # Errors
+    /// As [`Reader::next`]; those of `take`.
+    pub fn visit(&mut self, tokens: usize, mut take: impl FnMut(usize, Taken<'_>) -> Result<()>) -> Result<()> {
         let mut done = 0;
         while done < tokens {
             if !self.filled {
@@ -102,13 +130,7 @@ impl Reader {
             }
             let count = (tokens - done).min(self.order.len() - self.position.offset);
             let rows = &self.order[self.position.offset..self.position.offset + count];
-            let copy = |(into, (from, scale)): (&mut Vec<f32>, (&Vec<f32>, &super::scale::Affine))| {
-                for (row, out) in rows.iter().zip(into[done * d..].chunks_exact_mut(d)) {
-                    scale.apply(&from[*row as usize * d..(*row as usize + 1) * d], out);
-                }
-            };
-            batch.inputs.par_iter_mut().zip(self.buffer.inputs.par_iter().zip(scale.layers.par_iter().map(|l| &l.input))).for_each(copy);
-            batch.targets.par_iter_mut().zip(self.buffer.targets.par_iter().zip(scale.layers.par_iter().map(|l| &l.target))).for_each(copy);
+            take(done, Taken { buffer: &self.buffer, filling: self.position.filling, rows })?;
             self.position.offset += count;
             done += count;
         }

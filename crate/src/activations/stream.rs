@@ -152,6 +152,10 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
+    pub fn device(&self) -> candle_core::Device {
+        self.runner.model.device().clone()
+    }
+
     pub fn new(model: &Model, corpus: &Corpus, config: &StreamConfig) -> Result<Self> {
         config.validate(model.context())?;
         let (layers, width) = (model.layers(), model.width());

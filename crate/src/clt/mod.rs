@@ -186,6 +186,29 @@ impl Clt {
         &self.0.device
     }
 
+    /// The same CLT on `device`; itself, shared, where it is there already.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, and faults of the device.
+    pub fn to_device(&self, device: &Device) -> Result<Clt> {
+        if self.device().same_device(device) {
+            return Ok(self.clone());
+        }
+        let moved = |decoder: &Decoder| -> Result<Decoder> { Ok(Decoder::Held(decoder.tensor().to_device(device)?)) };
+        let optional = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.to_device(device)).transpose();
+        let layers = self.0.layers.iter().map(|layer| {
+            Ok(Layer {
+                encoder: moved(&layer.encoder)?,
+                encoder_bias: layer.encoder_bias.to_device(device)?,
+                threshold: optional(&layer.threshold)?,
+                decoder: moved(&layer.decoder)?,
+                decoder_bias: layer.decoder_bias.to_device(device)?,
+                skip: optional(&layer.skip)?,
+            })
+        });
+        Clt::from_layers(self.config().clone(), layers.collect::<Result<_>>()?)
+    }
+
     /// Layers, L.
     pub fn layers(&self) -> usize {
         self.0.config.layers

@@ -50,12 +50,13 @@ impl Trainer {
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
         files::create_folder(folder)?;
-        let layers = &self.live.layers;
+        let live = self.host()?;
+        let layers = &live.layers;
         let state = State {
             version: VERSION,
-            clt: self.live.config.clone(),
+            clt: live.config.clone(),
             train: self.config.clone(),
-            steps: self.live.steps,
+            steps: live.steps,
             target: self.target,
             tokens: self.tokens,
             pace: self.pace,
@@ -69,7 +70,7 @@ impl Trainer {
         let note = serde_json::to_string(&state).map_err(fault)?;
         let history = serde_json::to_vec(&self.history).map_err(fault)?;
         let scales: Vec<Vec<f32>> = self.scale.layers.iter().flat_map(|layer| [packed(&layer.input), packed(&layer.target)]).collect();
-        let mut arrays = self.live.arrays();
+        let mut arrays = live.arrays();
         arrays.extend(layers.iter().enumerate().map(|(l, layer)| (format!("{l}.idle"), Array::U32(&layer.idle))));
         arrays.extend(scales.iter().enumerate().map(|(at, scale)| (scale_name(at / 2, at % 2), Array::F32(scale))));
         arrays.push((HISTORY.to_string(), Array::U8(&history)));
@@ -159,7 +160,7 @@ impl Trainer {
         let layers = (0..l).map(|l| Ok(LayerScale { input: unpack(l, 0)?, target: unpack(l, 1)? })).collect::<Result<_>>()?;
         let history: History = serde_json::from_slice(file.bytes(HISTORY)?).map_err(|error| bad(format!("{HISTORY}: {error}")))?;
         let reader = Reader::new(activations, state.position)?;
-        let mut trainer = Trainer::assemble(live, state.train, activations, reader, Scale { layers });
+        let mut trainer = Trainer::assemble(live, state.train, activations, reader, Scale { layers })?;
         (trainer.history, trainer.tokens, trainer.target, trainer.pace) = (history, state.tokens, state.target, state.pace);
         trainer.reached = state.reached;
         Ok(trainer)
@@ -192,7 +193,7 @@ fn packed(affine: &Affine) -> Vec<f32> {
 }
 
 /// Fields of [`TrainConfig`] that do not touch the weights, and `steps`.
-const FREE: [&str; 6] = ["steps", "checkpoint_every", "checkpoint_dir", "checkpoint_keep", "metrics", "eval_every"];
+const FREE: [&str; 7] = ["device", "steps", "checkpoint_every", "checkpoint_dir", "checkpoint_keep", "metrics", "eval_every"];
 
 /// The place in the data that was reached means something in the same data only.
 fn same_data(path: &Path, saved: &Course, given: &Course) -> Result<()> {

@@ -69,6 +69,10 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// How Adam's moments are held. Default f32.
     pub moments: Moments,
+    /// Where it is trained. Default: where the activations' model runs.
+    pub device: TrainDevice,
+    /// How encoder and decoder weights are held while they are trained on a GPU. Default f32, as on the CPU always.
+    pub weights: Weights,
     /// Leave decoder rows alone while their feature does not fire, and make up for it when it does:
     /// the same weights to rounding, in less time where features are rare. Default `true`; without
     /// effect when weights decay.
@@ -121,6 +125,31 @@ pub enum Moments {
     EightBit,
 }
 
+/// Where a CLT is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrainDevice {
+    /// Where the activations' model runs; on the CPU for activations from memory or disk.
+    #[default]
+    Auto,
+    /// On the CPU.
+    Cpu,
+    /// On the first CUDA device.
+    Cuda,
+}
+
+/// How weights are held while they are trained on a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    /// 4 bytes a weight.
+    #[default]
+    F32,
+    /// 2 bytes a weight, rounded at random so that the mean of many small steps is right; inputs, targets and
+    /// products of dense codes in bf16 too, sums in f32.
+    Bf16,
+}
+
 impl Default for TrainConfig {
     fn default() -> Self {
         TrainConfig {
@@ -147,6 +176,8 @@ impl Default for TrainConfig {
             matryoshka: Vec::new(),
             weight_decay: 0.0,
             moments: Moments::F32,
+            device: TrainDevice::Auto,
+            weights: Weights::F32,
             lazy: true,
             checkpoint_keep: 2,
             metrics: None,

@@ -8,6 +8,7 @@
 mod checkpoint;
 mod checkpoints;
 mod config;
+mod device;
 mod held_out;
 mod history;
 mod memory;
@@ -16,12 +17,13 @@ mod preset;
 mod start;
 mod target;
 
-pub use config::{Loss, Moments, TrainConfig};
+pub use config::{Loss, Moments, TrainConfig, TrainDevice, Weights};
 pub use history::History;
 pub use memory::MemoryNeed;
 pub use preset::Preset;
 
 use crate::activations::{Activations, Batch, Position, Reader, Scale};
+use crate::clt::live::cuda::CudaTraining;
 use crate::clt::live::{LiveClt, Scratch, StepOptions, StepReport};
 use crate::clt::{Clt, CltConfig, Tied};
 use crate::device::require_memory;
@@ -46,7 +48,9 @@ use std::time::Instant;
 /// # Ok::<(), cltlab::Error>(())
 /// ```
 pub struct Trainer {
+    /// Without its layers while they are on a GPU.
     live: LiveClt,
+    on_gpu: Option<CudaTraining>,
     config: TrainConfig,
     activations: Activations,
     reader: Reader,
@@ -80,13 +84,15 @@ impl Trainer {
         let reader = Reader::new(activations, Position::default())?;
         let scale = start::scale(&reader, activations, config)?;
         let live = LiveClt::new(clt, config.moments == Moments::EightBit, config.seed)?;
-        Ok(Trainer::assemble(live, config.clone(), activations, reader, scale))
+        Trainer::assemble(live, config.clone(), activations, reader, scale)
     }
 
-    fn assemble(live: LiveClt, config: TrainConfig, activations: &Activations, reader: Reader, scale: Scale) -> Self {
+    fn assemble(live: LiveClt, config: TrainConfig, activations: &Activations, reader: Reader, scale: Scale) -> Result<Self> {
         let target = config.steps;
-        Trainer {
+        let (live, on_gpu) = device::place(live, activations, &config)?;
+        Ok(Trainer {
             live,
+            on_gpu,
             config,
             activations: activations.clone(),
             reader,
@@ -101,7 +107,7 @@ impl Trainer {
             phases: [0.0; 4],
             metrics: None,
             examiner: None,
-        }
+        })
     }
 
     /// Trains to the end of [`TrainConfig::steps`]; called again after that, for as many steps
@@ -136,25 +142,22 @@ impl Trainer {
                 self.history.stopped = true;
                 break;
             }
-            match self.step() {
-                Ok(sample) => {
-                    emit(Event::Train(sample));
-                    self.examine()?;
-                    self.record()?;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {
+            if let Err(error) = self.step().and_then(|reports| self.tell(reports)) {
+                if error.kind() == ErrorKind::Interrupted {
                     self.history.stopped = true;
                     break;
                 }
-                Err(error) => {
-                    self.end();
-                    return Err(error);
-                }
+                self.end();
+                return Err(error);
             }
             let every = self.config.checkpoint_every;
             if let Some(folder) = self.config.checkpoint_dir.clone().filter(|_| every > 0 && self.steps() % every == 0) {
                 self.save(folder)?;
             }
+        }
+        if let Err(error) = self.catch_up() {
+            self.end();
+            return Err(error);
         }
         self.end();
         Ok(self.history.clone())
@@ -166,11 +169,14 @@ impl Trainer {
         }
     }
 
-    /// One optimiser step.
-    fn step(&mut self) -> Result<TrainSample> {
+    /// One optimiser step; the figures that are there, this step's last: on a GPU they come some steps at a time.
+    fn step(&mut self) -> Result<Vec<StepReport>> {
         let begin = Instant::now();
         let step = self.steps() + 1;
-        self.reader.next(self.config.batch_tokens, &self.scale, &mut self.batch)?;
+        match &mut self.on_gpu {
+            Some(gpu) => gpu.next(&mut self.reader, self.config.batch_tokens, &self.scale)?,
+            None => self.reader.next(self.config.batch_tokens, &self.scale, &mut self.batch)?,
+        }
         let config = &self.config;
         let options = StepOptions {
             step: step as u64,
@@ -190,26 +196,50 @@ impl Trainer {
             aux: config.aux,
             aux_k: config.aux_k_for(self.live.config.width),
         };
-        let report = self.live.step(&self.batch, &mut self.scratch, &options).map_err(|error| {
-            error.context(format_args!("training step {step}")).help("the weights are those before this step; lower TrainConfig::lr or look at the data")
-        })?;
-        self.tokens += self.batch.tokens as u64;
-        self.phases.iter_mut().zip(report.seconds).for_each(|(total, seconds)| *total += seconds);
+        let done = match &mut self.on_gpu {
+            Some(gpu) => gpu.step(&options),
+            None => self.live.step(&self.batch, &mut self.scratch, &options).map(|report| vec![report]),
+        };
+        if done.is_ok() || self.on_gpu.is_some() {
+            self.live.steps = step as u64;
+            self.tokens += self.config.batch_tokens as u64;
+            self.settle_count();
+        }
+        let reports = done.map_err(|error| broken(error, step))?;
         let seconds = begin.elapsed().as_secs_f64();
         self.pace = if self.pace == 0.0 { seconds } else { 0.95 * self.pace + 0.05 * seconds };
-        let sample = self.sample(step, &options, &report);
-        self.history.samples.push(sample.clone());
-        self.look_at_l0();
-        Ok(sample)
+        // An evaluation, a checkpoint and the last step want all figures.
+        let due = |every: usize| every > 0 && step % every == 0;
+        if self.on_gpu.is_some() && (due(self.config.eval_every) || due(self.config.checkpoint_every)) {
+            return self.flushed(reports);
+        }
+        Ok(reports)
     }
 
-    fn sample(&self, step: usize, options: &StepOptions, report: &StepReport) -> TrainSample {
+    /// Puts figures on record, those of the last step last.
+    fn tell(&mut self, reports: Vec<StepReport>) -> Result<()> {
+        let (count, last) = (reports.len(), self.steps());
+        for (index, report) in reports.iter().enumerate() {
+            let sample = self.sample(last + index + 1 - count, report);
+            self.phases.iter_mut().zip(report.seconds).for_each(|(total, seconds)| *total += seconds);
+            self.history.samples.push(sample.clone());
+            self.look_at_l0();
+            emit(Event::Train(sample));
+            if index + 1 == count {
+                self.examine()?;
+            }
+            self.record()?;
+        }
+        Ok(())
+    }
+
+    fn sample(&self, step: usize, report: &StepReport) -> TrainSample {
         let layers = report.layers.len() as f64;
         let fvu = |&(error, variance): &(f64, f64)| if variance > 0.0 { error / variance } else { 0.0 };
         TrainSample {
             step,
             steps: self.target,
-            tokens: self.tokens,
+            tokens: self.tokens - ((self.steps() - step) * self.config.batch_tokens) as u64,
             reconstruction: report.layers.iter().map(|(error, _)| error).sum(),
             sparsity: report.sparsity,
             dead_term: report.dead_term,
@@ -217,7 +247,7 @@ impl Trainer {
             l0: report.l0.iter().sum::<f64>() / layers,
             fvu: report.layers.iter().map(fvu).sum::<f64>() / layers,
             dead: report.dead as f64 / (layers * self.live.config.features as f64),
-            lr: options.lr,
+            lr: self.config.lr_at(step, self.target),
             grad_norm: report.grad_norm,
             tokens_per_second: self.config.batch_tokens as f64 / self.pace,
             seconds_left: self.pace * (self.target - step) as f64,
@@ -258,14 +288,19 @@ impl Trainer {
     /// and its reconstruction equals the one in training to 1e-5 relative. BatchTopK becomes a
     /// JumpReLU whose threshold, one a layer (one for all when they are ranked together), is the running
     /// mean over batches of the least value kept; [`Clt::calibrate`] sets it again where L0 should be
-    /// met exactly. The trainer keeps its state and can go on.
+    /// met exactly. It lies where the activations' model runs. The trainer keeps its state and can go on.
     ///
     /// # Errors
     /// `OutOfMemory` when the copy of the weights does not fit.
     pub fn clt(&self) -> Result<Clt> {
         require_memory("a copy of the CLT's weights", 4 * self.live.config.parameters(), "save a checkpoint and load it in a process of its own")?;
-        self.live.fold(&self.scale)
+        self.host()?.fold(&self.scale)?.to_device(&self.activations.device())
     }
+}
+
+/// A step that could not be made.
+fn broken(error: Error, step: usize) -> Error {
+    error.context(format_args!("training step {step}")).help("the weights are those before this step; lower TrainConfig::lr or look at the data")
 }
 
 /// What must hold before anything is allocated.

@@ -61,7 +61,7 @@ impl Trainer {
             }
         }
         live.layers.iter_mut().for_each(|layer| layer.measure());
-        Ok(Trainer::assemble(live, config.clone(), activations, reader, scale))
+        Trainer::assemble(live, config.clone(), activations, reader, scale)
     }
 }
 

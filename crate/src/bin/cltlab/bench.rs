@@ -1,5 +1,6 @@
 //! `cltlab bench`: timings of the hot paths, as one JSON line each; `./x bench` makes the table.
 
+mod gpu;
 mod train;
 
 use clap::Args;
@@ -9,7 +10,7 @@ use std::time::Instant;
 #[derive(Args)]
 pub struct BenchArgs {
     /// Model to time
-    #[arg(long, required_unless_present = "train", conflicts_with = "train")]
+    #[arg(long, required_unless_present_any = ["train", "device"], conflicts_with_all = ["train", "device"])]
     model: Option<String>,
     /// Hold the weights in f32, bf16 or f16 [default: f32 on the CPU, bf16 on a GPU]
     #[arg(long)]
@@ -25,10 +26,15 @@ pub struct BenchArgs {
     on_request: bool,
     #[command(flatten)]
     shape: train::TrainShape,
+    #[command(flatten)]
+    gpu: gpu::GpuArgs,
 }
 
 /// Prints one JSON line for each timed path.
 pub fn bench(args: &BenchArgs) -> Result<()> {
+    if args.gpu.wanted() {
+        return gpu::bench(&args.gpu);
+    }
     let Some(source) = args.model.as_ref().filter(|_| !args.shape.train) else {
         return train::train(&args.shape, args.on_request);
     };

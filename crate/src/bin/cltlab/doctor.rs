@@ -45,6 +45,24 @@ fn library(name: &str) -> Option<String> {
     Some(path.display().to_string())
 }
 
+/// Whether this program can use a GPU.
+const BUILT: bool = cfg!(feature = "cuda");
+
+/// The devices that the driver has, where this program can use them.
+fn gpus() -> Option<String> {
+    let count = cltlab::device::cuda_devices().ok().filter(|&count| count > 0)?;
+    let device = match cltlab::device::cuda(0) {
+        Ok(_) => "the first can be opened".to_string(),
+        Err(error) => error.to_string(),
+    };
+    Some(format!("{count}; {device}"))
+}
+
+/// A library of NVIDIA's toolkit by the names that are tried when it is used.
+fn toolkit(name: &str) -> Option<String> {
+    ["", ".13", ".12", ".11", ".10"].into_iter().find_map(|version| library(&format!("lib{name}.so{version}")))
+}
+
 fn rust_sources() -> Option<String> {
     let path = Path::new(&says("rustc", &["--print", "sysroot"])?).join("lib/rustlib/src/rust/library");
     path.exists().then(|| path.display().to_string())
@@ -79,8 +97,10 @@ pub fn doctor() -> Result<()> {
         Finding { part: "notebook build", found: prepared.exists().then(|| prepared.display().to_string()), required: true, fix: "./x setup" },
         Finding { part: "kernelspec", found: kernelspec(), required: true, fix: "cltlab kernel install (--user)" },
         Finding { part: "NVIDIA driver", found: says("nvidia-smi", &["-L"]).or_else(|| library("libcuda.so.1")), required: false, fix: "only for CUDA: the system's NVIDIA driver" },
-        Finding { part: "CUDA compiler", found: says("nvcc", &["--version"]), required: false, fix: "only to build for CUDA: conda install cuda-nvcc" },
-        Finding { part: "cuBLAS", found: library("libcublas.so.12").or_else(|| library("libcublas.so")), required: false, fix: "only for CUDA: conda install libcublas-dev" },
+        Finding { part: "GPU", found: gpus(), required: false, fix: if BUILT { "see what nvidia-smi says, and CUDA_VISIBLE_DEVICES" } else { "this program is built without CUDA: ./x build-cuda" } },
+        Finding { part: "cuBLAS", found: toolkit("cublas"), required: false, fix: "only for CUDA: pip install nvidia-cublas==13.*, or conda install libcublas, and its folder in LD_LIBRARY_PATH" },
+        Finding { part: "cuRAND", found: toolkit("curand"), required: false, fix: "only for CUDA: pip install nvidia-curand==10.4.*, or conda install libcurand, likewise" },
+        Finding { part: "CUDA compiler", found: says("nvcc", &["--version"]), required: false, fix: "only to build for CUDA: ./x build-cuda fetches one of its own" },
     ];
     let mut lacking = Vec::new();
     for finding in findings {
@@ -104,6 +124,9 @@ pub fn doctor() -> Result<()> {
     }
     if let Some(bytes) = cltlab::device::free_memory() {
         println!("{} {:<16} {:.1} GiB free (SmolLM2-135M and a CLT of it train in about 4)", if bytes >= 4 << 30 { "ok      " } else { "LOW     " }, "memory", bytes as f64 / (1u64 << 30) as f64);
+    }
+    if let Some(bytes) = cltlab::device::free_disk(kernel::root()) {
+        println!("{} {:<16} {:.1} GiB free (a build takes about 9, one with CUDA 3 more)", if bytes >= 10 << 30 { "ok      " } else { "LOW     " }, "disk", bytes as f64 / (1u64 << 30) as f64);
     }
     match lacking.is_empty() {
         true => Ok(()),

@@ -12,6 +12,7 @@ mod graph;
 mod kernel;
 mod model;
 mod recipe;
+mod selftest;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -50,6 +51,8 @@ enum Command {
     Kernel(kernel::KernelArgs),
     /// Say what is missing and how to get it
     Doctor,
+    /// Check that a device computes what it should
+    Selftest(selftest::SelftestArgs),
     /// Time the hot paths
     Bench(bench::BenchArgs),
 }
@@ -69,6 +72,7 @@ fn main() -> std::process::ExitCode {
         Command::Compare(args) => compare::compare(&args),
         Command::Kernel(args) => kernel::kernel(&args),
         Command::Doctor => doctor::doctor(),
+        Command::Selftest(args) => selftest::selftest(&args),
         Command::Bench(args) => bench::bench(&args),
     };
     match done {

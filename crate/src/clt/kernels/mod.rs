@@ -1,7 +1,8 @@
-//! Kernels of the CLT: the only device-specific code. Each has a CPU body in [`cpu`]; a CUDA body
-//! goes beside it under the same name.
+//! Kernels of the CLT: the only device-specific code. Bodies for the CPU lie in `cpu`, those for CUDA in `cuda`.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 
 pub(crate) use cpu::adam::{adam_rows, rest_row, AdamStep, Gradient, MomentRows, Rest, Rows};
 pub(crate) use cpu::gemm::{gemm, Matrix};

@@ -33,18 +33,30 @@ impl Pending {
     }
 
     /// What happened to a row since step `last`, if anything.
-    pub fn since(&self, last: u32, now: u64, options: &StepOptions) -> Option<Rest> {
+    pub fn since(&self, last: u32, now: u64, betas: (f64, f64), eps: f64) -> Option<Rest> {
         let steps = now.checked_sub(u64::from(last)).filter(|&steps| steps > 0)?;
         let power = |beta: f64| beta.powf(steps as f64) as f32;
-        Some(Rest { drift: *self.0.get(last as usize)?, decay1: power(options.betas.0), decay2: power(options.betas.1), eps: options.eps as f32 })
+        Some(Rest { drift: *self.0.get(last as usize)?, decay1: power(betas.0), decay2: power(betas.1), eps: eps as f32 })
     }
 }
 
 impl LiveClt {
     /// Brings the decoder rows up to date whose feature fires in this step or is dead.
     pub(super) fn settle(&mut self, scratch: &Scratch, options: &StepOptions) {
-        let (pending, now, dead) = (&self.pending, self.steps, options.dead > 0.0);
-        self.layers.par_iter_mut().zip(&scratch.layers).for_each(|(layer, work)| {
+        let dead = options.dead > 0.0;
+        self.settle_rows(options.betas, options.eps, |l, f, idle| scratch.layers[l].has(f) || (dead && idle >= options.dead_window));
+    }
+
+    /// Brings all decoder rows up to date, for a step that knows no rest.
+    #[cfg(feature = "cuda")]
+    pub fn settle_all(&mut self, betas: (f64, f64), eps: f64) {
+        self.settle_rows(betas, eps, |_, _, _| true);
+    }
+
+    /// Brings the rows up to date that `wanted` (layer, feature, tokens since it fired) names.
+    fn settle_rows(&mut self, betas: (f64, f64), eps: f64, wanted: impl Fn(usize, usize, u32) -> bool + Sync) {
+        let (pending, now) = (&self.pending, self.steps);
+        self.layers.par_iter_mut().enumerate().for_each(|(l, layer)| {
             let LiveLayer { decoder, last, squares, idle, .. } = layer;
             let (mut rest, blocks) = (decoder.cutter(), 64);
             let pieces: Vec<_> = (0..last.len()).step_by(blocks).map(|first| (first, rest.take(blocks.min(last.len() - first)))).collect();
@@ -52,10 +64,10 @@ impl LiveClt {
             pieces.into_par_iter().zip(counters).for_each(|((first, mut piece), (last, squares))| {
                 for (i, last) in last.iter_mut().enumerate() {
                     let f = first + i;
-                    if !work.has(f) && !(dead && idle[f] >= options.dead_window) {
+                    if !wanted(l, f, idle[f]) {
                         continue;
                     }
-                    if let Some(rest) = pending.since(*last, now, options) {
+                    if let Some(rest) = pending.since(*last, now, betas, eps) {
                         let d = piece.row;
                         squares[i] = rest_row(&mut piece.rows(i, 0, d), rest, now as u32);
                         *last = now as u32;

@@ -19,6 +19,8 @@
 
 mod aux;
 mod block;
+#[cfg_attr(not(feature = "cuda"), path = "absent.rs")]
+pub(crate) mod cuda;
 mod cuts;
 mod entries;
 mod fold;
@@ -153,6 +155,17 @@ pub(crate) struct StepReport {
 }
 
 impl LiveClt {
+    /// Whether matrices have moments in eight bits.
+    #[cfg(feature = "cuda")]
+    pub fn has_small_moments(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer.encoder.moments, param::Moments::Eight { .. }))
+    }
+
+    /// The same without its layers: for a CLT whose weights are elsewhere.
+    pub fn shell(&self) -> Self {
+        LiveClt { config: self.config.clone(), layers: Vec::new(), steps: self.steps, pending: Pending::default() }
+    }
+
     /// Bytes of weights and moments.
     pub fn weight_bytes(config: &CltConfig, eight: bool) -> u64 {
         // In eight bits: two codes, and two exponents for 64 neighbours.

@@ -1,0 +1,289 @@
+#!/usr/bin/env python3
+"""Training steps on one GPU side by side with PyTorch: the same loss, shapes and random activations.
+
+    python3 benches/train_gpu.py CLTLAB [--shapes seed,seed-4096,sparse] [--steps 40] [--json FILE]
+
+CLTLAB is the program that ./x build-cuda makes; it needs nothing else. Loss: sum over layers of the squared error a
+token, TopK after a ReLU, Adam; no sparsity term and no clipping on either side. Ours holds weights and moments in
+bf16 and eight bits, f32 and eight bits, or f32 and f32. PyTorch's variants hold weights and moments in f32:
+
+- dense: one decoder [d, F] a pair of layers, bf16 autocast, fused Adam, torch.compile (and without it, where that fails)
+- bag: a row [F, (L - l) d] a feature, embedding_bag in bf16, fused Adam: gradients of decoders are dense
+- triton: the same rows, decode and gradients by Triton kernels of this file from (feature, value) lists, fused Adam
+- openclt: the loop of openCLT (MIT) written anew so that it runs: dense codes in f32, 78 products one by one, Adam
+  not fused
+
+Each variant has the card to itself in a process of its own; ours and theirs alternate. tokens/s is over all timed
+steps together, memory the most that the process had reserved. The floor is ours, see `cltlab bench --help`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+SHAPES = {
+    "seed": dict(layers=12, width=768, features=9216, k=184, tokens=192),
+    "seed-4096": dict(layers=12, width=768, features=9216, k=184, tokens=4096),
+    "sparse": dict(layers=12, width=768, features=24576, k=16, tokens=4096),
+    "tiny": dict(layers=2, width=64, features=128, k=4, tokens=32),
+}
+PEERS = {"dense": "PyTorch dense, bf16 autocast, fused Adam, compiled", "bag": "PyTorch embedding_bag, bf16, fused Adam", "triton": "PyTorch + Triton sparse, bf16, fused Adam", "openclt": "openCLT's loop"}
+
+
+# ---- the other side ------------------------------------------------------------------------------
+
+def parameters(torch, s, device, rows):
+    """Encoders, biases, and decoders as rows of features (`rows`) or one [d, F] a pair."""
+    L, d, F = s["layers"], s["width"], s["features"]
+    small = lambda bound, *shape: torch.nn.Parameter(torch.empty(*shape, device=device).uniform_(-bound, bound))
+    holder = torch.nn.Module()
+    holder.encoder = torch.nn.ParameterList(small(F**-0.5, F, d) for _ in range(L))
+    holder.encoder_bias = torch.nn.Parameter(torch.zeros(L, F, device=device))
+    if rows:
+        holder.decoder = torch.nn.ParameterList(small((L * d) ** -0.5, F, (L - l) * d) for l in range(L))
+    else:
+        holder.decoder = torch.nn.ParameterList(small((L * d) ** -0.5, d, F) for t in range(L) for _ in range(t + 1))
+    holder.decoder_bias = torch.nn.Parameter(torch.zeros(L, d, device=device))
+    return holder
+
+
+def dense_loss(torch, s):
+    L, k = s["layers"], s["k"]
+
+    def loss(clt, x, y):
+        codes = []
+        for l in range(L):
+            h = torch.relu(torch.nn.functional.linear(x[l], clt.encoder[l], clt.encoder_bias[l]))
+            kept = h.topk(k, dim=1, sorted=False)
+            codes.append(torch.zeros_like(h).scatter(1, kept.indices, kept.values))
+        total, pair = 0.0, 0
+        for t in range(L):
+            out = clt.decoder_bias[t]
+            for source in range(t + 1):
+                out = out + torch.nn.functional.linear(codes[source], clt.decoder[pair])
+                pair += 1
+            total = total + (out.float() - y[t].float()).square().sum()
+        return total / x.shape[1]
+
+    return loss
+
+
+def sparse_loss(torch, s, decode):
+    """As above over rows; `decode(indices, values, rows)` gives [tokens, (L - l) d]."""
+    L, d, k = s["layers"], s["width"], s["k"]
+
+    def loss(clt, x, y):
+        tokens = x.shape[1]
+        outs = [clt.decoder_bias[t].expand(tokens, d).float() for t in range(L)]
+        for l in range(L):
+            h = torch.relu(torch.nn.functional.linear(x[l], clt.encoder[l], clt.encoder_bias[l]))
+            kept = h.topk(k, dim=1, sorted=False)
+            wide = decode(kept.indices, kept.values, clt.decoder[l]).float()
+            for t, part in enumerate(wide.split(d, dim=1)):
+                outs[l + t] = outs[l + t] + part
+        return sum((out - y[t].float()).square().sum() for t, out in enumerate(outs)) / tokens
+
+    return loss
+
+
+def bag(torch):
+    def decode(indices, values, rows):
+        return torch.nn.functional.embedding_bag(indices, rows.to(torch.bfloat16), per_sample_weights=values.to(torch.bfloat16), mode="sum")
+
+    return decode
+
+
+def triton_decode(torch):
+    """Forward by token; gradients of values by token, of rows by feature over sorted lists: no atomics."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def forward(indices, values, rows, out, K, D, BLOCK: tl.constexpr):
+        token, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        mask = column < D
+        total = tl.zeros((BLOCK,), tl.float32)
+        for j in range(K):
+            feature = tl.load(indices + token * K + j)
+            value = tl.load(values + token * K + j).to(tl.float32)
+            total += value * tl.load(rows + feature * D + column, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + token.to(tl.int64) * D + column, total.to(tl.bfloat16), mask=mask)
+
+    @triton.jit
+    def value_gradients(indices, rows, grad, out, K, D, BLOCK: tl.constexpr):
+        entry = tl.program_id(0)
+        token = entry // K
+        feature = tl.load(indices + entry)
+        total = tl.zeros((BLOCK,), tl.float32)
+        for begin in range(0, D, BLOCK):
+            column = begin + tl.arange(0, BLOCK)
+            mask = column < D
+            g = tl.load(grad + token.to(tl.int64) * D + column, mask=mask, other=0.0).to(tl.float32)
+            total += g * tl.load(rows + feature * D + column, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + entry, tl.sum(total))
+
+    @triton.jit
+    def row_gradients(offsets, order, values, grad, out, K, D, BLOCK: tl.constexpr):
+        feature, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        mask = column < D
+        total = tl.zeros((BLOCK,), tl.float32)
+        for i in range(tl.load(offsets + feature), tl.load(offsets + feature + 1)):
+            entry = tl.load(order + i)
+            value = tl.load(values + entry).to(tl.float32)
+            total += value * tl.load(grad + (entry // K).to(tl.int64) * D + column, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + feature.to(tl.int64) * D + column, total, mask=mask)
+
+    class Decode(torch.autograd.Function):
+        @staticmethod
+        def forward(context, indices, values, rows):
+            tokens, K = indices.shape
+            D = rows.shape[1]
+            half = rows.to(torch.bfloat16)
+            out = torch.empty(tokens, D, device=rows.device, dtype=torch.bfloat16)
+            forward[(tokens, triton.cdiv(D, 1024))](indices, values, half, out, K, D, BLOCK=1024)
+            context.save_for_backward(indices, values, half)
+            return out
+
+        @staticmethod
+        def backward(context, grad):
+            indices, values, half = context.saved_tensors
+            tokens, K = indices.shape
+            F, D = half.shape
+            grad = grad.contiguous().to(torch.bfloat16)
+            value_grad = torch.empty(tokens * K, device=grad.device)
+            value_gradients[(tokens * K,)](indices, half, grad, value_grad, K, D, BLOCK=1024)
+            flat, order = indices.flatten().sort(stable=True)
+            offsets = torch.searchsorted(flat, torch.arange(F + 1, device=flat.device))
+            row_grad = torch.empty(F, D, device=grad.device)
+            row_gradients[(F, triton.cdiv(D, 1024))](offsets, order, values, grad, row_grad, K, D, BLOCK=1024)
+            return None, value_grad.view(tokens, K).to(values.dtype), row_grad
+
+    return Decode.apply
+
+
+def openclt_loss(torch, s):
+    """Codes and targets as lists of layers, every pair decoded on its own, in f32, as its trainer does."""
+    L, k = s["layers"], s["k"]
+
+    def loss(clt, x, y):
+        features = []
+        for l in range(L):
+            h = torch.relu(x[l].float() @ clt.encoder[l].t() + clt.encoder_bias[l])
+            kept = torch.topk(h, k, dim=-1)
+            features.append(torch.zeros_like(h).scatter_(-1, kept.indices, kept.values))
+        total = 0.0
+        for t in range(L):
+            out = torch.zeros_like(y[t], dtype=torch.float32)
+            for source in range(t + 1):
+                out = out + features[source] @ clt.decoder[t * (t + 1) // 2 + source].t()
+            total = total + (out + clt.decoder_bias[t] - y[t].float()).square().sum(-1).mean()
+        return total
+
+    return loss
+
+
+def peer(name, s, steps, device="cuda"):
+    """Prints tokens/s, memory and the last loss of one variant."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = name != "openclt"
+    rows = name in ("bag", "triton")
+    clt = parameters(torch, s, device, rows)
+    loss = {"dense": dense_loss, "openclt": openclt_loss}.get(name, lambda torch, s: sparse_loss(torch, s, bag(torch) if name == "bag" else triton_decode(torch)))(torch, s)
+    adam = torch.optim.Adam(clt.parameters(), lr=1e-4, **({} if name == "openclt" else {"fused": True}))
+    pool = [torch.randn(2, s["layers"], s["tokens"], s["width"], device=device, dtype=torch.float32 if name == "openclt" else torch.bfloat16) for _ in range(2)]
+    call = torch.compile(loss) if name == "dense" else loss
+    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+    def step(i):
+        x, y = pool[i % 2]
+        adam.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=name != "openclt"):
+            value = call(clt, x, y)
+        value.backward()
+        adam.step()
+        return value
+
+    try:
+        step(0)
+    except Exception as error:  # torch.compile gives up on some shapes and machines
+        if name != "dense" or isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        print(f"not compiled: {type(error).__name__}", file=sys.stderr)
+        call = loss
+    for i in range(5):
+        step(i)
+    synchronise()
+    start = time.perf_counter()
+    for i in range(steps):
+        value = step(i)
+    synchronise()
+    seconds = (time.perf_counter() - start) / steps
+    memory = torch.cuda.max_memory_reserved() / 2**30 if device == "cuda" else 0.0
+    print(json.dumps(dict(tokens_per_second=s["tokens"] / seconds, ms=1e3 * seconds, gib=memory, loss=value.item())))
+
+
+# ---- the run -------------------------------------------------------------------------------------
+
+def lines(command, **more):
+    done = subprocess.run(command, capture_output=True, text=True, **more)
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return found, done
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cltlab")
+    parser.add_argument("--shapes", default="seed,seed-4096,sparse")
+    parser.add_argument("--peers", default="dense,bag,triton,openclt")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--device", default="cuda", help="cpu only to see that the other side runs")
+    parser.add_argument("--json")
+    parser.add_argument("--as-peer", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.as_peer:
+        name, shape, steps, device = json.loads(given.as_peer)
+        return peer(name, SHAPES[shape], steps, device)
+    results = []
+    for shape in given.shapes.split(","):
+        s = SHAPES[shape]
+        rows = []
+        if given.cltlab != "-":
+            found, done = lines([given.cltlab, "bench", "--device", "cuda", "--shapes", shape, "--timed", str(given.steps)])
+            if done.returncode != 0:
+                print(done.stderr, file=sys.stderr)
+            for line in found:
+                if "ceilings" in line:
+                    c = line["ceilings"]
+                    print(f"card: copy {c['copy'] / 1e9:.0f} GB/s, products {c['bf16'] / 1e12:.0f} TFLOP/s bf16, {c['f32'] / 1e12:.0f} f32")
+                elif "error" in line:
+                    rows.append((f"ours, {line['held']}", None, None, line["error"]))
+                else:
+                    rows.append((f"ours, {line['held']}", line["tokens_per_second"], line["used_gib"], f"{line['ms']:.2f} ms, floor {line['floor_ms']:.2f} ms, {100 * line['share']:.0f} %"))
+            results += [dict(line, side="ours") for line in found]
+        for name in given.peers.split(","):
+            found, done = lines([sys.executable, os.path.abspath(__file__), "-", "--as-peer", json.dumps([name, shape, given.steps, given.device])])
+            if found:
+                rows.append((PEERS[name], found[-1]["tokens_per_second"], found[-1]["gib"], f"{found[-1]['ms']:.2f} ms"))
+                results.append(dict(found[-1], side=name, shape=shape))
+            else:
+                why = (done.stderr.strip().splitlines() or ["no output"])[-1]
+                rows.append((PEERS[name], None, None, why[:90]))
+                results.append(dict(side=name, shape=shape, error=why))
+        best = max((row[1] for row in rows if row[1] and not row[0].startswith("ours") and not row[0].startswith("openCLT")), default=None)
+        print(f"\n{shape}: {s}\n| program | tokens/s | x best PyTorch | GiB | |\n|---|---|---|---|---|")
+        for name, rate, memory, note in rows:
+            ratio = f"{rate / best:.2f}" if rate and best else ""
+            print(f"| {name} | {f'{rate:.0f}' if rate else '-'} | {ratio} | {f'{memory:.1f}' if memory else ''} | {note} |")
+        sys.stdout.flush()
+        if given.json:
+            with open(given.json, "w") as out:
+                json.dump(results, out, indent=1)
+
+
+if __name__ == "__main__":
+    main()

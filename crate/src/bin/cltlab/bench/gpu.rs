@@ -1,0 +1,165 @@
+//! `cltlab bench --device cuda`: training steps on a GPU against what the card can do at best.
+//!
+//! Random activations, TopK, Adam, no sparsity term and no limit on the gradient's norm, as in `benches/train_gpu.py`, which
+//! runs PyTorch beside it. The floor of a step is the sum of what cannot be left out: its dense products at the rate
+//! of a large one in bf16, and at the bandwidth of a copy each weight read once by the forward pass, and read and
+//! written once with its moments by the optimiser.
+
+use clap::{Args, ValueEnum};
+use cltlab::prelude::*;
+use cltlab::selftest::Ceilings;
+use cltlab::train::{Moments, TrainDevice, Weights};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::time::Instant;
+
+#[derive(Args)]
+pub struct GpuArgs {
+    /// Time training on this device instead of a model
+    #[arg(long, value_enum)]
+    device: Option<Kind>,
+    /// Which shapes
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "seed,seed-4096,sparse")]
+    shapes: Vec<Shape>,
+    /// How weights and moments are held
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "bf16-eight-bit,f32-eight-bit,f32-f32")]
+    held: Vec<Held>,
+    /// Steps that are timed, after some that warm up
+    #[arg(long, default_value_t = 40)]
+    timed: usize,
+}
+
+impl GpuArgs {
+    pub fn wanted(&self) -> bool {
+        self.device.is_some()
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    Cuda,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Shape {
+    /// GPT-2 small, F 9216, k 184, 12 sequences of 16 tokens a step
+    Seed,
+    /// The same, 4,096 tokens a step
+    #[value(name = "seed-4096")]
+    Seed4096,
+    /// GPT-2 small, F 24576, k 16, 4,096 tokens a step
+    Sparse,
+    /// For a look at the program itself
+    Tiny,
+}
+
+impl Shape {
+    /// Layers, width, features, k, tokens.
+    fn numbers(self) -> [usize; 5] {
+        match self {
+            Shape::Seed => [12, 768, 9216, 184, 192],
+            Shape::Seed4096 => [12, 768, 9216, 184, 4096],
+            Shape::Sparse => [12, 768, 24_576, 16, 4096],
+            Shape::Tiny => [2, 64, 128, 4, 32],
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Held {
+    Bf16EightBit,
+    F32EightBit,
+    #[value(name = "f32-f32")]
+    F32F32,
+}
+
+impl Held {
+    fn parts(self) -> (Weights, Moments) {
+        match self {
+            Held::Bf16EightBit => (Weights::Bf16, Moments::EightBit),
+            Held::F32EightBit => (Weights::F32, Moments::EightBit),
+            Held::F32F32 => (Weights::F32, Moments::F32),
+        }
+    }
+}
+
+fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
+}
+
+/// Prints the card's ceilings and one line of JSON for each shape and way to hold weights.
+pub fn bench(args: &GpuArgs) -> Result<()> {
+    progress::set_sink(None);
+    let device = cltlab::device::cuda(0)?;
+    let small = args.shapes.iter().all(|shape| matches!(shape, Shape::Tiny));
+    let ceilings = Ceilings::measure(&device, if small { 128 } else { 8192 })?;
+    println!("{{\"ceilings\": {{\"copy\": {:.4e}, \"bf16\": {:.4e}, \"f32\": {:.4e}}}}}", ceilings.copy, ceilings.bf16, ceilings.f32);
+    for shape in &args.shapes {
+        for held in &args.held {
+            match time(shape, held, args.timed, &ceilings) {
+                Ok(()) => {}
+                // A card that cannot hold one says so, and goes on with the next.
+                Err(error) if error.is_out_of_memory() => println!("{{\"shape\": \"{}\", \"held\": \"{}\", \"error\": {:?}}}", name(shape), name(held), error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result<()> {
+    let [layers, width, features, k, tokens] = shape.numbers();
+    let (weights, moments) = held.parts();
+    let clt = CltConfig { layers, width, features, activation: Activation::TopK { k }, ..CltConfig::default() };
+    let config = TrainConfig {
+        steps: steps + 5,
+        batch_tokens: tokens,
+        lr: 1e-4,
+        warmup: 0.0,
+        decay: 0.0,
+        clip: None,
+        dead: 0.0,
+        normalise: false,
+        moments,
+        weights,
+        device: TrainDevice::Cuda,
+        ..TrainConfig::default()
+    };
+    let mut rng = StdRng::seed_from_u64(0);
+    let mut side = || (0..layers).map(|_| (0..2 * tokens * width).map(|_| rng.random_range(-1.73..1.73f32)).collect()).collect::<Vec<Vec<f32>>>();
+    let activations = Activations::from_memory(side(), side(), width)?;
+    let mut trainer = Trainer::new(&activations, &clt, &config)?;
+    trainer.run_steps(5)?;
+    let start = Instant::now();
+    let history = trainer.run_steps(steps)?;
+    let seconds = start.elapsed().as_secs_f64() / steps as f64;
+    let loss = history.last().map_or(f64::NAN, |sample| sample.reconstruction);
+    let floor = floor(&clt, tokens, trainer.bytes_per_weight(), weights, ceilings);
+    let used = trainer.gpu_bytes()?.unwrap_or(0);
+    println!(
+        "{{\"shape\": \"{}\", \"held\": \"{}\", \"tokens_per_second\": {:.1}, \"ms\": {:.3}, \"floor_ms\": {:.3}, \"share\": {:.3}, \"used_gib\": {:.2}, \"loss\": {loss:.3}}}",
+        name(shape),
+        name(held),
+        tokens as f64 / seconds,
+        1e3 * seconds,
+        1e3 * floor,
+        floor / seconds,
+        used as f64 / f64::from(1 << 30)
+    );
+    Ok(())
+}
+
+/// Seconds that a step cannot do without.
+fn floor(clt: &CltConfig, tokens: usize, bytes: f64, weights: Weights, ceilings: &Ceilings) -> f64 {
+    let (l, d, f, t) = (clt.layers as f64, clt.width as f64, clt.features as f64, tokens as f64);
+    let decoders = clt.decoders() as f64 * f * d;
+    let k = match clt.activation {
+        Activation::TopK { k } => k as f64,
+        _ => f,
+    };
+    let rate = if weights == Weights::Bf16 { ceilings.bf16 } else { ceilings.f32 };
+    // The encoder is always dense; the rest as far as features are active.
+    let flops = 2.0 * t * l * f * d + (k / f) * 2.0 * t * (l * f * d + 3.0 * decoders);
+    let forward = if weights == Weights::Bf16 { 2.0 } else { 4.0 };
+    flops / rate + (l * f * d + decoders) * (forward + 2.0 * bytes) / ceilings.copy
+}

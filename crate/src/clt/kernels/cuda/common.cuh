@@ -1,0 +1,129 @@
+// What all kernels share: types, eight columns at a time, sums over warps and blocks.
+//
+// Numbers that are stored (weights, inputs, targets, gradients at the targets) are f32 or bf16; all
+// sums are f32. bf16 is handled as its bits, so that no header of the toolkit is needed and older cards
+// take the same code.
+#pragma once
+#ifdef CLTLAB_EMULATED
+#include "emulator.h"
+#else
+#define DYNAMIC_SHARED(type, name)                                  \
+    extern __shared__ __align__(16) unsigned char cltlab_shared[]; \
+    type* name = reinterpret_cast<type*>(cltlab_shared)
+#endif
+
+typedef unsigned int u32;
+typedef unsigned char u8;
+typedef unsigned short bf16;
+typedef unsigned long long u64;
+
+#define WHOLE 0xffffffffu
+#define NONE 0xffffffffu
+
+// A golden section of 2^32, by which the random bits of neighbours differ.
+#define GOLDEN 0x9E3779B1u
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(bf16 x) { return __uint_as_float((u32)x << 16); }
+
+// To nearest, ties to even; `random` is for the other kind of rounding only.
+__device__ __forceinline__ void narrow(float x, float& to) { to = x; }
+__device__ __forceinline__ void narrow(float x, bf16& to) {
+    u32 bits = __float_as_uint(x);
+    to = (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// To one of the two neighbours, with the probability that keeps the mean; 16 random bits.
+__device__ __forceinline__ void narrow_at_random(float x, u32, float& to) { to = x; }
+__device__ __forceinline__ void narrow_at_random(float x, u32 random, bf16& to) { to = (bf16)((__float_as_uint(x) + random) >> 16); }
+
+__device__ __forceinline__ void load8(const float* at, float out[8]) {
+    float4 a = *reinterpret_cast<const float4*>(at), b = *reinterpret_cast<const float4*>(at + 4);
+    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w, out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
+}
+
+__device__ __forceinline__ void spread(uint4 q, float out[8]) {
+    u32 words[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        out[2 * i] = __uint_as_float(words[i] << 16);
+        out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+}
+
+__device__ __forceinline__ void load8(const bf16* at, float out[8]) { spread(*reinterpret_cast<const uint4*>(at), out); }
+
+__device__ __forceinline__ void store8(float* at, const float v[8], u32) {
+    *reinterpret_cast<float4*>(at) = make_float4(v[0], v[1], v[2], v[3]);
+    *reinterpret_cast<float4*>(at + 4) = make_float4(v[4], v[5], v[6], v[7]);
+}
+
+// To nearest where `key` is 0, else at random.
+__device__ __forceinline__ void store8(bf16* at, const float v[8], u32 key) {
+    u32 words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        bf16 low, high;
+        if (key == 0) {
+            narrow(v[2 * i], low);
+            narrow(v[2 * i + 1], high);
+        } else {
+            narrow_at_random(v[2 * i], (key + (2 * i) * GOLDEN) >> 16, low);
+            narrow_at_random(v[2 * i + 1], (key + (2 * i + 1) * GOLDEN) >> 16, high);
+        }
+        words[i] = (u32)low | ((u32)high << 16);
+    }
+    *reinterpret_cast<uint4*>(at) = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int gap = 16; gap > 0; gap >>= 1) v += __shfl_xor_sync(WHOLE, v, gap);
+    return v;
+}
+
+__device__ __forceinline__ u32 warp_sum(u32 v) {
+#pragma unroll
+    for (int gap = 16; gap > 0; gap >>= 1) v += __shfl_xor_sync(WHOLE, v, gap);
+    return v;
+}
+
+// The sum over the block, in every thread; `room` has 33 places. A block has whole warps.
+template <typename T>
+__device__ __forceinline__ T block_sum(T v, T* room) {
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    v = warp_sum(v);
+    if (lane == 0) room[warp] = v;
+    __syncthreads();
+    if (warp == 0) {
+        T total = warp_sum(lane < warps ? room[lane] : (T)0);
+        if (lane == 0) room[32] = total;
+    }
+    __syncthreads();
+    T total = room[32];
+    __syncthreads();
+    return total;
+}
+
+// Sums of eight values over a warp at once, with 9 exchanges instead of 40: lane i gets that of value `of_lane(i)`.
+__device__ __forceinline__ float warp_sum8(float v[8]) {
+    const u32 lane = threadIdx.x & 31;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        float keep = (lane & 16) ? v[i + 4] : v[i], give = (lane & 16) ? v[i] : v[i + 4];
+        v[i] = keep + __shfl_xor_sync(WHOLE, give, 16);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        float keep = (lane & 8) ? v[i + 2] : v[i], give = (lane & 8) ? v[i] : v[i + 2];
+        v[i] = keep + __shfl_xor_sync(WHOLE, give, 8);
+    }
+    float keep = (lane & 4) ? v[1] : v[0], give = (lane & 4) ? v[0] : v[1];
+    float sum = keep + __shfl_xor_sync(WHOLE, give, 4);
+    sum += __shfl_xor_sync(WHOLE, sum, 2);
+    return sum + __shfl_xor_sync(WHOLE, sum, 1);
+}
+
+__device__ __forceinline__ u32 of_lane(u32 lane) { return ((lane & 16) >> 2) | ((lane & 8) >> 2) | ((lane & 4) >> 2); }
+
+__device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }

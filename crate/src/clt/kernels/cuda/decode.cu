@@ -1,0 +1,154 @@
+// Reconstructions from lists by token, and what is wrong with them.
+//
+// Rows of a decoder are `[targets · d]`, those of one feature behind each other. Everything that is one number
+// a token and target is written out and summed in a fixed order, so that a step gives the same bits twice.
+#include "common.cuh"
+
+// What one source layer hands to the reconstruction.
+struct Source {
+    const u32* features;
+    const float* values;
+    const u32* starts;
+    const u32* counts;
+    const void* decoder;
+    // Columns of a decoder row; the first target it writes to; 0 where its part is in `base` already.
+    u32 row, first, targets;
+    u32 unused;
+};
+
+// One token and target a block, eight columns a thread. `base [tokens, stride]` (may be null) is what dense
+// products gave. Writes the gradient `scale (ŷ − y)` and the squared error.
+template <typename S>
+__device__ void decode(const Source* sources, u32 layers, const float* base, const float* bias, const S* targets, u32 tokens, u32 d, u32 stride, const float* scales, S* slab,
+                       float* errors) {
+    __shared__ float room[33];
+    const u32 token = blockIdx.x, target = blockIdx.y, column = 8 * threadIdx.x;
+    const bool mine = column < d;
+    float sum[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i] = 0.f;
+    if (mine) {
+        load8(bias + target * d + column, sum);
+        if (base) {
+            float more[8];
+            load8(base + (size_t)token * stride + target * d + column, more);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) sum[i] += more[i];
+        }
+        for (u32 l = 0; l < layers; ++l) {
+            const Source source = sources[l];
+            if (target < source.first || target - source.first >= source.targets) continue;
+            const S* decoder = reinterpret_cast<const S*>(source.decoder) + (size_t)(target - source.first) * d + column;
+            const u32 begin = source.starts[token], end = begin + source.counts[token];
+            u32 e = begin;
+            // Four rows on their way at a time.
+            for (; e + 4 <= end; e += 4) {
+                float w[4][8], a[4];
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    a[j] = source.values[e + j];
+                    load8(decoder + (size_t)source.features[e + j] * source.row, w[j]);
+                }
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+#pragma unroll
+                    for (int i = 0; i < 8; ++i) sum[i] = fmaf(a[j], w[j][i], sum[i]);
+                }
+            }
+            for (; e < end; ++e) {
+                float w[8], a = source.values[e];
+                load8(decoder + (size_t)source.features[e] * source.row, w);
+#pragma unroll
+                for (int i = 0; i < 8; ++i) sum[i] = fmaf(a, w[i], sum[i]);
+            }
+        }
+    }
+    float square = 0.f;
+    if (mine) {
+        float y[8];
+        load8(targets + ((size_t)target * tokens + token) * d + column, y);
+        const float scale = scales[target];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const float error = sum[i] - y[i];
+            square = fmaf(error, error, square);
+            sum[i] = scale * error;
+        }
+        store8(slab + (size_t)token * stride + target * d + column, sum, 0);
+    }
+    square = block_sum(square, room);
+    if (threadIdx.x == 0) errors[(size_t)target * tokens + token] = square;
+}
+#define DECODE(S, name)                                                                                                                                                      \
+    extern "C" __global__ void name(const Source* sources, u32 layers, const float* base, const float* bias, const S* targets, u32 tokens, u32 d, u32 stride,                 \
+                                    const float* scales, S* slab, float* errors) {                                                                                           \
+        decode(sources, layers, base, bias, targets, tokens, d, stride, scales, slab, errors);                                                                               \
+    }
+DECODE(float, decode_f32)
+DECODE(bf16, decode_bf16)
+
+// Column sums, and sums of squares where `squares` is not null, of `[tokens, stride]`; several such behind each
+// other, one a row of blocks. 32 columns a block of 32 × 8.
+template <typename S>
+__device__ void column_sums(const S* x, u32 tokens, u32 stride, u32 columns, float* sums, float* squares) {
+    __shared__ float room[2][8][32];
+    const u32 x_lane = threadIdx.x & 31, y_lane = threadIdx.x >> 5, column = blockIdx.x * 32 + x_lane;
+    float sum = 0.f, square = 0.f;
+    x += (size_t)blockIdx.y * tokens * stride;
+    if (column < columns) {
+        for (u32 p = y_lane; p < tokens; p += 8) {
+            const float v = widen(x[(size_t)p * stride + column]);
+            sum += v;
+            square = fmaf(v, v, square);
+        }
+    }
+    room[0][y_lane][x_lane] = sum;
+    room[1][y_lane][x_lane] = square;
+    __syncthreads();
+    if (y_lane == 0 && column < columns) {
+        for (u32 i = 1; i < 8; ++i) {
+            sum += room[0][i][x_lane];
+            square += room[1][i][x_lane];
+        }
+        sums[(size_t)blockIdx.y * columns + column] = sum;
+        if (squares) squares[(size_t)blockIdx.y * columns + column] = square;
+    }
+}
+extern "C" __global__ void __launch_bounds__(256) column_sums_f32(const float* x, u32 tokens, u32 stride, u32 columns, float* sums, float* squares) {
+    column_sums(x, tokens, stride, columns, sums, squares);
+}
+extern "C" __global__ void __launch_bounds__(256) column_sums_bf16(const bf16* x, u32 tokens, u32 stride, u32 columns, float* sums, float* squares) {
+    column_sums(x, tokens, stride, columns, sums, squares);
+}
+
+// Each target's variance (`Σ (y − ȳ)²` over the tokens) and the factor of its error in the gradient. One block a target.
+extern "C" __global__ void __launch_bounds__(256) target_scales(const float* sums, const float* squares, u32 tokens, u32 d, u32 fvu, float* variances, float* scales) {
+    __shared__ float room[33];
+    float total = 0.f;
+    for (u32 c = threadIdx.x; c < d; c += blockDim.x) {
+        const float mean = sums[blockIdx.x * d + c];
+        total += squares[blockIdx.x * d + c] - mean * mean / tokens;
+    }
+    total = block_sum(total, room);
+    if (threadIdx.x == 0) {
+        variances[blockIdx.x] = total;
+        const float over = fvu && total > 0.f ? total / tokens : 1.f;
+        scales[blockIdx.x] = 2.f / tokens / over;
+    }
+}
+
+// `out[l, first + i] = from[l, rows[i]]`, of `[layers, held, d]` and `[layers, tokens, d]`. A block a row and layer.
+template <typename S>
+__device__ void pick_rows(const S* from, const u32* rows, u32 held, u32 tokens, u32 first, u32 d, S* out) {
+    const u32 column = 8 * threadIdx.x;
+    if (column >= d) return;
+    float v[8];
+    load8(from + ((size_t)blockIdx.y * held + rows[blockIdx.x]) * d + column, v);
+    store8(out + ((size_t)blockIdx.y * tokens + first + blockIdx.x) * d + column, v, 0);
+}
+extern "C" __global__ void pick_rows_f32(const float* from, const u32* rows, u32 held, u32 tokens, u32 first, u32 d, float* out) {
+    pick_rows(from, rows, held, tokens, first, d, out);
+}
+extern "C" __global__ void pick_rows_bf16(const bf16* from, const u32* rows, u32 held, u32 tokens, u32 first, u32 d, bf16* out) {
+    pick_rows(from, rows, held, tokens, first, d, out);
+}

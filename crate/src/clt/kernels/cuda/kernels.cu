@@ -1,0 +1,6 @@
+// All kernels as one module: one PTX text, loaded once.
+#include "select.cu"
+#include "lists.cu"
+#include "decode.cu"
+#include "learn.cu"
+#include "report.cu"

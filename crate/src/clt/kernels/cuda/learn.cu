@@ -1,0 +1,272 @@
+// The backward pass and the update, feature by feature.
+//
+// A feature's decoder row meets the gradients of its tokens once: their products with the row (the gradients of
+// its activations) and their sum (the gradient of the row), which is spent in Adam before it leaves the registers.
+// No gradient is stored.
+#include "adam.cuh"
+
+// What a pass over rows does.
+#define PRODUCTS 1u
+#define SPEND 2u
+#define MEASURE 4u
+
+// Where rows' gradients come from and what they meet: `Σ_i coefficients[i] · slab[tokens[i]] + own · w + common · sums`,
+// or `dense` as it lies, plus the last two.
+template <typename S>
+struct Terms {
+    const u32* offsets;
+    const u32* tokens;
+    const float* coefficients;
+    const S* slab;
+    u32 stride, at;
+    const float* own;
+    const float* common;
+    const float* sums;
+    const float* dense;
+};
+
+// What all updates are told.
+struct Told {
+    Adam adam;
+    // Factor on the gradient, and whether weights may be changed at all: both are decided on the device.
+    const float* clip;
+    const u32* go;
+};
+
+// One feature and one target (a tile of d columns of a row of `row`) a block, eight columns a thread.
+template <typename S, typename M, u32 PASS>
+__device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& terms, const Told& told, float* products, u32 room_of_products, float* squares, float* norms) {
+    __shared__ u32 tokens[256];
+    __shared__ float coefficients[256];
+    __shared__ float parts[32][8];
+    __shared__ float room[33];
+    if ((PASS & SPEND) && !*told.go) return;
+    const u32 feature = blockIdx.x, tile = blockIdx.y, column = 8 * threadIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const bool mine = column < d;
+    const u32 at = tile * d + column;
+    const size_t index = (size_t)feature * row + at;
+    const u32 begin = terms.dense ? 0 : terms.offsets[feature], end = terms.dense ? 0 : terms.offsets[feature + 1];
+    float weights[8], g[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) weights[i] = g[i] = 0.f;
+    if (mine && (PASS & (PRODUCTS | SPEND) || terms.own)) load8(w + index, weights);
+    const S* slab = terms.slab + terms.at + (size_t)tile * d + column;
+    const u32 chunk = blockDim.x < 256 ? blockDim.x : 256;
+    for (u32 base = begin; base < end; base += chunk) {
+        const u32 count = end - base < chunk ? end - base : chunk;
+        __syncthreads();
+        if (threadIdx.x < count) {
+            tokens[threadIdx.x] = terms.tokens[base + threadIdx.x];
+            coefficients[threadIdx.x] = terms.coefficients[base + threadIdx.x];
+        }
+        __syncthreads();
+        for (u32 i = 0; i < count; i += 8) {
+            float dots[8];
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                dots[j] = 0.f;
+                if (i + j >= count || !mine) continue;
+                float e[8];
+                load8(slab + (size_t)tokens[i + j] * terms.stride, e);
+#pragma unroll
+                for (int c = 0; c < 8; ++c) {
+                    if (PASS & PRODUCTS) dots[j] = fmaf(e[c], weights[c], dots[j]);
+                    if (PASS & (SPEND | MEASURE)) g[c] = fmaf(coefficients[i + j], e[c], g[c]);
+                }
+            }
+            if (PASS & PRODUCTS) {
+                const float sum = warp_sum8(dots);
+                if ((lane & 3) == 0) parts[warp][of_lane(lane)] = sum;
+                __syncthreads();
+                if (threadIdx.x < 8 && i + threadIdx.x < count) {
+                    float total = 0.f;
+                    for (u32 k = 0; k < warps; ++k) total += parts[k][threadIdx.x];
+                    products[(size_t)tile * room_of_products + base + i + threadIdx.x] = total;
+                }
+                __syncthreads();
+            }
+        }
+    }
+    if (!(PASS & (SPEND | MEASURE))) return;
+    if (mine) {
+        if (terms.dense) load8(terms.dense + index, g);
+        if (terms.own) {
+            const float own = terms.own[feature];
+#pragma unroll
+            for (int c = 0; c < 8; ++c) g[c] = fmaf(own, weights[c], g[c]);
+        }
+        if (terms.common) {
+            const float common = terms.common[feature];
+            if (common != 0.f) {
+                float sums[8];
+                load8(terms.sums + column, sums);
+#pragma unroll
+                for (int c = 0; c < 8; ++c) g[c] = fmaf(common, sums[c], g[c]);
+            }
+        }
+    }
+    float norm = 0.f, square = 0.f;
+#pragma unroll
+    for (int c = 0; c < 8; ++c) norm = fmaf(g[c], g[c], norm);
+    if (PASS & SPEND) {
+        const float clip = told.clip ? *told.clip : 1.f;
+#pragma unroll
+        for (int c = 0; c < 8; ++c) g[c] *= clip;
+        adam8(told.adam, moments, index, feature, at, row / 64, mine, g, weights);
+        if (mine) {
+            const u32 key = key_of(~told.adam.key, feature, at);
+            store8(w + index, weights, key | 1u);
+#pragma unroll
+            for (int c = 0; c < 8; ++c) square = fmaf(weights[c], weights[c], square);
+        }
+        if (squares) {
+            square = block_sum(square, room);
+            if (threadIdx.x == 0) squares[(size_t)tile * gridDim.x + feature] = square;
+        }
+    }
+    norm = block_sum(norm, room);
+    if (threadIdx.x == 0 && norms) norms[(size_t)tile * gridDim.x + feature] = norm;
+}
+
+#define PASS_OF(name, S, M, PASS)                                                                                                                                           \
+    extern "C" __global__ void name(S* w, M moments, u32 row, u32 d, Terms<S> terms, Told told, float* products, u32 room, float* squares, float* norms) {                   \
+        feature_pass<S, M, PASS>(w, moments, row, d, terms, told, products, room, squares, norms);                                                                           \
+    }
+PASS_OF(products_f32, float, Full, PRODUCTS)
+PASS_OF(products_bf16, bf16, Full, PRODUCTS)
+PASS_OF(measure_f32, float, Full, MEASURE)
+PASS_OF(measure_bf16, bf16, Full, MEASURE)
+PASS_OF(spend_f32_full, float, Full, SPEND)
+PASS_OF(spend_f32_small, float, Small, SPEND)
+PASS_OF(spend_bf16_full, bf16, Full, SPEND)
+PASS_OF(spend_bf16_small, bf16, Small, SPEND)
+PASS_OF(meet_f32_full, float, Full, PRODUCTS | SPEND)
+PASS_OF(meet_f32_small, float, Small, PRODUCTS | SPEND)
+PASS_OF(meet_bf16_full, bf16, Full, PRODUCTS | SPEND)
+PASS_OF(meet_bf16_small, bf16, Small, PRODUCTS | SPEND)
+
+// What the sparsity and dead-feature terms say of each feature.
+struct Penalty {
+    // λ over the tokens; c; λ_P over the tokens; half of JumpReLU's window and its width, 0 for others.
+    float sparsity, scale, dead, bandwidth;
+    u32 dead_window, tokens, tiles, features, d;
+    // 0: thresholds are 0; 1: each token's cut; 2: each feature's own.
+    u32 threshold;
+};
+
+// Per feature: the gradient of each entry from the sparsity term, the multiples of its own row and of the inputs' sums,
+// and the terms themselves. One warp a feature.
+template <typename S>
+__device__ void feature_terms(const Penalty& p, const u32* offsets, const u32* tokens, const float* values, const float* squares, const float* cuts, const float* cut_sum,
+                              const float* log_threshold, const u32* idle, const S* encoder, const float* bias, const float* input_sum, float* entries, float* own,
+                              float* common, float* threshold_gradient, float* sparsity, float* dead_term) {
+    const u32 f = (blockIdx.x * blockDim.x + threadIdx.x) >> 5, lane = threadIdx.x & 31;
+    if (f >= p.features) return;
+    const u32 begin = offsets[f], end = offsets[f + 1];
+    float square = 0.f;
+    for (u32 t = lane; t < p.tiles; t += 32) square += squares[(size_t)t * p.features + f];
+    const float norm = sqrtf(warp_sum(square)), scale = p.scale * norm, gain = p.sparsity * scale;
+    float total = 0.f, moment = 0.f;
+    for (u32 i = begin + lane; i < end; i += 32) {
+        float slope = 0.f;
+        if (p.sparsity > 0.f) {
+            const float a = values[i], held = tanhf(scale * a);
+            slope = 1.f - held * held;
+            total += held;
+            moment = fmaf(slope, a, moment);
+        }
+        entries[i] = gain * slope;
+    }
+    total = warp_sum(total);
+    moment = warp_sum(moment);
+    float mine = norm > 0.f ? p.sparsity * p.scale * moment / norm : 0.f, shared = 0.f, threshold = 0.f, dead = 0.f;
+    if (p.dead > 0.f && idle[f] >= p.dead_window) {
+        const float theta = p.threshold == 2 ? expf(log_threshold[f]) : 0.f;
+        float dot = 0.f, gap = 0.f;
+        u32 fired = 0;
+        for (u32 c = lane; c < p.d; c += 32) dot = fmaf(widen(encoder[(size_t)f * p.d + c]), input_sum[c], dot);
+        for (u32 i = begin + lane; i < end; i += 32) {
+            if (values[i] == 0.f) continue;
+            gap += values[i] - (p.threshold == 1 ? cuts[tokens[i]] : theta);
+            ++fired;
+        }
+        gap = warp_sum(gap) - warp_sum(dot) - p.tokens * bias[f] + (p.threshold == 1 ? *cut_sum : p.tokens * theta);
+        fired = warp_sum(fired);
+        dead = p.dead * norm * gap;
+        shared = -p.dead * norm;
+        if (norm > 0.f) mine += p.dead * gap / norm;
+        if (p.threshold == 2) threshold = p.dead * norm * (float)(p.tokens - fired) * theta;
+    }
+    if (lane != 0) return;
+    own[f] = mine;
+    common[f] = shared;
+    if (threshold_gradient) threshold_gradient[f] = threshold;
+    sparsity[f] = p.sparsity * total;
+    dead_term[f] = dead;
+}
+#define FEATURE_TERMS(S, name)                                                                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256) name(Penalty p, const u32* offsets, const u32* tokens, const float* values, const float* squares, const float* cuts,   \
+                                                           const float* cut_sum, const float* log_threshold, const u32* idle, const S* encoder, const float* bias,           \
+                                                           const float* input_sum, float* entries, float* own, float* common, float* threshold_gradient, float* sparsity,    \
+                                                           float* dead_term) {                                                                                               \
+        feature_terms(p, offsets, tokens, values, squares, cuts, cut_sum, log_threshold, idle, encoder, bias, input_sum, entries, own, common, threshold_gradient, sparsity, \
+                      dead_term);                                                                                                                                            \
+    }
+FEATURE_TERMS(float, feature_terms_f32)
+FEATURE_TERMS(bf16, feature_terms_bf16)
+
+// From gradients of activations (the sparsity term's and `products`, tile by tile) to those of pre-activations, biases and
+// thresholds. JumpReLU's straight-through estimator: `∂a/∂θ = −(θ/ε) 1[|h − θ| < ε/2]`, `∂a/∂h = 1[h > θ]`. One
+// warp a feature.
+extern "C" __global__ void __launch_bounds__(256) entry_gradients(Penalty p, const u32* offsets, const float* values, const float* pre, const float* products, u32 room,
+                                                                  u32 tiles, const float* log_threshold, const float* common, float* entries, float* bias_gradient,
+                                                                  float* threshold_gradient, u32* fired) {
+    const u32 f = (blockIdx.x * blockDim.x + threadIdx.x) >> 5, lane = threadIdx.x & 31;
+    if (f >= p.features) return;
+    const float shared = common[f], theta = log_threshold ? expf(log_threshold[f]) : 0.f;
+    float bias = 0.f, threshold = 0.f;
+    u32 active = 0;
+    for (u32 i = offsets[f] + lane; i < offsets[f + 1]; i += 32) {
+        float g = entries[i];
+        for (u32 t = 0; t < tiles; ++t) g += products[(size_t)t * room + i];
+        bool fires = values[i] > 0.f;
+        if (log_threshold) {
+            const float h = pre[i];
+            if (fabsf(h - theta) < 0.5f * p.bandwidth) threshold -= theta * (theta / p.bandwidth) * g;
+            fires = h > theta;
+        }
+        g = fires ? g - shared : 0.f;
+        entries[i] = g;
+        bias += g;
+        active += fires;
+    }
+    bias = warp_sum(bias);
+    threshold = warp_sum(threshold);
+    active = warp_sum(active);
+    if (lane != 0) return;
+    bias_gradient[f] = bias + shared * p.tokens;
+    if (threshold_gradient) threshold_gradient[f] += threshold;
+    fired[f] = active;
+}
+
+// A vector's step.
+extern "C" __global__ void __launch_bounds__(256) adam_vector(float* w, float* m, float* v, const float* g, u32 n, Told told) {
+    const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n || !*told.go) return;
+    adam_one(told.adam, g[i] * (told.clip ? *told.clip : 1.f), w[i], m[i], v[i]);
+}
+
+// Squared norm of each row of weights, `[tiles, features]` as `feature_pass` leaves them.
+template <typename S>
+__device__ void square_rows(const S* w, u32 row, u32 d, float* squares) {
+    const u32 f = (blockIdx.x * blockDim.x + threadIdx.x) >> 5, lane = threadIdx.x & 31, features = gridDim.x * blockDim.x >> 5;
+    float square = 0.f;
+    for (u32 c = lane; c < d; c += 32) {
+        const float v = widen(w[(size_t)f * row + blockIdx.y * d + c]);
+        square = fmaf(v, v, square);
+    }
+    square = warp_sum(square);
+    if (lane == 0) squares[(size_t)blockIdx.y * features + f] = square;
+}
+extern "C" __global__ void square_rows_f32(const float* w, u32 row, u32 d, float* squares) { square_rows(w, row, d, squares); }
+extern "C" __global__ void square_rows_bf16(const bf16* w, u32 row, u32 d, float* squares) { square_rows(w, row, d, squares); }

@@ -1,0 +1,47 @@
+//! What stands for a training on a GPU in a build without CUDA: nothing that can be made.
+
+use super::{LiveClt, StepOptions, StepReport};
+use crate::activations::{Reader, Scale};
+use crate::error::Result;
+use candle_core::Device;
+
+/// What of a training's configuration decides whether a GPU can do it: nobody asks here.
+#[allow(dead_code)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub groups: usize,
+    pub aux: bool,
+}
+
+pub(crate) enum CudaTraining {}
+
+impl CudaTraining {
+    pub fn begin(_: LiveClt, _: &Device, _: bool, _: Wanted, _: usize, _: (f64, f64), _: f64) -> Result<Self> {
+        // Says that this build has none.
+        crate::device::cuda(0).and_then(|_| Err(crate::Error::new(crate::ErrorKind::Unsupported, "CUDA: this build has none")))
+    }
+
+    pub fn next(&mut self, _: &mut Reader, _: usize, _: &Scale) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn step(&mut self, _: &StepOptions) -> Result<Vec<StepReport>> {
+        match *self {}
+    }
+
+    pub fn flush(&mut self) -> Result<Vec<StepReport>> {
+        match *self {}
+    }
+
+    pub fn steps(&self) -> u64 {
+        match *self {}
+    }
+
+    pub fn download(&self) -> Result<LiveClt> {
+        match *self {}
+    }
+
+    pub fn used(&self) -> Result<u64> {
+        match *self {}
+    }
+}

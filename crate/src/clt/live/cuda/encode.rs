@@ -1,0 +1,192 @@
+//! Forward, first half: pre-activations, which of them are kept, and the lists of both orders.
+
+use super::{CudaClt, DeviceBatch, Matrix};
+use crate::clt::kernels::cuda::{At, Operand, Product};
+use crate::clt::Activation;
+use crate::error::Result;
+
+/// Threads of kernels that walk along a row.
+const ROW: usize = 256;
+/// Blocks of kernels that walk along all entries.
+const WIDE: usize = 512;
+
+impl Matrix {
+    /// As a factor of a product, its rows from `column` on.
+    pub(super) fn factor(&self, column: usize, turned: bool) -> Operand {
+        Operand { at: self.w.from(column), stored: self.w.stored(), stride: self.row, turned }
+    }
+}
+
+impl CudaClt {
+    /// How many places a layer's entries need before they are counted; `None` where only counting tells.
+    pub(super) fn places(&self, tokens: usize) -> Option<usize> {
+        match self.config.activation {
+            Activation::TopK { k } | Activation::BatchTopK { k } => Some(k * tokens),
+            _ => None,
+        }
+    }
+
+    /// Makes room for batches of `tokens`.
+    pub(super) fn fit(&mut self, tokens: usize) -> Result<()> {
+        let (l, d, f) = (self.config.layers, self.config.width, self.config.features);
+        let places = self.places(tokens);
+        let shared = &mut self.shared;
+        shared.h.fit(tokens * f)?;
+        shared.slab.fit(tokens * l * d)?;
+        shared.errors.fit(l * tokens)?;
+        shared.above.fit(tokens)?;
+        shared.equal.fit(tokens)?;
+        for layer in &mut self.layers {
+            let entries = &mut layer.entries;
+            entries.starts.fit(tokens)?;
+            entries.counts.fit(tokens)?;
+            entries.cuts.fit(tokens)?;
+        }
+        if let Some(places) = places {
+            (0..l).try_for_each(|layer| self.fit_entries(layer, places))?;
+        }
+        Ok(())
+    }
+
+    fn fit_entries(&mut self, layer: usize, places: usize) -> Result<()> {
+        let jumps = self.layers[layer].log_threshold.is_some();
+        let entries = &mut self.layers[layer].entries;
+        entries.features.fit(places)?;
+        entries.values.fit(places)?;
+        entries.tokens.fit(places)?;
+        entries.list_tokens.fit(places)?;
+        entries.list_values.fit(places)?;
+        entries.gradients.fit(places)?;
+        if jumps {
+            entries.pre.fit(places)?;
+            entries.list_pre.fit(places)?;
+        }
+        self.shared.list.fit(places)?;
+        self.shared.products.fit(places * self.config.slots(0))
+    }
+
+    /// Figures of the last steps stay; this step's begin.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        let shared = &self.shared;
+        let lines = self.line(0);
+        // SAFETY: the buffers have L lines and one number each.
+        unsafe { self.gpu.launch("begin_step", (1, 1), 32, &[&lines, &(self.config.layers as u32), &shared.go.at(), &shared.broken.at()]) }
+    }
+
+    /// Where this step's line of `layer` is.
+    pub(super) fn line(&self, layer: usize) -> At {
+        let step = (self.steps % super::RING) as usize;
+        self.shared.lines.from((step * self.config.layers + layer) * super::LINE)
+    }
+
+    /// Half of JumpReLU's window; 0 for the others.
+    pub(super) fn reach(&self) -> f32 {
+        match self.config.activation {
+            Activation::JumpRelu { bandwidth, .. } => 0.5 * bandwidth as f32,
+            _ => 0.0,
+        }
+    }
+
+    /// Entries of one layer, by token and by feature.
+    pub(super) fn encode(&mut self, index: usize, batch: &DeviceBatch) -> Result<()> {
+        let (d, f, tokens) = (self.config.width, self.config.features, batch.tokens);
+        let x = Operand { at: batch.inputs.from(index * tokens * d), stored: self.stored, stride: d, turned: false };
+        let weights = self.layers[index].encoder.factor(0, true);
+        let product = Product { rows: tokens, depth: d, columns: f, left: x, right: weights, out: self.shared.h.at(), stride: f, add: false };
+        // SAFETY: inputs are [T, d], weights [F, d], `h` has room for [T, F].
+        unsafe { self.gpu.product(&product)? };
+        match self.config.activation {
+            Activation::TopK { k } => self.top(index, tokens, k)?,
+            Activation::BatchTopK { k } => self.ranked(index, tokens, k)?,
+            _ => self.above(index, tokens)?,
+        }
+        self.list(index)
+    }
+
+    /// The k largest of each token.
+    fn top(&mut self, index: usize, tokens: usize, k: usize) -> Result<()> {
+        let (f, k32) = (self.config.features as u32, k as u32);
+        let hint = self.shared.hints.from(index);
+        let h = self.shared.h.at();
+        let layer = &mut self.layers[index];
+        let entries = &mut layer.entries;
+        entries.total.write(&[(tokens * k) as u32])?;
+        let e = &*entries;
+        // SAFETY: one block a token; runs of k entries each have room.
+        unsafe {
+            self.gpu.launch("top_rows", (tokens, 1), ROW, &[&h, &layer.encoder_bias.w.at(), &f, &k32, &hint, &e.features.at(), &e.values.at(), &e.tokens.at(), &e.starts.at(), &e.counts.at(), &e.cuts.at()])
+        }
+    }
+
+    /// The k · T largest of the batch.
+    fn ranked(&mut self, index: usize, tokens: usize, k: usize) -> Result<()> {
+        let (f, t, wanted) = (self.config.features as u32, tokens as u32, (tokens * k) as u32);
+        let shared = &self.shared;
+        let (h, histogram, ranking, hint) = (shared.h.at(), shared.histogram.at(), shared.ranking.at(), shared.hints.from(index));
+        let bias = self.layers[index].encoder_bias.w.at();
+        // SAFETY: the histogram has 2,048 bins, the ranking six numbers; rows are [T, F].
+        unsafe {
+            self.gpu.launch("ranking_begin", (1, 1), ROW, &[&ranking, &wanted, &hint, &histogram])?;
+            for round in 0..3u32 {
+                // The first digit is looked for once more from 0 where the hint was too high.
+                for again in 0..if round == 0 { 2u32 } else { 1 } {
+                    self.gpu.launch("ranking_count", (tokens.min(1024), 1), ROW, &[&h, &bias, &f, &t, &ranking, &round, &again, &histogram])?;
+                    self.gpu.launch("ranking_pick", (1, 1), ROW, &[&ranking, &round, &again, &histogram])?;
+                }
+            }
+        }
+        self.count(index, tokens, ranking)?;
+        self.write(index, tokens, ranking)
+    }
+
+    /// All above 0, or above their thresholds less half the window: counted first, since nobody knows how many there are.
+    fn above(&mut self, index: usize, tokens: usize) -> Result<()> {
+        self.count(index, tokens, 0)?;
+        let places = self.layers[index].entries.total.read()?[0] as usize;
+        self.fit_entries(index, places)?;
+        self.layers[index].density = places as f64 / (tokens * self.config.features) as f64;
+        self.write(index, tokens, 0)
+    }
+
+    fn count(&self, index: usize, tokens: usize, ranking: At) -> Result<()> {
+        let (f, t, layer, shared, reach) = (self.config.features as u32, tokens as u32, &self.layers[index], &self.shared, self.reach());
+        let (e, log) = (&layer.entries, layer.log_threshold.as_ref().map_or(0, |log| log.w.at()));
+        // SAFETY: one block a token, then one block over all of them; every buffer has a number a token.
+        unsafe {
+            self.gpu.launch("count_rows", (tokens, 1), ROW, &[&shared.h.at(), &layer.encoder_bias.w.at(), &f, &ranking, &log, &reach, &shared.above.at(), &shared.equal.at()])?;
+            self.gpu.launch("scan_rows", (1, 1), 1024, &[&shared.above.at(), &shared.equal.at(), &t, &ranking, &e.starts.at(), &e.counts.at(), &e.cuts.at(), &e.total.at()])
+        }
+    }
+
+    fn write(&self, index: usize, tokens: usize, ranking: At) -> Result<()> {
+        let (f, layer, shared, reach) = (self.config.features as u32, &self.layers[index], &self.shared, self.reach());
+        let (e, log) = (&layer.entries, layer.log_threshold.as_ref().map_or(0, |log| log.w.at()));
+        let pre = if log == 0 { 0 } else { e.pre.at() };
+        // SAFETY: one block a token; runs begin and end where they were counted.
+        unsafe {
+            self.gpu.launch(
+                "write_rows",
+                (tokens, 1),
+                ROW,
+                &[&shared.h.at(), &layer.encoder_bias.w.at(), &f, &ranking, &shared.equal.at(), &log, &reach, &e.starts.at(), &e.counts.at(), &e.features.at(), &e.values.at(), &pre, &e.tokens.at()],
+            )
+        }
+    }
+
+    /// The same entries by feature, tokens ascending.
+    fn list(&mut self, index: usize) -> Result<()> {
+        let f = self.config.features;
+        self.shared.lengths.clear()?;
+        let (shared, layer) = (&self.shared, &self.layers[index]);
+        let e = &layer.entries;
+        let [pre, list_pre] = if layer.log_threshold.is_some() { [e.pre.at(), e.list_pre.at()] } else { [0, 0] };
+        let (lengths, cursor, list) = (shared.lengths.at(), shared.cursor.at(), shared.list.at());
+        // SAFETY: features are below F or none, places below the total.
+        unsafe {
+            self.gpu.launch("count_features", (WIDE, 1), ROW, &[&e.features.at(), &e.total.at(), &lengths])?;
+            self.gpu.launch("scan_features", (1, 1), 1024, &[&lengths, &(f as u32), &e.offsets.at(), &cursor])?;
+            self.gpu.launch("fill_features", (WIDE, 1), ROW, &[&e.features.at(), &e.total.at(), &cursor, &list])?;
+            self.gpu.launch("order_features", (f, 1), 128, &[&e.offsets.at(), &list, &e.tokens.at(), &e.values.at(), &pre, &e.list_tokens.at(), &e.list_values.at(), &list_pre])
+        }
+    }
+}

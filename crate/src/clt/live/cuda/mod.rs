@@ -1,0 +1,301 @@
+//! A CLT in training on a GPU: the same step as on the CPU ([`super::LiveClt`] is its twin), in one stream.
+//!
+//! In: batches on the device. Out: weights one Adam step further, and lines of figures that stay on the device until
+//! somebody asks ([`CudaClt::reports`]); no step waits for the host unless the number of active features is not
+//! known beforehand (ReLU, JumpReLU). [`encode`] keeps entries and sorts them by feature, [`step`] decodes and
+//! learns, [`store`] brings weights from and to the host. Weights in f32 or in bf16 with rounding at random, moments
+//! in f32 or eight bits: 12, 8, 6 or 4 bytes a weight.
+//!
+//! Where a layer's code is dense ([`DENSE`]) its products are cuBLAS': at 2 % of 9,216 features the tensor
+//! cores are faster than gathering rows, at 0.2 % never.
+
+mod encode;
+mod step;
+mod store;
+mod training;
+
+pub(crate) use training::CudaTraining;
+
+use super::{Cut, LiveClt, StepOptions, StepReport};
+use crate::activations::Batch;
+use crate::clt::config::Tied;
+use crate::clt::kernels::cuda::{Buffer, Gpu, Numbers, Stored};
+use crate::clt::{Activation, CltConfig};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Share of active features from which on a layer's decoder goes through dense products.
+const DENSE: f64 = 0.01;
+
+/// Steps whose figures the device keeps until they are asked for.
+const RING: u64 = 64;
+
+/// Numbers in one layer's line of figures, as `report.cu` has them.
+const LINE: usize = 8;
+
+/// A matrix with Adam's moments.
+struct Matrix {
+    w: Numbers,
+    moments: Moments,
+    /// Length of a row.
+    row: usize,
+}
+
+enum Moments {
+    Full { m: Buffer<f32>, v: Buffer<f32> },
+    Small { m: Buffer<u8>, v: Buffer<u8>, scales: Buffer<u8> },
+}
+
+/// A vector with Adam's moments and its gradient, all f32.
+struct Vector {
+    w: Buffer<f32>,
+    m: Buffer<f32>,
+    v: Buffer<f32>,
+    gradient: Buffer<f32>,
+}
+
+/// One source layer.
+struct Layer {
+    encoder: Matrix,
+    encoder_bias: Vector,
+    log_threshold: Option<Vector>,
+    decoder: Matrix,
+    /// Squared norm of each target's part of each decoder row, `[slots, F]`.
+    squares: Buffer<f32>,
+    /// Tokens since each feature last fired.
+    idle: Buffer<u32>,
+    cut: Cut,
+    density: f64,
+    entries: Entries,
+}
+
+/// A layer's kept entries: by token, and by feature with what the backward pass finds for each.
+struct Entries {
+    features: Buffer<u32>,
+    values: Buffer<f32>,
+    tokens: Buffer<u32>,
+    pre: Buffer<f32>,
+    /// Runs of tokens, `[T]` each.
+    starts: Buffer<u32>,
+    counts: Buffer<u32>,
+    cuts: Buffer<f32>,
+    /// How many there are (unused places of TopK included).
+    total: Buffer<u32>,
+    offsets: Buffer<u32>,
+    list_tokens: Buffer<u32>,
+    list_values: Buffer<f32>,
+    list_pre: Buffer<f32>,
+    gradients: Buffer<f32>,
+    /// Per feature.
+    own: Buffer<f32>,
+    common: Buffer<f32>,
+    sparsity: Buffer<f32>,
+    dead_term: Buffer<f32>,
+    fired: Buffer<u32>,
+}
+
+/// What layers use one after the other.
+struct Shared {
+    /// Pre-activations, or products with all decoder rows, `[T, F]`.
+    h: Buffer<f32>,
+    /// A dense code or its gradient, `[T, F]`; only where a layer is dense.
+    code: Numbers,
+    /// A dense gradient of a whole matrix; only where a layer is dense.
+    gradient: Buffer<f32>,
+    /// Products of entries with each target's part, `[slots, entries]`.
+    products: Buffer<f32>,
+    /// Squared norms of gradient rows, `[slots, F]`.
+    norms: Buffer<f32>,
+    histogram: Buffer<u32>,
+    ranking: Buffer<u32>,
+    above: Buffer<u32>,
+    equal: Buffer<u32>,
+    lengths: Buffer<u32>,
+    cursor: Buffer<u32>,
+    list: Buffer<u32>,
+    /// Sums of reconstructions from dense layers, `[T, L·d]`.
+    base: Buffer<f32>,
+    /// Gradients at the targets, `[T, L·d]`.
+    slab: Numbers,
+    errors: Buffer<f32>,
+    /// Column sums of inputs `[L, d]`, of targets and of their squares.
+    input_sums: Buffer<f32>,
+    target_sums: Buffer<f32>,
+    target_squares: Buffer<f32>,
+    variances: Buffer<f32>,
+    scales: Buffer<f32>,
+    cut_sum: Buffer<f32>,
+    sources: Buffer<u64>,
+    /// Where each layer's tokens were cut lately, `[L]`.
+    hints: Buffer<f32>,
+    lines: Buffer<f32>,
+    clip: Buffer<f32>,
+    go: Buffer<u32>,
+    /// The first step whose numbers were not finite.
+    broken: Buffer<u32>,
+}
+
+/// A CLT in training on a GPU.
+pub(crate) struct CudaClt {
+    pub config: CltConfig,
+    /// Adam steps asked for.
+    pub steps: u64,
+    gpu: Gpu,
+    stored: Stored,
+    layers: Vec<Layer>,
+    /// All decoder biases, `[L·d]`.
+    decoder_bias: Vector,
+    shared: Shared,
+    /// Steps of which the figures were read, and tokens of each step since.
+    told: u64,
+    tokens: Vec<usize>,
+}
+
+/// A batch on the device, `[L, T, d]` each.
+pub(crate) struct DeviceBatch {
+    pub inputs: Numbers,
+    pub targets: Numbers,
+    pub tokens: usize,
+}
+
+impl DeviceBatch {
+    pub fn new(gpu: &Gpu, stored: Stored) -> Result<Self> {
+        Ok(DeviceBatch { inputs: Numbers::zeros(gpu, stored, 0)?, targets: Numbers::zeros(gpu, stored, 0)?, tokens: 0 })
+    }
+
+    /// Copies a batch from the host.
+    pub fn write(&mut self, batch: &Batch) -> Result<()> {
+        for (into, from) in [(&mut self.inputs, &batch.inputs), (&mut self.targets, &batch.targets)] {
+            into.fit(from.iter().map(Vec::len).sum())?;
+            let mut at = 0;
+            for values in from {
+                into.write_at(at, values)?;
+                at += values.len();
+            }
+        }
+        self.tokens = batch.tokens;
+        Ok(())
+    }
+}
+
+/// Refuses what is trained on the CPU only.
+pub(crate) fn check(config: &CltConfig, options: Wanted, eight: bool) -> Result<()> {
+    let refuse = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::Unsupported, format_args!("{field} on CUDA"), got, expected).help("train it on the CPU"));
+    if config.tied != Tied::No {
+        return refuse("CltConfig::tied", config.tied.label().into(), "no");
+    }
+    if config.skip {
+        return refuse("CltConfig::skip", "true".into(), "false");
+    }
+    if config.activation.ranks_layers() {
+        return refuse("CltConfig::activation", config.activation.label(), "relu, jump_relu, top_k or batch_top_k");
+    }
+    if options.groups > 1 {
+        return refuse("TrainConfig::matryoshka", format!("{} groups", options.groups), "none");
+    }
+    if options.aux {
+        return refuse("TrainConfig::aux", "an auxiliary loss".into(), "0");
+    }
+    let multiple = if eight { 64 } else { 8 };
+    if !config.width.is_multiple_of(multiple) || config.width > 8192 {
+        return refuse("CltConfig::width", config.width.to_string(), if eight { "a multiple of 64 up to 8192, with moments in eight bits" } else { "a multiple of 8 up to 8192" });
+    }
+    Ok(())
+}
+
+/// What of a training's configuration decides whether a GPU can do it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub groups: usize,
+    pub aux: bool,
+}
+
+impl CudaClt {
+    /// Bytes on the device for weights, moments and a step of `tokens`.
+    pub fn bytes(config: &CltConfig, stored: Stored, eight: bool, tokens: usize) -> u64 {
+        let (l, d, f, t) = (config.layers as u64, config.width as u64, config.features as u64, tokens as u64);
+        let weight = stored.bytes() as u64;
+        let weights = config.trained_parameters() * if eight { weight * 64 + 130 } else { (weight + 8) * 64 } / 64;
+        let kept = match config.activation {
+            Activation::TopK { k } | Activation::BatchTopK { k } => k as u64,
+            // As many as at random weights.
+            _ => f / 2,
+        };
+        let dense = kept as f64 > DENSE * config.features as f64;
+        let batch = 2 * l * t * d * weight;
+        let entries = t * kept * (l * 40 + 4 * config.slots(0) as u64);
+        let slabs = t * l * d * (weight + if dense { 4 } else { 0 });
+        let matrices = t * f * (4 + if dense { weight } else { 0 }) + if dense { 4 * f * config.slots(0) as u64 * d } else { 0 };
+        weights + batch + entries + slabs + matrices
+    }
+
+    /// The figures of all steps since the last call, oldest first, and the first step whose numbers were not finite;
+    /// waits for them. From that step on nothing was changed, and the next one takes its place.
+    pub fn reports(&mut self) -> Result<(Vec<StepReport>, Option<u64>)> {
+        let broken = Some(self.shared.broken.read()?[0]).filter(|&step| step != u32::MAX).map(u64::from);
+        let lines = self.shared.lines.read()?;
+        let l = self.config.layers;
+        let mut reports = Vec::new();
+        let whole = broken.map_or(self.steps, |step| step - 1);
+        for (step, &tokens) in (self.told..whole).zip(&self.tokens) {
+            let mut report = StepReport::default();
+            for (index, layer) in self.layers.iter_mut().enumerate() {
+                let at = ((step % RING) as usize * l + index) * LINE;
+                let [error, variance, sparsity, dead_term, active, dead, cut, square]: [f32; LINE] = std::array::from_fn(|i| lines[at + i]);
+                let per_token = |sum: f32| f64::from(sum) / tokens as f64;
+                report.layers.push((per_token(error), per_token(variance)));
+                report.sparsity += f64::from(sparsity);
+                report.dead_term += f64::from(dead_term);
+                report.l0.push(per_token(active));
+                report.dead += dead as usize;
+                layer.density = per_token(active) / self.config.features as f64;
+                if self.config.activation.ranks_batch() {
+                    layer.cut.see(cut);
+                }
+                if index == 0 {
+                    report.grad_norm = f64::from(square).sqrt();
+                }
+            }
+            reports.push(report);
+        }
+        if broken.is_some() {
+            self.shared.broken.write(&[u32::MAX])?;
+        }
+        self.steps = whole;
+        self.told = whole;
+        self.tokens.clear();
+        Ok((reports, broken))
+    }
+
+    /// One step. Its figures are in the next [`CudaClt::reports`], which must come within 64 steps.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, and faults of the device.
+    pub fn step(&mut self, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
+        assert!(self.steps - self.told < RING, "figures are read in time");
+        self.fit(batch.tokens)?;
+        self.begin()?;
+        for layer in 0..self.config.layers {
+            self.encode(layer, batch)?;
+        }
+        self.decode(batch, options)?;
+        self.learn(batch, options)?;
+        self.steps += 1;
+        self.tokens.push(batch.tokens);
+        Ok(())
+    }
+
+    /// Whether figures should be read before the next step.
+    pub fn is_full(&self) -> bool {
+        self.steps - self.told >= RING / 2
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// How weights are stored.
+    pub fn stored(&self) -> Stored {
+        self.stored
+    }
+}

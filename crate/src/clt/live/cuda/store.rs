@@ -1,0 +1,178 @@
+//! Weights, moments and counters from the host to the device and back: a checkpoint does not know where it was
+//! trained.
+
+use super::{CudaClt, Cut, Entries, Layer, LiveClt, Matrix, Moments, Shared, Vector, LINE, RING};
+use crate::clt::kernels::cuda::{Gpu, Numbers, Stored};
+use crate::clt::live::param::{self, Param};
+use crate::clt::CltConfig;
+use crate::error::Result;
+
+impl Matrix {
+    fn of(gpu: &Gpu, stored: Stored, param: &Param) -> Result<Self> {
+        let moments = match &param.moments {
+            param::Moments::F32 { m, v } => Moments::Full { m: gpu.copy(m)?, v: gpu.copy(v)? },
+            param::Moments::Eight { m, v, scales } => Moments::Small { m: gpu.copy(m)?, v: gpu.copy(v)?, scales: gpu.copy(scales.as_flattened())? },
+        };
+        Ok(Matrix { w: Numbers::copy(gpu, stored, &param.w)?, moments, row: param.row })
+    }
+
+    fn read(&self, into: &mut Param) -> Result<()> {
+        into.w = self.w.read()?;
+        match (&self.moments, &mut into.moments) {
+            (Moments::Full { m, v }, param::Moments::F32 { m: to_m, v: to_v }) => (*to_m, *to_v) = (m.read()?, v.read()?),
+            (Moments::Small { m, v, scales }, param::Moments::Eight { m: to_m, v: to_v, scales: to_scales }) => {
+                (*to_m, *to_v) = (m.read()?, v.read()?);
+                *to_scales = scales.read()?.as_chunks::<2>().0.to_vec();
+            }
+            _ => unreachable!("moments are of the kind that the training was begun with"),
+        }
+        Ok(())
+    }
+}
+
+impl Vector {
+    fn of(gpu: &Gpu, w: &[f32], m: &[f32], v: &[f32]) -> Result<Self> {
+        Ok(Vector { w: gpu.copy(w)?, m: gpu.copy(m)?, v: gpu.copy(v)?, gradient: gpu.zeros(w.len())? })
+    }
+
+    fn of_param(gpu: &Gpu, param: &Param) -> Result<Self> {
+        let (m, v) = full(param);
+        Vector::of(gpu, &param.w, m, v)
+    }
+
+    fn read(&self, into: &mut Param) -> Result<()> {
+        into.w = self.w.read()?;
+        into.moments = param::Moments::F32 { m: self.m.read()?, v: self.v.read()? };
+        Ok(())
+    }
+}
+
+/// A vector's moments, which are never compact.
+fn full(param: &Param) -> (&[f32], &[f32]) {
+    match &param.moments {
+        param::Moments::F32 { m, v } => (m, v),
+        param::Moments::Eight { .. } => unreachable!("vectors have moments in f32"),
+    }
+}
+
+impl Entries {
+    fn new(gpu: &Gpu, config: &CltConfig) -> Result<Self> {
+        let f = config.features;
+        Ok(Entries {
+            features: gpu.zeros(0)?,
+            values: gpu.zeros(0)?,
+            tokens: gpu.zeros(0)?,
+            pre: gpu.zeros(0)?,
+            starts: gpu.zeros(0)?,
+            counts: gpu.zeros(0)?,
+            cuts: gpu.zeros(0)?,
+            total: gpu.zeros(1)?,
+            offsets: gpu.zeros(f + 1)?,
+            list_tokens: gpu.zeros(0)?,
+            list_values: gpu.zeros(0)?,
+            list_pre: gpu.zeros(0)?,
+            gradients: gpu.zeros(0)?,
+            own: gpu.zeros(f)?,
+            common: gpu.zeros(f)?,
+            sparsity: gpu.zeros(f)?,
+            dead_term: gpu.zeros(f)?,
+            fired: gpu.zeros(f)?,
+        })
+    }
+}
+
+impl Shared {
+    fn new(gpu: &Gpu, stored: Stored, config: &CltConfig) -> Result<Self> {
+        let (l, d, f) = (config.layers, config.width, config.features);
+        Ok(Shared {
+            h: gpu.zeros(0)?,
+            code: Numbers::zeros(gpu, stored, 0)?,
+            gradient: gpu.zeros(0)?,
+            products: gpu.zeros(0)?,
+            norms: gpu.zeros(config.slots(0) * f)?,
+            histogram: gpu.zeros(2048)?,
+            ranking: gpu.zeros(6)?,
+            above: gpu.zeros(0)?,
+            equal: gpu.zeros(0)?,
+            lengths: gpu.zeros(f)?,
+            cursor: gpu.zeros(f)?,
+            list: gpu.zeros(0)?,
+            base: gpu.zeros(0)?,
+            slab: Numbers::zeros(gpu, stored, 0)?,
+            errors: gpu.zeros(0)?,
+            input_sums: gpu.zeros(l * d)?,
+            target_sums: gpu.zeros(l * d)?,
+            target_squares: gpu.zeros(l * d)?,
+            variances: gpu.zeros(l)?,
+            scales: gpu.zeros(l)?,
+            cut_sum: gpu.zeros(1)?,
+            sources: gpu.zeros(0)?,
+            hints: gpu.zeros(l)?,
+            lines: gpu.zeros(RING as usize * l * LINE)?,
+            clip: gpu.zeros(1)?,
+            go: gpu.zeros(1)?,
+            broken: gpu.copy(&[u32::MAX])?,
+        })
+    }
+}
+
+impl CudaClt {
+    /// A copy on the device. `live` must have no row at rest ([`LiveClt::settle_all`]).
+    pub fn upload(live: &LiveClt, gpu: &Gpu, stored: Stored) -> Result<Self> {
+        let config = live.config.clone();
+        let (d, f) = (config.width, config.features);
+        let mut layers = Vec::with_capacity(config.layers);
+        for (l, layer) in live.layers.iter().enumerate() {
+            let decoder = Matrix::of(gpu, stored, &layer.decoder)?;
+            let squares = gpu.zeros::<f32>(config.slots(l) * f)?;
+            let name = format!("square_rows_{}", stored.name());
+            // SAFETY: one warp a row, of as many rows and parts as the buffers have; the grid covers them exactly or with single warps.
+            unsafe { gpu.launch(&name, (f, config.slots(l)), 32, &[&decoder.w.at(), &(decoder.row as u32), &(d as u32), &squares.at()])? };
+            layers.push(Layer {
+                encoder: Matrix::of(gpu, stored, &layer.encoder)?,
+                encoder_bias: Vector::of_param(gpu, &layer.encoder_bias)?,
+                log_threshold: layer.log_threshold.as_ref().map(|log| Vector::of_param(gpu, log)).transpose()?,
+                decoder,
+                squares,
+                idle: gpu.copy(&layer.idle)?,
+                cut: layer.cut,
+                density: f64::from(layer.density),
+                entries: Entries::new(gpu, &config)?,
+            });
+        }
+        let all = |part: fn(&Param) -> &[f32]| live.layers.iter().flat_map(|layer| part(&layer.decoder_bias)).copied().collect::<Vec<f32>>();
+        let decoder_bias = Vector::of(gpu, &all(|p| &p.w), &all(|p| full(p).0), &all(|p| full(p).1))?;
+        let mut shared = Shared::new(gpu, stored, &config)?;
+        shared.hints.write(&live.layers.iter().map(|layer| layer.cut.last).collect::<Vec<f32>>())?;
+        Ok(CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, told: live.steps, tokens: Vec::new() })
+    }
+
+    /// The same CLT on the host. Figures must have been read.
+    pub fn download(&self) -> Result<LiveClt> {
+        let eight = matches!(self.layers.first().map(|layer| &layer.decoder.moments), Some(Moments::Small { .. }));
+        let mut live = LiveClt::empty(&self.config, eight)?;
+        live.steps = self.steps;
+        live.pending.0 = vec![0.0; self.steps as usize];
+        let d = self.config.width;
+        let bias = [&self.decoder_bias.w, &self.decoder_bias.m, &self.decoder_bias.v].map(|buffer| buffer.read());
+        let [w, m, v] = bias;
+        let (w, m, v) = (w?, m?, v?);
+        for (l, (layer, from)) in live.layers.iter_mut().zip(&self.layers).enumerate() {
+            from.encoder.read(&mut layer.encoder)?;
+            from.encoder_bias.read(&mut layer.encoder_bias)?;
+            if let (Some(to), Some(from)) = (&mut layer.log_threshold, &from.log_threshold) {
+                from.read(to)?;
+            }
+            from.decoder.read(&mut layer.decoder)?;
+            let range = l * d..(l + 1) * d;
+            layer.decoder_bias.w = w[range.clone()].to_vec();
+            layer.decoder_bias.moments = param::Moments::F32 { m: m[range.clone()].to_vec(), v: v[range].to_vec() };
+            layer.idle = from.idle.read()?;
+            layer.cut = Cut { ..from.cut };
+            layer.density = from.density as f32;
+            layer.last.fill(self.steps as u32);
+            layer.measure();
+        }
+        Ok(live)
+    }
+}

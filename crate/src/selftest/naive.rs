@@ -1,0 +1,78 @@
+//! The loss of a training step from its formula (`clt::live` states it), in f64 and without kernels.
+
+use crate::activations::Batch;
+use crate::clt::live::{LiveClt, StepOptions, StepReport};
+use crate::clt::Activation;
+
+/// What [`LiveClt::step`] should report of the forward pass on `batch`.
+pub(super) fn report(live: &LiveClt, batch: &Batch, options: &StepOptions) -> StepReport {
+    let config = &live.config;
+    let (l, d, f, tokens) = (config.layers, config.width, config.features, batch.tokens);
+    let mut report = StepReport::default();
+    // Activations `[token][feature]` of each layer.
+    let codes: Vec<Vec<f64>> = (0..l)
+        .map(|index| {
+            let layer = &live.layers[index];
+            let mut h = vec![0f64; tokens * f];
+            for (p, row) in h.chunks_exact_mut(f).enumerate() {
+                for (j, h) in row.iter_mut().enumerate() {
+                    let x = &batch.inputs[index][p * d..(p + 1) * d];
+                    *h = f64::from(layer.encoder_bias.w[j]) + x.iter().zip(&layer.encoder.w[j * d..(j + 1) * d]).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
+                }
+            }
+            keep(&config.activation, layer.log_threshold.as_ref().map(|log| log.w.as_slice()), &mut h, f);
+            h
+        })
+        .collect();
+    for (target, y) in batch.targets.iter().enumerate() {
+        let mut sums = vec![0f64; d];
+        let (mut error, mut squares) = (0f64, 0f64);
+        for p in 0..tokens {
+            let mut sum: Vec<f64> = live.layers[target].decoder_bias.w.iter().map(|&b| f64::from(b)).collect();
+            for source in config.first_source(target)..=target {
+                let layer = &live.layers[source];
+                for (j, &a) in codes[source][p * f..(p + 1) * f].iter().enumerate().filter(|(_, &a)| a != 0.0) {
+                    let row = &layer.decoder.w[j * layer.decoder.row + (target - source) * d..][..d];
+                    sum.iter_mut().zip(row).for_each(|(sum, &w)| *sum += a * f64::from(w));
+                }
+            }
+            for (i, (sum, &y)) in sum.iter().zip(&y[p * d..(p + 1) * d]).enumerate() {
+                error += (sum - f64::from(y)).powi(2);
+                squares += f64::from(y).powi(2);
+                sums[i] += f64::from(y);
+            }
+        }
+        let variance = squares - sums.iter().map(|sum| sum * sum).sum::<f64>() / tokens as f64;
+        report.layers.push((error / tokens as f64, variance / tokens as f64));
+    }
+    for (code, layer) in codes.iter().zip(&live.layers) {
+        report.l0.push(code.iter().filter(|&&a| a > 0.0).count() as f64 / tokens as f64);
+        let norms: Vec<f64> = layer.decoder.w.chunks_exact(layer.decoder.row).map(|row| row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt()).collect();
+        let tanh: f64 = code.chunks_exact(f).flat_map(|row| row.iter().zip(&norms)).map(|(a, norm)| (options.tanh_scale * norm * a).tanh()).sum();
+        report.sparsity += options.sparsity * tanh / tokens as f64;
+    }
+    report
+}
+
+/// Sets what is not kept to 0.
+fn keep(activation: &Activation, logs: Option<&[f32]>, h: &mut [f64], f: usize) {
+    let cut = |values: &[f64], k: usize| {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        sorted.get(k - 1).copied().unwrap_or(0.0).max(f64::MIN_POSITIVE)
+    };
+    match *activation {
+        Activation::TopK { k } => h.chunks_exact_mut(f).for_each(|row| {
+            let least = cut(row, k);
+            row.iter_mut().filter(|h| **h < least).for_each(|h| *h = 0.0);
+        }),
+        Activation::BatchTopK { k } => {
+            let least = cut(h, k * (h.len() / f));
+            h.iter_mut().filter(|h| **h < least).for_each(|h| *h = 0.0);
+        }
+        _ => {
+            let theta = |j: usize| logs.map_or(0.0, |logs| f64::from(logs[j].exp()));
+            h.iter_mut().enumerate().filter(|(at, h)| **h <= theta(at % f)).for_each(|(_, h)| *h = 0.0);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Checks of the training step.
+
+use super::{deviation, naive, Check};
+use crate::activations::Batch;
+use crate::clt::live::{LiveClt, Scratch, StepOptions, StepReport};
+use crate::clt::{Activation, CltConfig};
+use crate::error::Result;
+use candle_core::Device;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// One shape and loss.
+struct Case {
+    name: &'static str,
+    config: CltConfig,
+    options: StepOptions,
+    tokens: usize,
+}
+
+fn cases() -> Vec<Case> {
+    let config = |activation: Activation| CltConfig { layers: 3, width: 64, features: 200, activation, ..CltConfig::default() };
+    // With an ε like this Adam's step is smooth in the gradient, so that weights after it tell how equal gradients were.
+    let options = StepOptions {
+        step: 1,
+        lr: 0.5,
+        betas: (0.9, 0.999),
+        eps: 1.0,
+        weight_decay: 0.0,
+        clip: None,
+        lazy: false,
+        fvu: false,
+        groups: vec![200],
+        sparsity: 0.0,
+        tanh_scale: 1.0,
+        dead: 0.0,
+        dead_window: 150,
+        aux: 0.0,
+        aux_k: 0,
+    };
+    let case = |name, config, options| Case { name, config, options, tokens: 72 };
+    let penalties = StepOptions { sparsity: 2.0, dead: 1e-2, ..options.clone() };
+    vec![
+        case("relu, sparsity and dead terms", config(Activation::Relu), penalties.clone()),
+        case("jump_relu, clipped", config(Activation::JumpRelu { threshold: 0.6, bandwidth: 0.5 }), StepOptions { clip: Some(0.5), ..penalties.clone() }),
+        case("top_k 8", config(Activation::TopK { k: 8 }), StepOptions { dead: 1e-2, ..options.clone() }),
+        case("top_k 1, decaying, fvu", config(Activation::TopK { k: 1 }), StepOptions { weight_decay: 0.1, fvu: true, ..options.clone() }),
+        case("batch_top_k 8, clipped", config(Activation::BatchTopK { k: 8 }), StepOptions { clip: Some(0.1), dead: 1e-2, ..options.clone() }),
+        case("batch_top_k 1, per layer", CltConfig { per_layer: true, ..config(Activation::BatchTopK { k: 1 }) }, options),
+    ]
+}
+
+fn batch(case: &Case, rng: &mut StdRng) -> Batch {
+    let mut side = || (0..case.config.layers).map(|_| (0..case.tokens * case.config.width).map(|_| rng.random_range(-1.7..1.7f32)).collect()).collect();
+    Batch { tokens: case.tokens, inputs: side(), targets: side() }
+}
+
+/// The name of the device, and what was compared.
+pub(super) fn checks(device: &Device) -> Result<(String, Vec<Check>)> {
+    match device {
+        Device::Cpu => Ok(("the CPU".into(), cpu()?)),
+        _ => other(device),
+    }
+}
+
+/// Against the formula, and one thread against all.
+fn cpu() -> Result<Vec<Check>> {
+    let mut checks = Vec::new();
+    for case in cases() {
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut live = LiveClt::new(&case.config, false, 1)?;
+        let mut alone = live.clone();
+        let (mut scratch, mut second) = (Scratch::default(), Scratch::default());
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|error| crate::Error::new(crate::ErrorKind::Unsupported, error.to_string()))?;
+        let (mut worst, mut apart) = (0f64, 0f64);
+        for step in 1..=3 {
+            let batch = batch(&case, &mut rng);
+            let options = StepOptions { step, ..case.options.clone() };
+            let expected = naive::report(&live, &batch, &options);
+            let got = live.step(&batch, &mut scratch, &options)?;
+            pool.install(|| alone.step(&batch, &mut second, &options))?;
+            worst = worst.max(forward(&got, &expected));
+            apart = apart.max(weights(&alone, &live));
+        }
+        checks.push(Check { name: format!("{}: loss and L0 as the formula has them", case.name), deviation: worst, bound: 1e-5 });
+        checks.push(Check { name: format!("{}: weights by one thread as by all", case.name), deviation: apart, bound: 0.0 });
+    }
+    Ok(checks)
+}
+
+/// Errors, variances, sparsity and L0 of two reports.
+fn forward(got: &StepReport, expected: &StepReport) -> f64 {
+    let errors = |report: &StepReport| report.layers.iter().map(|layer| layer.0).collect::<Vec<_>>();
+    let variances = |report: &StepReport| report.layers.iter().map(|layer| layer.1).collect::<Vec<_>>();
+    let rest = |report: &StepReport| vec![report.sparsity];
+    [deviation(errors(got), errors(expected)), deviation(variances(got), variances(expected)), deviation(rest(got), rest(expected)), deviation(got.l0.clone(), expected.l0.clone())]
+        .into_iter()
+        .fold(0.0, |worst, next| if next <= worst { worst } else { next })
+}
+
+/// The largest deviation of any array of weights.
+fn weights(got: &LiveClt, expected: &LiveClt) -> f64 {
+    let mut worst = 0f64;
+    for (got, expected) in got.layers.iter().zip(&expected.layers) {
+        let pairs = [
+            (&got.encoder.w, &expected.encoder.w),
+            (&got.encoder_bias.w, &expected.encoder_bias.w),
+            (&got.decoder.w, &expected.decoder.w),
+            (&got.decoder_bias.w, &expected.decoder_bias.w),
+        ];
+        let thresholds = got.log_threshold.as_ref().zip(expected.log_threshold.as_ref()).map(|(got, expected)| (&got.w, &expected.w));
+        for (got, expected) in pairs.into_iter().chain(thresholds) {
+            let next = deviation(got.iter().map(|&w| f64::from(w)), expected.iter().map(|&w| f64::from(w)));
+            worst = if next <= worst { worst } else { next };
+        }
+    }
+    worst
+}
+
+#[cfg(not(feature = "cuda"))]
+fn other(_: &Device) -> Result<(String, Vec<Check>)> {
+    // Opening it says that this build has none.
+    crate::device::cuda(0).map(|_| (String::new(), Vec::new()))
+}
+
+/// Against the CPU's step.
+#[cfg(feature = "cuda")]
+fn other(device: &Device) -> Result<(String, Vec<Check>)> {
+    use crate::clt::kernels::cuda::{Gpu, Stored};
+    let gpu = Gpu::of(device, false)?;
+    let mut checks = Vec::new();
+    // With weights in bf16 one step: after it other entries are kept here and there.
+    let kinds = [(Stored::F32, false, 3, 3e-5), (Stored::F32, true, 3, 1e-2), (Stored::Bf16, true, 1, 1e-2), (Stored::Bf16, false, 1, 1e-2)];
+    for case in cases() {
+        for (stored, eight, steps, bound) in kinds {
+            let [report, weights] = compare(&case, &gpu, stored, eight, steps)?;
+            let kind = format!("{}, weights {}, moments {}", case.name, stored.name(), if eight { "8 bits" } else { "f32" });
+            checks.push(Check { name: format!("{kind}: report"), deviation: report, bound: if stored == Stored::F32 && !eight { 1e-5 } else { 1e-2 } });
+            checks.push(Check { name: format!("{kind}: weights"), deviation: weights, bound });
+        }
+    }
+    let mut curve = cases().swap_remove(2);
+    curve.options = StepOptions { lr: 1e-3, eps: 1e-8, dead: 0.0, ..curve.options };
+    for (stored, eight, bound) in [(Stored::F32, false, 1e-3), (Stored::Bf16, true, 2e-2)] {
+        let [report, _] = compare(&curve, &gpu, stored, eight, 50)?;
+        checks.push(Check { name: format!("50 steps of {}, weights {}: loss", curve.name, stored.name()), deviation: report, bound });
+    }
+    Ok((gpu.name()?, checks))
+}
+
+/// The largest deviations of reports and of the last weights over some steps.
+#[cfg(feature = "cuda")]
+fn compare(case: &Case, gpu: &crate::clt::kernels::cuda::Gpu, stored: crate::clt::kernels::cuda::Stored, eight: bool, steps: u64) -> Result<[f64; 2]> {
+    use crate::clt::live::cuda::{CudaClt, DeviceBatch};
+    let mut rng = StdRng::seed_from_u64(3);
+    let mut live = LiveClt::new(&case.config, eight, 1)?;
+    // Both begin with numbers that either can hold.
+    let round = |values: &mut Vec<f32>| values.iter_mut().for_each(|w| *w = half::bf16::from_f32(*w).to_f32());
+    for layer in &mut live.layers {
+        round(&mut layer.encoder.w);
+        round(&mut layer.decoder.w);
+        layer.measure();
+    }
+    let mut on_gpu = CudaClt::upload(&live, gpu, stored)?;
+    let mut scratch = Scratch::default();
+    let mut there = DeviceBatch::new(gpu, stored)?;
+    let mut worst = 0f64;
+    for step in 1..=steps {
+        let mut batch = batch(case, &mut rng);
+        batch.inputs.iter_mut().chain(&mut batch.targets).for_each(round);
+        let options = StepOptions { step, ..case.options.clone() };
+        there.write(&batch)?;
+        on_gpu.step(&there, &options)?;
+        let expected = live.step(&batch, &mut scratch, &options)?;
+        for got in on_gpu.reports()?.0 {
+            let more = |report: &StepReport| [report.dead_term, report.grad_norm, report.dead as f64];
+            let (a, b) = (more(&got), more(&expected));
+            let rest = (0..3).map(|i| deviation([a[i]], [b[i]])).fold(0.0, f64::max);
+            // A long training is about its loss: which of two equal features stays is not.
+            let next = if steps > 3 { deviation(got.layers.iter().map(|layer| layer.0), expected.layers.iter().map(|layer| layer.0)) } else { forward(&got, &expected).max(rest) };
+            worst = if next <= worst { worst } else { next };
+        }
+    }
+    Ok([worst, weights(&on_gpu.download()?, &live)])
+}

@@ -1,0 +1,86 @@
+//! Where a training runs: what moves to a GPU, and what comes back from it.
+
+use super::{broken, Moments, TrainConfig, TrainDevice, Trainer, Weights};
+use crate::activations::Activations;
+use crate::clt::live::cuda::{CudaTraining, Wanted};
+use crate::clt::live::{LiveClt, StepReport};
+use crate::device;
+use crate::error::{Error, ErrorKind, Result};
+use candle_core::Device;
+use std::borrow::Cow;
+
+/// The device that `config` asks for.
+fn wanted(activations: &Activations, config: &TrainConfig) -> Result<Device> {
+    match config.device {
+        TrainDevice::Auto => Ok(activations.device()),
+        TrainDevice::Cpu => Ok(Device::Cpu),
+        TrainDevice::Cuda if activations.device().is_cuda() => Ok(activations.device()),
+        TrainDevice::Cuda => device::cuda(0),
+    }
+}
+
+/// Moves `live` to where it is trained.
+pub(super) fn place(live: LiveClt, activations: &Activations, config: &TrainConfig) -> Result<(LiveClt, Option<CudaTraining>)> {
+    let device = wanted(activations, config)?;
+    if !device.is_cuda() {
+        if config.weights == Weights::Bf16 {
+            return Err(Error::expected(ErrorKind::Unsupported, "TrainConfig::weights on the CPU", "bf16", "f32").help("set TrainConfig::device to cuda, or keep f32; TrainConfig::moments eight_bit halves the memory"));
+        }
+        return Ok((live, None));
+    }
+    let asked = Wanted { groups: config.matryoshka.len() + 1, aux: config.aux > 0.0 };
+    let shell = live.shell();
+    let gpu = CudaTraining::begin(live, &device, config.weights == Weights::Bf16, asked, config.batch_tokens, config.betas, config.eps)?;
+    Ok((shell, Some(gpu)))
+}
+
+impl Trainer {
+    /// The CLT in training with all its arrays, wherever it is.
+    pub(super) fn host(&self) -> Result<Cow<'_, LiveClt>> {
+        self.on_gpu.as_ref().map_or(Ok(Cow::Borrowed(&self.live)), |gpu| gpu.download().map(Cow::Owned))
+    }
+
+    /// `reports` and the figures that are still on the device.
+    pub(super) fn flushed(&mut self, mut reports: Vec<StepReport>) -> Result<Vec<StepReport>> {
+        let step = self.steps();
+        if let Some(gpu) = &mut self.on_gpu {
+            let more = gpu.flush();
+            self.settle_count();
+            reports.extend(more.map_err(|error| broken(error, step))?);
+        }
+        Ok(reports)
+    }
+
+    /// After figures were read: a step that broke was none, nor were those after it.
+    pub(super) fn settle_count(&mut self) {
+        let Some(steps) = self.on_gpu.as_ref().map(CudaTraining::steps) else { return };
+        self.tokens -= self.live.steps.saturating_sub(steps) * self.config.batch_tokens as u64;
+        self.live.steps = steps;
+    }
+
+    /// Puts everything on record that is still on the device.
+    pub(super) fn catch_up(&mut self) -> Result<()> {
+        while self.on_gpu.is_some() {
+            let reports = self.flushed(Vec::new())?;
+            if reports.is_empty() {
+                break;
+            }
+            self.tell(reports)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is trained on a GPU, and what of the device's memory is in use.
+    ///
+    /// # Errors
+    /// A fault of the device.
+    pub fn gpu_bytes(&self) -> Result<Option<u64>> {
+        self.on_gpu.as_ref().map(CudaTraining::used).transpose()
+    }
+
+    /// Bytes a weight of encoders and decoders takes while it is trained, moments included.
+    pub fn bytes_per_weight(&self) -> f64 {
+        let moments = if self.config.moments == Moments::EightBit { 2.0 + 1.0 / 32.0 } else { 8.0 };
+        moments + if self.config.weights == Weights::Bf16 { 2.0 } else { 4.0 }
+    }
+}

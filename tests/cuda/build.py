@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Builds the emulated CUDA libraries for tests: python3 tests/cuda/build.py [FOLDER] [--candle].
+
+Our kernels (crate/src/clt/kernels/cuda/kernels.cu) are compiled by g++ against emulator.h; their names are read from
+the PTX. With FOLDER (default target/emulated) first in LD_LIBRARY_PATH a program built with CUDA runs on a machine
+without a GPU, kernel by kernel and thread by thread: for finding mistakes, not for work.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+KERNELS = ROOT / "crate/src/clt/kernels/cuda"
+CANDLE = ["affine", "binary", "cast", "fill", "indexing", "reduce", "ternary", "unary"]
+
+
+# candle's kernels for compute capability 8.0.
+EXTRA = {f"candle_{name}": [f"-I{HERE}/shim", "-D__CUDA_ARCH__=800"] for name in CANDLE}
+
+
+def registry(out, name, begin, kernels):
+    """Writes NAME.cpp: the kernels of one source file with what calls each."""
+    calls = "".join(f'    {{"{kernel}", [](void** values) {{ call({kernel}, values); }}}},\n' for kernel in kernels)
+    text = f'{begin}#include "registry.h"\nnamespace emulated {{\nextern const Kernel kernels_{name}[];\nconst Kernel kernels_{name}[] = {{\n{calls}    {{nullptr, nullptr}},\n}};\n}}\n'
+    (out / f"{name}.cpp").write_text(text)
+    return name
+
+
+def candle(out, flags):
+    """candle's kernels, from where cargo keeps its source: what a model's forward pass needs."""
+    package = max(pathlib.Path.home().glob(".cargo/registry/src/*/candle-kernels-0.11.*/src"))
+    folder = out / "candle"
+    folder.mkdir(exist_ok=True)
+    for file in [*package.glob("*.cu"), *package.glob("*.cuh")]:
+        if file.name != "compatibility.cuh":
+            (folder / file.name).unlink(missing_ok=True)
+            (folder / file.name).symlink_to(file)
+    # What it adds for old toolkits and cards is not needed.
+    (folder / "compatibility.cuh").write_text('#include "cuda_fp16.h"\n')
+    names = []
+    for name in CANDLE:
+        seen = subprocess.run([*flags, *EXTRA[f"candle_{name}"], "-E", "-P", "-x", "c++", str(folder / f"{name}.cu")], check=True, capture_output=True, text=True).stdout
+        kernels = sorted(set(re.findall(r'extern "C"\s+void\s+(\w+)\(', seen)))
+        names.append(registry(out, f"candle_{name}", f'#include "{name}.cu"\n', kernels))
+    return names
+
+
+def main():
+    folders = [word for word in sys.argv[1:] if not word.startswith("--")]
+    out = pathlib.Path(folders[0]) if folders else ROOT / "target/emulated"
+    out.mkdir(parents=True, exist_ok=True)
+    flags = ["g++", "-O2", "-std=c++17", "-fPIC", "-w", "-fno-strict-aliasing", f"-I{HERE}", f"-I{KERNELS}"]
+    lists, sources = [], [HERE / "driver.cpp"]
+    entries = re.findall(r"\.visible \.entry (\w+)\(", (KERNELS / "kernels.ptx").read_text())
+    lists.append(registry(out, "cltlab", '#define CLTLAB_EMULATED\n#include "kernels.cu"\n', entries))
+    if "--candle" in sys.argv:
+        lists += candle(out, flags)
+    table = out / "lists.cpp"
+    table.write_text(
+        '#include "registry.h"\nnamespace emulated {\n'
+        + "".join(f"extern const Kernel kernels_{name}[];\n" for name in lists)
+        + "const Kernel* const lists[] = {"
+        + "".join(f"kernels_{name}, " for name in lists)
+        + "nullptr};\n}\n"
+    )
+    sources += [table, *(out / f"{name}.cpp" for name in lists)]
+    jobs = [subprocess.Popen([*flags, *EXTRA.get(source.stem, []), f"-I{out}/candle", "-c", str(source), "-o", str(out / f"{source.stem}.o")]) for source in sources]
+    if any(job.wait() for job in jobs):
+        sys.exit(1)
+    subprocess.run(["g++", "-shared", "-Wl,--allow-multiple-definition", *(str(out / f"{source.stem}.o") for source in sources), "-o", str(out / "libcuda.so.1")], check=True)
+    subprocess.run([*flags, "-shared", str(HERE / "libraries.cpp"), "-o", str(out / "libcublas.so.13")], check=True)
+    for name in ("libcublasLt.so.13", "libcurand.so.10", "libnvrtc.so.13"):
+        (out / name).unlink(missing_ok=True)
+        (out / name).symlink_to("libcublas.so.13")
+    print(f"{', '.join(lists)}: kernels in {out}")
+
+
+if __name__ == "__main__":
+    main()

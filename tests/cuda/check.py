@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""What the program does on a GPU, checked on the emulated one: python3 tests/cuda/check.py CLTLAB [EMULATED].
+
+CLTLAB was built with CUDA (./x build-cuda), EMULATED is what build.py --candle made. Compared are the CPU's results,
+a training that was interrupted with one that was not, and the words of what cannot work.
+"""
+
+import json
+import os
+import pathlib
+import random
+import struct
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+FIXTURES = ROOT / "tests/fixtures/attribution"
+failed = []
+
+
+def run(*words, emulated=None, **more):
+    environment = {**os.environ, **more}
+    environment.pop("LD_LIBRARY_PATH", None)
+    if emulated:
+        environment["LD_LIBRARY_PATH"] = str(emulated)
+    done = subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True, env=environment, timeout=900)
+    return done.returncode, done.stdout + done.stderr
+
+
+def check(what, passed, words=""):
+    print(f"{'ok    ' if passed else 'FAILED'}  {what}" + (f"\n{words}" if not passed else ""), flush=True)
+    if not passed:
+        failed.append(what)
+
+
+def tensors(path):
+    """Names and f32 values of a safetensors file; others as bytes."""
+    raw = pathlib.Path(path).read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + size])
+    found = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        part = raw[8 + size + begin : 8 + size + end]
+        found[name] = struct.unpack(f"<{len(part) // 4}f", part) if entry["dtype"] == "F32" else part
+    return found
+
+
+def write_activations(path, layers, tokens, width):
+    generator = random.Random(1)
+    header, parts, at = {}, [], 0
+    for side in ("input", "target"):
+        for layer in range(layers):
+            part = struct.pack(f"<{tokens * width}f", *(generator.gauss(0, 1) for _ in range(tokens * width)))
+            header[f"{side}.{layer}"] = {"dtype": "F32", "shape": [tokens, width], "data_offsets": [at, at + len(part)]}
+            at += len(part)
+            parts.append(part)
+    text = json.dumps(header).encode()
+    pathlib.Path(path).write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
+
+
+def self_tests(emulated):
+    for order in ("forward", "reverse", "7"):
+        code, words = run("selftest", "--device", "cuda", emulated=emulated, CLTLAB_EMULATED_ORDER=order)
+        check(f"self-test, threads in order {order}", code == 0, words)
+
+
+def refusals(emulated, folder):
+    code, words = run("selftest", "--device", "cuda")
+    check("no driver: an error with what to do", code == 1 and "CUDA" in words and "doctor" in words and "panicked" not in words, words)
+    code, words = run("selftest")
+    check("no driver: the CPU is taken where nobody asked for a GPU", code == 0 and "the CPU" in words, words)
+    code, words = run("selftest", "--device", "cuda", emulated=emulated, CLTLAB_EMULATED_DEVICES="0")
+    check("no device: an error", code == 1 and "CUDA device" in words and "panicked" not in words, words)
+    alone = pathlib.Path(folder) / "driver-alone"
+    alone.mkdir()
+    (alone / "libcuda.so.1").symlink_to(pathlib.Path(emulated).resolve() / "libcuda.so.1")
+    code, words = run("selftest", "--device", "cuda", emulated=alone)
+    check("no cuBLAS: an error that names it", code == 1 and "cublas" in words and "panicked" not in words, words)
+    code, words = run("bench", "--device", "cuda", "--shapes", "tiny", "--held", "f32-f32", emulated=emulated, CLTLAB_EMULATED_BYTES="600000")
+    check("too little memory: said before anything is allocated", "free on the device" in words and "panicked" not in words, words)
+
+
+def attribution(emulated, folder):
+    for name in ("gpt2", "llama"):
+        graphs = []
+        for place in (None, emulated):
+            out = pathlib.Path(folder) / f"{name}-{'gpu' if place else 'cpu'}"
+            words = ["attribute", "--model", FIXTURES / name / "model", "--clt", FIXTURES / name / "clt", "--dtype", "f32", "--tokens", "5,17,3,42,8,29", "-o", f"{out}.json", "--raw", f"{out}.safetensors"]
+            code, said = run(*words, emulated=place)
+            if code != 0:
+                check(f"attribution of {name}", False, said)
+                return
+            graphs.append(tensors(f"{out}.safetensors"))
+        cpu, gpu = graphs
+        edges = [graph["adjacency_matrix"] for graph in graphs]
+        largest = max(map(abs, edges[0]))
+        apart = max((abs(a - b) for a, b in zip(*edges)), default=0) / largest
+        same = cpu["active_features"] == gpu["active_features"] and cpu["node_mask"] == gpu["node_mask"]
+        check(f"attribution of {name}: {len(edges[0])} edges as on the CPU to {apart:.1e}, the same nodes", len(edges[0]) == len(edges[1]) and apart < 1e-5 and same)
+
+
+def resuming(emulated, folder):
+    folder = pathlib.Path(folder)
+    write_activations(folder / "a.safetensors", 2, 256, 64)
+    (folder / "t.toml").write_text(
+        """[activations]
+file = "a.safetensors"
+[clt]
+features = 96
+activation = { batch_top_k = { k = 6 } }
+[train]
+steps = 9
+batch_tokens = 48
+device = "cuda"
+weights = "bf16"
+moments = "eight_bit"
+checkpoint_every = 4
+checkpoint_keep = 9
+[output]
+folder = "run"
+"""
+    )
+    results = []
+    for words in (["train", folder / "t.toml"], ["train", folder / "t.toml", "--resume"]):
+        code, said = run(*words, emulated=emulated)
+        if code != 0:
+            check("training with checkpoints", False, said)
+            return
+        saved = sorted((folder / "run/checkpoints").glob("*.safetensors"))
+        results.append(saved[-1].read_bytes())
+        [path.unlink() for path in saved if not path.name.endswith("00000004.safetensors")]
+    values = [{name: value for name, value in tensors_of(result, folder).items() if name != "history"} for result in results]
+    check("a training that goes on from a checkpoint: the same bytes as one that never stopped", values[0] == values[1] and len(values[0]) > 10)
+
+
+def tensors_of(raw, folder):
+    path = pathlib.Path(folder) / "one.safetensors"
+    path.write_bytes(raw)
+    return tensors(path)
+
+
+def main():
+    emulated = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "target/emulated"
+    with tempfile.TemporaryDirectory() as folder:
+        refusals(emulated, folder)
+        self_tests(emulated)
+        attribution(emulated, folder)
+        resuming(emulated, folder)
+    print(f"{len(failed)} failed" if failed else "all passed")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    PROGRAM = str(pathlib.Path(sys.argv[1]).resolve())
+    main()

@@ -1,0 +1,22 @@
+// Emulated kernels by name, with what unpacks a launch's parameters by each kernel's own signature.
+#pragma once
+#include <cstddef>
+#include <utility>
+
+namespace emulated {
+struct Kernel {
+    const char* name;
+    void (*call)(void**);
+};
+// One list a source file, null at the end.
+extern const Kernel* const lists[];
+
+template <typename... A, size_t... I>
+inline void call_with(void (*kernel)(A...), void** values, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_reference_t<A>*>(values[I])...);
+}
+template <typename... A>
+inline void call(void (*kernel)(A...), void** values) {
+    call_with(kernel, values, std::index_sequence_for<A...>{});
+}
+}  // namespace emulated

@@ -35,8 +35,8 @@
 //! | [`graph`] | replacement and prompt | [`Graph`]: attribution, influence, pruning, scores, JSON |
 //! | [`intervene`] | replacement, prompt, changes | [`intervene::Effect`], text, [`intervene::EdgeCheck`], [`intervene::SupernodeCheck`] |
 //! | [`picture`] | any of these | charts and graph pictures |
-//! | [`notebook`] | any of these | displays, live progress, parameters |
 //! | [`selftest`] | a device | whether it computes what it should |
+//! | [`notebook`] | any of these | displays, live progress, parameters |
 //!
 //! Below them all lie [`error`], [`device`], [`files`], [`progress`] and [`hub`].
 //!

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Import order is reading order is data flow.
 const WALK: &[&str] = &[
     "error", "device", "files", "progress", "hub", "text", "model", "activations", "clt", "train", "replacement", "eval", "graph",
-    "intervene", "features", "picture", "notebook", "selftest", "prelude", "guide",
+    "intervene", "features", "picture", "selftest", "notebook", "prelude", "guide",
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -9,6 +9,7 @@ mod checkpoints;
 mod clt;
 mod command_line;
 mod compare;
+mod devices;
 mod dtypes;
 mod eval;
 mod families;

@@ -19,6 +19,7 @@ use crate::intervene::{Deviation, EdgeCheck, Effect, SupernodeCheck};
 use crate::model::{CltNeed, Generation, Model, Run, Summary};
 use crate::picture::html::{self, Align};
 use crate::picture::Picture;
+use crate::selftest::{Ceilings, SelfTest};
 use crate::train::History;
 use candle_core::DType;
 use std::io::Write;
@@ -66,6 +67,26 @@ impl Model {
             ("fingerprint", self.fingerprint().to_string()),
         ];
         show(&html::facts(&format!("Model {}", self.name()), &facts), &self.to_string());
+    }
+}
+
+impl SelfTest {
+    /// Shows its checks as a table in a notebook.
+    pub fn evcxr_display(&self) {
+        let columns = [("", Align::Left), ("compared", Align::Left), ("deviation", Align::Right), ("allowed", Align::Right)];
+        let row = |check: &crate::selftest::Check| {
+            let verdict = if check.passed() { "ok" } else { "FAILED" };
+            vec![verdict.to_string(), check.name.clone(), format!("{:.1e}", check.deviation), format!("{:.0e}", check.bound)]
+        };
+        let rows: Vec<Vec<String>> = self.checks.iter().map(row).collect();
+        show(&format!("<p>Self-test of {}</p>{}", html::escape(&self.device), html::table(&columns, &rows)), &self.to_string());
+    }
+}
+
+impl Ceilings {
+    /// Shows the device's limits in a notebook.
+    pub fn evcxr_display(&self) {
+        show(&format!("<p>{}</p>", html::escape(&self.to_string())), &self.to_string());
     }
 }
 

@@ -6,14 +6,15 @@
 //! learns, [`store`] brings weights from and to the host. Weights in f32 or in bf16 with rounding at random, moments
 //! in f32 or eight bits: 12, 8, 6 or 4 bytes a weight.
 //!
-//! Where a layer's code is dense ([`DENSE`]) its products are cuBLAS': at 2 % of 9,216 features the tensor
-//! cores are faster than gathering rows, at 0.2 % never.
+//! Where a layer's code is dense enough its products are cuBLAS' ([`path`]).
 
 mod encode;
+mod path;
 mod step;
 mod store;
 mod training;
 
+pub(crate) use path::Path;
 pub(crate) use training::CudaTraining;
 
 use super::{Cut, LiveClt, StepOptions, StepReport};
@@ -22,9 +23,6 @@ use crate::clt::config::Tied;
 use crate::clt::kernels::cuda::{Buffer, Gpu, Numbers, Stored};
 use crate::clt::{Activation, CltConfig};
 use crate::error::{Error, ErrorKind, Result};
-
-/// Share of active features from which on a layer's decoder goes through dense products.
-const DENSE: f64 = 0.01;
 
 /// Steps whose figures the device keeps until they are asked for.
 const RING: u64 = 64;
@@ -145,6 +143,7 @@ pub(crate) struct CudaClt {
     /// All decoder biases, `[L·d]`.
     decoder_bias: Vector,
     shared: Shared,
+    path: Path,
     /// Steps of which the figures were read, and tokens of each step since.
     told: u64,
     tokens: Vec<usize>,
@@ -220,11 +219,12 @@ impl CudaClt {
             // As many as at random weights.
             _ => f / 2,
         };
-        let dense = kept as f64 > DENSE * config.features as f64;
+        let pays = |side| path::dense_pays(side, tokens, config.features, kept as f64, stored);
+        let (dense, backward) = (pays(path::Side::Forward), pays(path::Side::Backward));
         let batch = 2 * l * t * d * weight;
         let entries = t * kept * (l * 40 + 4 * config.slots(0) as u64);
         let slabs = t * l * d * (weight + if dense { 4 } else { 0 });
-        let matrices = t * f * (4 + if dense { weight } else { 0 }) + if dense { 4 * f * config.slots(0) as u64 * d } else { 0 };
+        let matrices = t * f * (4 + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.slots(0) as u64 * d } else { 0 };
         weights + batch + entries + slabs + matrices
     }
 
@@ -287,6 +287,11 @@ impl CudaClt {
     /// Whether figures should be read before the next step.
     pub fn is_full(&self) -> bool {
         self.steps - self.told >= RING / 2
+    }
+
+    /// Lets `path` decide between dense products and lists.
+    pub fn take(&mut self, path: Path) {
+        self.path = path;
     }
 
     /// The device.

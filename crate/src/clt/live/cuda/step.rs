@@ -1,6 +1,7 @@
 //! Forward, second half, and all that follows: reconstructions, gradients, update, figures.
 
-use super::{CudaClt, DeviceBatch, Matrix, Moments, Vector, DENSE};
+use super::path::Side;
+use super::{CudaClt, DeviceBatch, Matrix, Moments, Vector};
 use crate::clt::kernels::cuda::{Argument, At, Operand, Product};
 use crate::clt::kernels::AdamStep;
 use crate::clt::live::StepOptions;
@@ -80,19 +81,11 @@ impl Told {
 }
 
 impl CudaClt {
-    fn is_dense(&self, layer: usize) -> bool {
-        let density = match self.config.activation {
-            Activation::TopK { k } | Activation::BatchTopK { k } => k as f64 / self.config.features as f64,
-            _ => self.layers[layer].density,
-        };
-        density > DENSE
-    }
-
     /// Reconstructs every target and turns what is wrong into the gradient there.
     pub(super) fn decode(&mut self, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
         let (l, d, f, tokens) = (self.config.layers, self.config.width, self.config.features, batch.tokens);
         let stride = l * d;
-        let dense: Vec<bool> = (0..l).map(|layer| self.is_dense(layer)).collect();
+        let dense: Vec<bool> = (0..l).map(|layer| self.is_dense(layer, tokens, Side::Forward)).collect();
         let any = dense.contains(&true);
         if any {
             self.shared.base.fit(tokens * stride)?;
@@ -258,7 +251,7 @@ impl CudaClt {
         let (e, penalty) = (&layer.entries, self.penalty(index, batch, options));
         let [log, threshold] = layer.log_threshold.as_ref().map_or([0, 0], |log| [log.w.at(), log.gradient.at()]);
         // Where products were dense there is one part only.
-        let tiles = if self.is_dense(index) { 1 } else { penalty.tiles };
+        let tiles = if self.is_dense(index, batch.tokens, Side::Backward) { 1 } else { penalty.tiles };
         let room = (shared.products.len() / self.config.slots(0)) as u32;
         let arguments: [&dyn Argument; 13] = [
             &penalty, &e.offsets.at(), &e.list_values.at(), &e.list_pre.at(), &shared.products.at(), &room, &tiles, &log, &e.common.at(), &e.gradients.at(), &layer.encoder_bias.gradient.at(),
@@ -272,7 +265,7 @@ impl CudaClt {
     fn decoder_pass(&mut self, index: usize, batch: &DeviceBatch, pass: Pass, told: &Told) -> Result<()> {
         let (l, d, f, tokens) = (self.config.layers, self.config.width, self.config.features, batch.tokens);
         let stride = l * d;
-        let dense = self.is_dense(index);
+        let dense = self.is_dense(index, tokens, Side::Backward);
         let row = self.layers[index].decoder.row;
         let slab = Operand { at: self.shared.slab.from(index * d), stored: self.stored, stride, turned: false };
         if dense && matches!(pass, Pass::Products | Pass::Meet) {
@@ -315,7 +308,7 @@ impl CudaClt {
     /// A pass over the encoder rows of one layer.
     fn encoder_pass(&mut self, index: usize, batch: &DeviceBatch, pass: Pass, told: &Told) -> Result<()> {
         let (d, f, tokens) = (self.config.width, self.config.features, batch.tokens);
-        let dense = self.is_dense(index);
+        let dense = self.is_dense(index, tokens, Side::Backward);
         if dense {
             self.scatter(index, tokens, self.layers[index].entries.gradients.at())?;
             self.shared.gradient.fit(f * d)?;

@@ -1,7 +1,7 @@
 //! Weights, moments and counters from the host to the device and back: a checkpoint does not know where it was
 //! trained.
 
-use super::{CudaClt, Cut, Entries, Layer, LiveClt, Matrix, Moments, Shared, Vector, LINE, RING};
+use super::{CudaClt, Cut, Entries, Layer, LiveClt, Matrix, Moments, Path, Shared, Vector, LINE, RING};
 use crate::clt::kernels::cuda::{Gpu, Numbers, Stored};
 use crate::clt::live::param::{self, Param};
 use crate::clt::CltConfig;
@@ -144,7 +144,7 @@ impl CudaClt {
         let decoder_bias = Vector::of(gpu, &all(|p| &p.w), &all(|p| full(p).0), &all(|p| full(p).1))?;
         let mut shared = Shared::new(gpu, stored, &config)?;
         shared.hints.write(&live.layers.iter().map(|layer| layer.cut.last).collect::<Vec<f32>>())?;
-        Ok(CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, told: live.steps, tokens: Vec::new() })
+        Ok(CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, path: Path::wanted(), told: live.steps, tokens: Vec::new() })
     }
 
     /// The same CLT on the host. Figures must have been read.

@@ -1,0 +1,75 @@
+//! Dense products or lists: which way is faster, by what each must move and multiply.
+//!
+//! For each column of a layer's decoder rows (k of F features active, T tokens, b bytes a number):
+//!
+//! | | dense | lists |
+//! |---|---|---|
+//! | forward | 2·T·F flops, at least F·b bytes | T·k·b bytes of rows |
+//! | backward | 4·T·F flops (products and gradient), F·8 bytes of gradient written and read | T·k·b bytes of the targets' gradients, most from the second-level cache |
+//!
+//! So lists at 0.2 % density always; at 2 % (openCLT's TopK 184 of 9,216) dense products forward, and backward
+//! where many tokens share a step. `CLTLAB_CUDA_PATH=dense` or `lists` decides for all, to measure.
+
+use super::CudaClt;
+use crate::clt::kernels::cuda::Stored;
+use crate::clt::Activation;
+
+/// Which half of a step.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Side {
+    Forward,
+    Backward,
+}
+
+/// Who decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    Reckoned,
+    Dense,
+    Lists,
+}
+
+impl Path {
+    /// As the environment says.
+    pub fn wanted() -> Self {
+        match std::env::var("CLTLAB_CUDA_PATH").as_deref() {
+            Ok("dense") => Path::Dense,
+            Ok("lists") => Path::Lists,
+            _ => Path::Reckoned,
+        }
+    }
+}
+
+/// An H100's rates, of which only ratios matter: bytes a second of memory and of cache, flops a second.
+const MEMORY: f64 = 3e12;
+const CACHE: f64 = 5e12;
+
+/// Whether dense products are the faster way for `kept` of `features` entries a token.
+pub(super) fn dense_pays(side: Side, tokens: usize, features: usize, kept: f64, stored: Stored) -> bool {
+    let (t, f, bytes) = (tokens as f64, features as f64, stored.bytes() as f64);
+    let rate = match stored {
+        Stored::Bf16 => 6e14,
+        Stored::F32 => 5e13,
+    };
+    let (dense, lists) = match side {
+        Side::Forward => ((2.0 * t * f / rate).max(f * bytes / MEMORY), t * kept * bytes / MEMORY),
+        Side::Backward => (4.0 * t * f / rate + 8.0 * f / MEMORY, t * kept * bytes / CACHE),
+    };
+    dense < lists
+}
+
+impl CudaClt {
+    /// Whether this layer's half of the step goes through dense products.
+    pub(super) fn is_dense(&self, layer: usize, tokens: usize, side: Side) -> bool {
+        let features = self.config.features;
+        let kept = match self.config.activation {
+            Activation::TopK { k } | Activation::BatchTopK { k } => k as f64,
+            _ => self.layers[layer].density * features as f64,
+        };
+        match self.path {
+            Path::Reckoned => dense_pays(side, tokens, features, kept, self.stored),
+            Path::Dense => true,
+            Path::Lists => false,
+        }
+    }
+}

@@ -10,6 +10,7 @@ use cltlab::graph::{AttributeConfig, PruneConfig};
 use cltlab::replacement::Replacement;
 use cltlab::Model;
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 fn normal(std: f64, shape: &[usize]) -> Tensor {
@@ -24,6 +25,20 @@ pub fn random_gpt2(layers: usize, d: usize, vocab: usize, context: usize) -> Mod
 /// The same with `heads` heads.
 fn random_heads(layers: usize, d: usize, heads: usize, vocab: usize, context: usize) -> Model {
     let folder = scratch(&format!("gpt2-{layers}-{d}-{heads}"));
+    save_heads(layers, d, heads, vocab, context, &folder);
+    let model = Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+    model
+}
+
+/// Writes a random GPT-2 with heads of 64 into a new folder, which it returns.
+pub fn save_random_gpt2(layers: usize, d: usize, vocab: usize, context: usize, folder: &Path) -> PathBuf {
+    std::fs::create_dir_all(folder).unwrap();
+    save_heads(layers, d, d / 64, vocab, context, folder);
+    folder.to_path_buf()
+}
+
+fn save_heads(layers: usize, d: usize, heads: usize, vocab: usize, context: usize, folder: &Path) {
     let config = serde_json::json!({
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "n_embd": d, "n_head": heads,
         "n_inner": 4 * d, "n_layer": layers, "n_positions": context, "n_ctx": context, "vocab_size": vocab, "layer_norm_epsilon": 1e-5,
@@ -49,9 +64,6 @@ fn random_heads(layers: usize, d: usize, heads: usize, vocab: usize, context: us
     weights.insert("transformer.ln_f.weight".into(), one(d));
     weights.insert("transformer.ln_f.bias".into(), normal(0.1, &[d]));
     safetensors::save(&weights, folder.join("model.safetensors")).unwrap();
-    let model = Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
-    std::fs::remove_dir_all(folder).unwrap();
-    model
 }
 
 /// A random CLT with `l0` features a token and layer.

@@ -1,12 +1,15 @@
 //! Position embeddings as nodes, and edges in files.
 
 use crate::attribution::{dense, replacement};
+use crate::attribution_speed::{random_clt, save_random_gpt2};
 use crate::support::{fixture, scratch};
 use cltlab::candle::{safetensors, Device};
 use cltlab::clt::Clt;
 use cltlab::graph::{AttributeConfig, Graph, NodeKind, PruneConfig};
 use cltlab::replacement::Replacement;
 use cltlab::{ErrorKind, Model};
+use std::path::Path;
+use std::process::{Command, Output};
 
 /// No token twice.
 const TOKENS: [u32; 9] = [0, 42, 17, 63, 8, 120, 5, 77, 31];
@@ -118,4 +121,49 @@ fn folders_that_cannot_be_spilled_to() {
     let error = gpt2.attribute_tokens(&TOKENS, &AttributeConfig { spill: Some(scratch("none").join("not-there")), ..whole() }).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MissingFile);
     assert!(error.to_string().contains("spill"), "{error}");
+}
+
+/// Runs a command in a name space of its own in which `folder` is a disk of so many megabytes, and says how it ended:
+/// `None` where the system lets nobody make one. What is left in the folder goes to standard output.
+fn on_a_disk(megabytes: usize, folder: &Path, command: &mut Command) -> Option<Output> {
+    const SCRIPT: &str = r#"mount -t tmpfs -o size="$1"m none "$2" || exit 99; at=$2; shift 2; "$@"; code=$?; ls -A "$at"; exit $code"#;
+    let mut inside = Command::new("unshare");
+    inside.args(["--user", "--map-root-user", "--mount", "sh", "-c", SCRIPT, "sh", &megabytes.to_string()]).arg(folder);
+    let alone = |inside: &mut Command| inside.output().ok().filter(|output| output.status.success());
+    let mut probe = Command::new("unshare");
+    alone(probe.args(["--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none"]).arg(folder))?;
+    inside.arg(command.get_program()).args(command.get_args()).output().ok()
+}
+
+#[test]
+fn a_full_disk_stops_spilling() {
+    let folder = scratch("spill-full");
+    let (spill, out) = (folder.join("spill"), folder.join("graph.json"));
+    std::fs::create_dir_all(&spill).unwrap();
+    std::fs::write(&out, "before").unwrap();
+    let model = save_random_gpt2(4, 64, 200, 64, &folder.join("model"));
+    random_clt(4, 64, 512, 24).save(folder.join("clt")).unwrap();
+    let ids: Vec<String> = (0..48).map(|i| (i * 7 % 200).to_string()).collect();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cltlab"));
+    command.args(["attribute", "--tokens", &ids.join(",")]);
+    for (name, path) in [("--model", &model), ("--clt", &folder.join("clt")), ("--spill", &spill), ("--output", &out)] {
+        command.arg(name).arg(path);
+    }
+    // The edges take 40 MB; the files that hold them begin with a megabyte each and double.
+    for megabytes in [2, 12] {
+        let Some(output) = on_a_disk(megabytes, &spill, &mut command) else {
+            println!("skipped: this system lets no user mount a small disk");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && output.status.code() != Some(99), "{megabytes} MB: {text}");
+        assert!(text.contains("No space left") && text.contains("free some"), "{megabytes} MB: {text}");
+        assert!(output.stdout.is_empty(), "{megabytes} MB: something was left: {}", String::from_utf8_lossy(&output.stdout));
+        assert_eq!(std::fs::read_to_string(&out).unwrap(), "before");
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 4, "a temporary file was left");
+    }
+    // With room enough it is done.
+    let output = on_a_disk(400, &spill, &mut command).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(std::fs::read_to_string(&out).unwrap().starts_with('{'));
 }

@@ -2,7 +2,7 @@
 
 use crate::attribution::{replacement, TOKENS};
 use crate::support::{assert_close, scratch};
-use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, LogitTarget, PruneConfig, Supernode};
+use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, LogitTarget, NodeKind, PruneConfig, Supernode};
 use cltlab::intervene::{Control, InterveneConfig, Intervention, Mode, SupernodeCheck, SupernodeConfig, SupernodeEffect};
 use cltlab::replacement::FeatureNode;
 use cltlab::ErrorKind;
@@ -102,6 +102,45 @@ fn groups_beside_random_features() {
         assert!((saved["correlations"]["predicted_measured"]["pearson"].as_f64().unwrap() - free.agreement().pearson.unwrap()).abs() < 1e-12);
         let pruned = graph.prune(&PruneConfig::default()).unwrap();
         assert!(replacement.check_supernodes(&pruned, &pruned.supernodes(2), &SupernodeConfig::default()).unwrap().agreement().pearson.is_some());
+    }
+}
+
+/// With the outputs of all layers held nothing but the edges is left; with those of a few held, a group does and is
+/// predicted to do what the same intervention does by itself.
+#[test]
+fn groups_with_layers_held() {
+    for arch in ["gpt2", "llama"] {
+        let (graph, replacement) = (whole(arch), replacement(arch));
+        let groups = graph.supernodes(4);
+        let layers = replacement.model().layers();
+        let check = |mode| replacement.check_supernodes(&graph, &groups, &SupernodeConfig { mode, controls: 1, ..SupernodeConfig::default() }).unwrap();
+        let (all, direct) = (check(Mode::Layers { start: 0, end: layers }), check(Mode::Direct));
+        let changes = |check: &SupernodeCheck| -> Vec<f32> {
+            check.effects.iter().flat_map(|effect| effect.predicted.iter().chain(&effect.measured)).map(|change| *change as f32).collect()
+        };
+        let top = changes(&direct).iter().fold(0.1_f32, |top, change| top.max(change.abs()));
+        assert_close(&format!("{arch} all layers"), &changes(&all), &changes(&direct), 2e-5 * top);
+        let mode = Mode::Layers { start: 0, end: 1 };
+        let some = check(mode);
+        for effect in &some.effects {
+            let activation = |feature: &FeatureNode| {
+                graph.nodes.iter().find(|node| node.feature() == Some(*feature)).and_then(|node| match node.kind {
+                    NodeKind::Feature { activation, .. } => Some(activation),
+                    _ => None,
+                })
+            };
+            let set = |feature: &FeatureNode| Intervention::set(*feature, activation(feature).unwrap() * effect.factor as f32);
+            let set: Vec<Intervention> = effect.group.features.iter().map(set).collect();
+            let config = InterveneConfig { mode, top: replacement.model().vocab(), ..InterveneConfig::default() };
+            let alone = replacement.intervene_tokens(&TOKENS, &set, &config).unwrap();
+            for ((token, ..), (predicted, measured)) in some.outputs.iter().zip(effect.predicted.iter().zip(&effect.measured)) {
+                let one = alone.outputs.iter().find(|output| output.token == *token).unwrap();
+                let apart = (one.predicted - predicted).abs().max((one.measured - measured).abs());
+                assert!(apart <= 2e-5 * f64::from(top), "{arch}, {}: {apart:e} apart", effect.group.name);
+            }
+        }
+        let moved = |check: &SupernodeCheck| check.effects.iter().flat_map(|effect| effect.measured.clone()).fold(0.0, |most: f64, change| most.max(change.abs()));
+        assert!(moved(&some) > 0.0);
     }
 }
 
@@ -206,7 +245,7 @@ fn groups_in_files_and_groups_that_are_refused() {
     refused(&one, SupernodeConfig { factors: vec![], ..usual() }, ErrorKind::BadConfig, "factors");
     refused(&one, SupernodeConfig { factors: vec![1.0], ..usual() }, ErrorKind::BadConfig, "factors");
     refused(&one, SupernodeConfig { factors: vec![f64::NAN], ..usual() }, ErrorKind::BadConfig, "factors");
-    refused(&one, SupernodeConfig { mode: Mode::Layers { start: 0, end: 1 }, ..usual() }, ErrorKind::BadConfig, "mode");
+    refused(&one, SupernodeConfig { mode: Mode::Layers { start: 1, end: 1 }, ..usual() }, ErrorKind::BadConfig, "mode");
     assert_eq!(replacement("llama").check_supernodes(&graph, &one, &usual()).unwrap_err().kind(), ErrorKind::Mismatch);
     assert_eq!(graph.predicted(&[(graph.nodes.len() - 1, 0.0)], true).unwrap_err().kind(), ErrorKind::BadInput);
 }

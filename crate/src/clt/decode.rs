@@ -46,20 +46,21 @@ impl Clt {
         (0..self.layers()).map(|target| self.decode_target_features(&code.layers[..=target], target)).collect()
     }
 
-    /// The same where decoders lie in files: each active feature's row is read once for all targets.
+    /// The same where decoders lie in files: each active feature's row is read once for all targets, where it lies.
     fn decode_mapped(&self, code: &SparseCode) -> Result<Vec<Tensor>> {
         self.check_codes(&code.layers, self.layers() - 1)?;
+        self.bring_rows(code)?;
         let (layers, tokens, width) = (self.layers(), code.tokens(), self.config().width);
         let biases = (0..layers).map(|target| Ok(self.decoder_bias(target).to_vec1::<f32>()?)).collect::<Result<Vec<_>>>()?.concat();
         let decode = |p: usize| -> Result<Vec<f32>> {
             let mut out = biases.clone();
             for (s, code) in code.layers.iter().enumerate() {
-                let mut row = vec![0.0; self.config().slots(s) * width];
                 let (features, activations) = code.token(p);
-                for (feature, activation) in features.iter().zip(activations) {
-                    self.decoder_store(s).row(*feature, 0, &mut row)?;
-                    out[s * width..].iter_mut().zip(&row).for_each(|(out, weight)| *out += activation * weight);
-                }
+                let row = self.config().slots(s) * width;
+                self.decoder_store(s).with(|weights| {
+                    kernels::add_rows(features, activations, weights, row, 0, &mut out[s * width..][..row]);
+                    Ok(())
+                })?;
             }
             Ok(out)
         };
@@ -69,6 +70,14 @@ impl Clt {
             Ok(Tensor::from_vec(values, (tokens, width), self.device())?)
         };
         (0..layers).map(target).collect()
+    }
+
+    /// Brings the rows of a code's active features into memory where they lie in files.
+    fn bring_rows(&self, code: &SparseCode) -> Result<()> {
+        const TOGETHER: usize = 256;
+        let active: Vec<Vec<u32>> = code.layers.par_iter().map(LayerCode::distinct).collect();
+        let tasks: Vec<(usize, &[u32])> = active.iter().enumerate().flat_map(|(s, features)| features.chunks(TOGETHER).map(move |some| (s, some))).collect();
+        tasks.into_par_iter().with_max_len(1).try_for_each(|(s, features)| self.decoder_store(s).bring(features))
     }
 
     /// The reconstruction of one target layer from the codes of sources 0 to `target`, bias included.
@@ -166,9 +175,7 @@ impl Clt {
         let tokens = codes[0].tokens;
         let mut out = self.decoder_bias(target).broadcast_as((tokens, self.config().width))?.contiguous()?;
         for (s, code) in codes.iter().enumerate().skip(self.config().first_source(target)) {
-            let mut active = code.features.clone();
-            active.sort_unstable();
-            active.dedup();
+            let active = code.distinct();
             if active.is_empty() {
                 continue;
             }

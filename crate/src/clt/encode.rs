@@ -6,7 +6,7 @@
 use crate::clt::activation::{keep, Rule};
 use crate::clt::{check, values, Activation, Clt, InputSite, LayerCode, SparseCode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::back::products;
+use crate::model::back::matrix_products;
 use crate::model::{LayerRun, Run};
 use candle_core::Tensor;
 
@@ -46,7 +46,7 @@ impl Clt {
             let x = x.contiguous()?;
             let x = x.storage_and_layout();
             let x = values(&x)?;
-            let h = encoder.with_once(|weights| Ok(products(x, weights, width)))?;
+            let h = encoder.with_once(|weights| Ok(matrix_products(x, weights, width)))?;
             Tensor::from_vec(h, (rows, self.features()), self.device())?
         } else {
             x.matmul(&self.encoder(layer).t()?)?

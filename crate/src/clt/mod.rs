@@ -22,6 +22,7 @@ mod decode;
 mod decoder;
 mod encode;
 pub(crate) mod io;
+mod pages;
 pub(crate) mod kernels;
 pub(crate) mod live;
 pub mod sparse;

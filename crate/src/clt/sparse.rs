@@ -42,6 +42,14 @@ impl LayerCode {
         (&self.features[range.clone()], &self.values[range])
     }
 
+    /// The features that are active on some token, ascending, each once.
+    pub(crate) fn distinct(&self) -> Vec<u32> {
+        let mut features = self.features.clone();
+        features.sort_unstable();
+        features.dedup();
+        features
+    }
+
     /// The activation of `feature` at token `p`, 0 when it is not active.
     pub fn value(&self, p: usize, feature: u32) -> f32 {
         let (features, values) = self.token(p);

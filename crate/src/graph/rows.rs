@@ -96,7 +96,7 @@ impl RowEngine {
     /// Appends the rows of `features` (ascending numbers of active features) to `edges`, in order,
     /// and returns how many were done: fewer when a stop was requested.
     pub fn features(&self, features: &[u32], edges: &mut Edges, progress: impl FnMut(usize)) -> Result<usize> {
-        Ok(self.blocks(&self.split(features, |a, b| a.layer == b.layer), edges, progress)?.len())
+        Ok(self.blocks(&self.split(features), edges, progress)?.len())
     }
 
     /// As [`RowEngine::features`] for few features of all layers: those of neighbouring positions go
@@ -104,7 +104,7 @@ impl RowEngine {
     pub fn scattered(&self, features: &[u32], edges: &mut Edges, progress: impl FnMut(usize)) -> Result<Vec<u32>> {
         let mut features = features.to_vec();
         features.sort_by_key(|number| (self.active[*number as usize].position, *number));
-        self.blocks(&self.split(&features, |_, _| true), edges, progress)
+        self.blocks(&self.share(&features), edges, progress)
     }
 
     fn blocks(&self, blocks: &[&[u32]], edges: &mut Edges, mut progress: impl FnMut(usize)) -> Result<Vec<u32>> {
@@ -120,19 +120,50 @@ impl RowEngine {
         Ok(done)
     }
 
-    /// Cuts features into blocks, whose neighbours all satisfy `together`.
-    fn split<'a>(&self, features: &'a [u32], together: impl Fn(FeatureNode, FeatureNode) -> bool) -> Vec<&'a [u32]> {
+    /// Cuts features into blocks of one layer each.
+    fn split<'a>(&self, features: &'a [u32]) -> Vec<&'a [u32]> {
         let mut blocks = Vec::new();
         let (mut start, mut rows) = (0, 0);
         let place = |i: usize| self.active[features[i] as usize];
         let all = (0..features.len()).map(|i| place(i).position + 1).sum();
         for end in 1..=features.len() {
             rows += place(end - 1).position + 1;
-            let goes_on = end < features.len() && together(place(end - 1), place(end)) && self.has_room(end - start, rows, place(end).position + 1, all);
+            let goes_on = end < features.len() && place(end - 1).layer == place(end).layer && self.has_room(end - start, rows, place(end).position + 1, all);
             if !goes_on {
                 blocks.push(&features[start..end]);
                 (start, rows) = (end, 0);
             }
+        }
+        blocks
+    }
+
+    /// Cuts features of any layers into blocks that take about as long as one another, as many for each lane.
+    fn share<'a>(&self, features: &'a [u32]) -> Vec<&'a [u32]> {
+        let s = &self.sources;
+        let most = (BLOCK_VALUES / s.width).max(LEAST_TARGETS * s.tokens);
+        let rows = |number: u32| self.active[number as usize].position + 1;
+        // The products of a target's maps and those with the decoder rows below it, a position.
+        let around = s.features().div_ceil(s.layers * s.tokens);
+        let cost = |number: u32| {
+            let layer = self.active[number as usize].layer;
+            rows(number) * (1 + layer * (4 * s.width + (layer + 1) * around))
+        };
+        let (all, size) = features.iter().fold((0, 0), |(all, size), &number| (all + cost(number), size + rows(number)));
+        let count = size.div_ceil(most * self.lanes.count()).max(features.len().div_ceil(self.batch * self.lanes.count())) * self.lanes.count();
+        let mut blocks = Vec::with_capacity(count);
+        let (mut start, mut held, mut done) = (0, 0, 0);
+        for (i, &number) in features.iter().enumerate() {
+            let full = i - start == self.batch || held + rows(number) > 2 * most;
+            // A block ends where its share of the whole does, the middle of a target deciding.
+            if i > start && (full || (done + cost(number) / 2) * count >= all * (blocks.len() + 1)) {
+                blocks.push(&features[start..i]);
+                (start, held) = (i, 0);
+            }
+            held += rows(number);
+            done += cost(number);
+        }
+        if start < features.len() {
+            blocks.push(&features[start..]);
         }
         blocks
     }
@@ -277,16 +308,16 @@ impl Column {
         };
         let error = sources.error(layer, p);
         slots.iter().zip(&here).for_each(|(&slot, g)| self.errors[slot * self.below + layer] += dot(g, error));
-        let (rows, first) = (sources.decoder_rows(layer, p)?, sources.first_column(layer, p));
-        let n = rows.len() / width;
-        if n == 0 || slots.is_empty() {
+        if slots.is_empty() {
             return Ok(());
         }
-        let products = products(&here.concat(), &rows, width);
-        for (slot, products) in slots.into_iter().zip(products.chunks_exact(n)) {
-            let at = slot * self.stride + first;
-            self.features[at..at + n].iter_mut().zip(products).for_each(|(sum, product)| *sum += product);
-        }
-        Ok(())
+        let first = sources.first_column(layer, p);
+        sources.decoder_rows(layer, p, |rows, activations| {
+            let products = products(&here.concat(), rows, width);
+            for (slot, products) in slots.into_iter().zip(products.chunks_exact(rows.len().max(1))) {
+                let sums = &mut self.features[slot * self.stride + first..][..rows.len()];
+                sums.iter_mut().zip(products).zip(activations).for_each(|((sum, product), activation)| *sum += product * activation);
+            }
+        })
     }
 }

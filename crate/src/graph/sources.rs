@@ -2,20 +2,14 @@
 //!
 //! Active features write `a · W_dec[s][f, t − s]` at (t, p) for every t ≥ s (a PLT's for t = s only);
 //! errors write themselves at (t, p); token embeddings stand at p. For one MLP output and position all decoder rows are one
-//! matrix `[n, d]`, sources in ascending layers, so that a batch of targets is one GEMM. The matrices
-//! are kept when they are small enough, else gathered again for each block of targets.
+//! matrix `[n, d]`, sources in ascending layers, so that a batch of targets is one GEMM; they are multiplied
+//! where they lie, in memory or in the decoders' files, and the activations come after.
 
 use crate::clt::{Clt, CltConfig, Decoder, SparseCode};
-use crate::device::free_memory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::replacement::LocalReplacement;
 use candle_core::Tensor;
-use rayon::prelude::*;
-use std::borrow::Cow;
 use std::ops::Range;
-
-/// Bytes of gathered decoder rows that are kept on any machine; half of the free memory if that is more.
-const KEPT_BYTES: u64 = 1 << 30;
 
 pub(crate) struct Sources {
     pub tokens: usize,
@@ -26,8 +20,6 @@ pub(crate) struct Sources {
     /// First feature number of each (layer, position), `[L·T + 1]`.
     starts: Vec<usize>,
     decoders: Vec<Decoder>,
-    /// By position, then target; empty when there are too many.
-    kept: Vec<Vec<f32>>,
     errors: Vec<Vec<f32>>,
     embeddings: Vec<f32>,
     /// `[T, d]`; empty when positions are no sources.
@@ -49,7 +41,7 @@ impl Sources {
             }
         }
         let host = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1::<f32>()?) };
-        let mut sources = Sources {
+        Ok(Sources {
             tokens,
             layers,
             width: clt.config().width,
@@ -57,35 +49,10 @@ impl Sources {
             code: local.code().clone(),
             starts,
             decoders: (0..layers).map(|l| clt.decoder_store(l).on_cpu()).collect::<Result<_>>()?,
-            kept: Vec::new(),
             errors: (0..layers).map(|l| host(local.errors(l))).collect::<Result<_>>()?,
             embeddings: host(local.embeddings())?,
             positions: if positions { host(&learnt_positions(local)?)? } else { Vec::new() },
-        };
-        let rows: usize = sources.code.layers.iter().enumerate().map(|(s, code)| code.active() * sources.config.slots(s)).sum();
-        let most = free_memory().map_or(KEPT_BYTES, |free| KEPT_BYTES.max(free / 2));
-        if (rows * sources.width * 4) as u64 <= most {
-            let kept: Vec<Vec<Vec<f32>>> = (0..tokens).into_par_iter().map(|p| sources.gather_position(p)).collect::<Result<_>>()?;
-            sources.kept = kept.into_iter().flatten().collect();
-        }
-        Ok(sources)
-    }
-
-    /// [`Sources::gather`] for every target, each feature's row read once.
-    fn gather_position(&self, p: usize) -> Result<Vec<Vec<f32>>> {
-        let count = |t: usize| self.below(t + 1, p) - self.first_column(t, p);
-        let mut rows: Vec<Vec<f32>> = (0..self.layers).map(|t| Vec::with_capacity(count(t) * self.width)).collect();
-        for (s, code) in self.code.layers.iter().enumerate() {
-            let mut row = vec![0.0; self.config.slots(s) * self.width];
-            let (features, activations) = code.token(p);
-            for (feature, activation) in features.iter().zip(activations) {
-                self.decoders[s].row(*feature, 0, &mut row)?;
-                for (rows, slot) in rows[s..].iter_mut().zip(row.chunks_exact(self.width)) {
-                    rows.extend(slot.iter().map(|weight| weight * activation));
-                }
-            }
-        }
-        Ok(rows)
+        })
     }
 
     /// Features in all.
@@ -109,26 +76,19 @@ impl Sources {
         self.below(self.config.first_source(t), p)
     }
 
-    /// Scaled decoder rows that write to MLP output `t` at position `p`, `[n, d]`: columns
-    /// `first_column(t, p)` to `below(t + 1, p)`.
-    pub fn decoder_rows(&self, t: usize, p: usize) -> Result<Cow<'_, [f32]>> {
-        match self.kept.get(p * self.layers + t) {
-            Some(rows) => Ok(Cow::Borrowed(rows)),
-            None => Ok(Cow::Owned(self.gather(t, p)?)),
+    /// `work` on the decoder rows that write to MLP output `t` at position `p`, `[d]` each, and on the
+    /// activations that they are to be scaled with: columns `first_column(t, p)` to `below(t + 1, p)`.
+    pub fn decoder_rows<R>(&self, t: usize, p: usize, work: impl FnOnce(&[&[f32]], &[f32]) -> R) -> Result<R> {
+        let sources = self.config.first_source(t)..t + 1;
+        let lent = sources.clone().map(|s| self.decoders[s].lend()).collect::<Result<Vec<_>>>()?;
+        let (mut rows, mut activations) = (Vec::new(), Vec::new());
+        for (s, lent) in sources.zip(&lent) {
+            let (weights, row) = (lent.values()?, self.config.slots(s) * self.width);
+            let (features, values) = self.code.layers[s].token(p);
+            rows.extend(features.iter().map(|&feature| &weights[feature as usize * row + (t - s) * self.width..][..self.width]));
+            activations.extend_from_slice(values);
         }
-    }
-
-    fn gather(&self, t: usize, p: usize) -> Result<Vec<f32>> {
-        let mut rows = vec![0.0; (self.below(t + 1, p) - self.first_column(t, p)) * self.width];
-        let mut next = rows.chunks_exact_mut(self.width);
-        for (s, code) in self.code.layers.iter().enumerate().take(t + 1).skip(self.config.first_source(t)) {
-            let (features, activations) = code.token(p);
-            for ((feature, activation), row) in features.iter().zip(activations).zip(&mut next) {
-                self.decoders[s].row(*feature, t - s, row)?;
-                row.iter_mut().for_each(|weight| *weight *= activation);
-            }
-        }
-        Ok(rows)
+        Ok(work(&rows, &activations))
     }
 
     /// Error vector of MLP output `t` at position `p`, `[d]`.

@@ -183,6 +183,21 @@ pub enum Mode {
     },
 }
 
+impl Mode {
+    /// `BadConfig` naming `field` for layers that a model of `layers` does not have.
+    pub(super) fn check(self, layers: usize, field: &str) -> Result<()> {
+        match self {
+            Mode::Layers { start, end } if start >= end || end > layers => Err(Error::expected(
+                ErrorKind::BadConfig,
+                field,
+                format_args!("layers {start}..{end}"),
+                format_args!("a range within 0..{layers} that is not empty"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// How an intervention is run and how much of its effect is shown.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -211,15 +226,7 @@ impl InterveneConfig {
         if self.top == 0 {
             return Err(Error::expected(ErrorKind::BadConfig, "InterveneConfig::top", 0, "at least 1"));
         }
-        match self.mode {
-            Mode::Layers { start, end } if start >= end || end > layers => Err(Error::expected(
-                ErrorKind::BadConfig,
-                "InterveneConfig::mode",
-                format_args!("layers {start}..{end}"),
-                format_args!("a range within 0..{layers} that is not empty"),
-            )),
-            _ => Ok(()),
-        }
+        self.mode.check(layers, "InterveneConfig::mode")
     }
 }
 

@@ -29,7 +29,8 @@ const DRAWS: usize = 64;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SupernodeConfig {
-    /// What may respond; not [`Mode::Layers`]. Default [`Mode::FrozenAttention`].
+    /// What may respond. Default [`Mode::FrozenAttention`]. A graph's edges are not split by the layers that
+    /// they are written to: with [`Mode::Layers`] the linear model predicts for the groups too.
     pub mode: Mode,
     /// Features of a group are set to these multiples of their activations. Default 0, ablation, and 2.
     pub factors: Vec<f64>,
@@ -54,9 +55,6 @@ impl SupernodeConfig {
     /// `BadConfig` naming the field.
     pub fn validate(&self) -> Result<()> {
         let bad = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::BadConfig, format_args!("SupernodeConfig::{field}"), got, expected));
-        if matches!(self.mode, Mode::Layers { .. }) {
-            return bad("mode", "a range of layers".into(), "direct, frozen attention or open: a graph's edges are not split by layers");
-        }
         match self.factors.iter().find(|factor| !factor.is_finite() || **factor == 1.0) {
             Some(factor) => bad("factors", factor.to_string(), "finite numbers other than 1, which changes nothing"),
             None if self.factors.is_empty() => bad("factors", "none".into(), "at least one"),
@@ -185,6 +183,7 @@ impl Replacement {
     /// another model or CLT; `NotFinite`.
     pub fn check_supernodes(&self, graph: &Graph, groups: &[Supernode], config: &SupernodeConfig) -> Result<SupernodeCheck> {
         config.validate()?;
+        config.mode.check(self.model().layers(), "SupernodeConfig::mode")?;
         let local = self.local_of(graph, "check_supernodes")?;
         let places = groups.iter().map(|group| distinct(graph, group)).collect::<Result<Vec<_>>>()?;
         if places.is_empty() {
@@ -272,9 +271,12 @@ impl<'a> Check<'a> {
     }
 
     fn effect(&self, group: &Supernode, places: &[usize], factor: f64, random: &mut StdRng) -> Result<SupernodeEffect> {
+        let (linear, measured) = self.plan(&group.features, factor, |plan| {
+            let linear = if matches!(plan.mode, Mode::Layers { .. }) { Some(plan.predicted(self.local, &self.tokens)?) } else { None };
+            Ok((linear, self.measured(plan)?))
+        })?;
         let changed: Vec<(usize, f64)> = places.iter().map(|place| (*place, factor)).collect();
-        let predicted = self.graph.predicted(&changed, self.config.mode != Mode::Direct)?;
-        let measured = self.plan(&group.features, factor, |plan| self.measured(plan))?;
+        let predicted = linear.map_or_else(|| self.graph.predicted(&changed, self.config.mode != Mode::Direct), Ok)?;
         let mass = self.mass(&group.features);
         let mut controls = Vec::with_capacity(self.config.controls);
         for _ in 0..self.config.controls {

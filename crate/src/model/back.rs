@@ -62,8 +62,14 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }
 
-/// `a [m, width] · rows [n, width]ᵀ`, `[m, n]`; in parallel where the calling pool has threads.
-pub(crate) fn products(a: &[f32], rows: &[f32], width: usize) -> Vec<f32> {
+/// `a [m, width] · rows [n, width]ᵀ`, `[m, n]`, of rows that lie anywhere; in parallel where the calling
+/// pool has threads.
+pub(crate) fn products(a: &[f32], rows: &[&[f32]], width: usize) -> Vec<f32> {
+    fast::times_rows(a, rows, width).unwrap_or_else(|| matrix_products(a, &rows.concat(), width))
+}
+
+/// The same of a matrix `rows`.
+pub(crate) fn matrix_products(a: &[f32], rows: &[f32], width: usize) -> Vec<f32> {
     if let Some(out) = fast::times(a, rows, width) {
         return out;
     }

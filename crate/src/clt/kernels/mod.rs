@@ -8,5 +8,5 @@ pub(crate) use cpu::adam::{adam_rows, rest_row, AdamStep, Gradient, MomentRows, 
 pub(crate) use cpu::gemm::{gemm, Matrix};
 pub(crate) use cpu::select::{keep_above, keep_above_each, keep_top, trim_top};
 pub(crate) use cpu::moments::{unpack_block, Scales, BLOCK};
-pub(crate) use cpu::sparse::{decode_rows, decode_tile, dots, gather_rows, meet, Columns, Part, Shared, Slab};
+pub(crate) use cpu::sparse::{add_rows, decode_rows, decode_tile, dots, gather_rows, meet, Columns, Part, Shared, Slab};
 pub(crate) use cpu::terms::{residual, square_rows, tanh_terms, ColumnSums, Residual, TILE};

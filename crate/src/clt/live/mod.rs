@@ -2,7 +2,7 @@
 //!
 //! In: a batch of normalised inputs and targets. Out: weights one Adam step further, and the terms
 //! of the loss. No autograd: [`forward`] encodes ([`near`]
-//! looks for what is kept in half the precision first), decodes and takes the residual, [`block`] finds the
+//! looks for what is kept in rounded numbers first), decodes and takes the residual, [`block`] finds the
 //! gradient of every active entry, forms each gradient row in cache and spends it at once in Adam,
 //! so that no gradient is ever stored ([`update`] puts this in order, [`norm`] knows the norm of the
 //! whole before any of it is spent, [`lazy`] leaves rows alone that got none). 12 bytes a weight in

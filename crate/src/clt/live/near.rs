@@ -5,10 +5,14 @@ use super::scratch::{token_block, Block, LayerScratch, Part, Scratch};
 use super::LiveLayer;
 use crate::clt::activation::Rule;
 use crate::clt::kernels::{keep_top, trim_top};
-use crate::model::fast::{exact_row, screens, Found, Screen, CHUNK};
+use crate::model::fast::{exact_row, screens, Found, Grain, Screen, CHUNK};
 use rayon::prelude::*;
 
 pub(crate) use crate::model::fast::Rounded;
+
+/// Share of entries that may be looked at in vain before the finer rounding is cheaper: an exact product costs some
+/// 25 times what bytes save on a rounded one.
+const VAIN: f32 = 0.03;
 
 /// Share of entries up to which looking twice is cheaper.
 const FEW: f32 = 0.06;
@@ -17,6 +21,8 @@ const FEW: f32 = 0.06;
 #[derive(Default)]
 pub(crate) struct Near {
     screen: Screen,
+    /// Bytes were too coarse for these inputs and weights.
+    fine: bool,
     chunks: Vec<Found>,
     /// What each token's entries have to exceed to be looked at.
     floors: Vec<f32>,
@@ -44,7 +50,8 @@ pub(super) fn pays(rule: Rule<'_>, density: f32, d: usize, f: usize) -> bool {
 pub(super) fn keep(rule: Rule<'_>, layer: &LiveLayer, work: &mut LayerScratch, x: &[f32], (tokens, d, f): (usize, usize, usize), scratch: &Scratch) {
     let LayerScratch { near, parts, .. } = work;
     let (w, bias) = (&layer.encoder.w, &layer.encoder_bias.w);
-    near.screen.fill(x, d);
+    let grain = if near.fine { Grain::Bf16 } else { Grain::coarsest() };
+    near.screen.fill(x, d, grain);
     near.floors.clear();
     near.floors.resize(near.screen.padded(), 0.0);
     let mut each: &[f32] = &[];
@@ -59,13 +66,15 @@ pub(super) fn keep(rule: Rule<'_>, layer: &LiveLayer, work: &mut LayerScratch, x
         Rule::Above(floor) => near.floors.fill(floor),
         Rule::AboveEach(thresholds) => each = thresholds,
     }
-    let Near { screen, chunks, floors, reach, offsets, features, values, ratios } = near;
+    let Near { screen, fine, chunks, floors, reach, offsets, features, values, ratios } = near;
     chunks.resize_with(f.div_ceil(CHUNK), Found::default);
     chunks.par_iter_mut().enumerate().for_each(|(chunk, found)| {
         let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(f);
         let own = if each.is_empty() { each } else { &each[range.clone()] };
         screen.chunk(x, &w[range.start * d..range.end * d], &bias[range], (floors, own), &mut scratch.block().rounded, found);
     });
+    let vain: usize = chunks.iter().map(|found| found.looked - found.tokens.len()).sum();
+    *fine |= vain as f32 > VAIN * (tokens * f) as f32;
     by_token(chunks, tokens, offsets, features, values);
     let size = token_block(d);
     parts.par_iter_mut().enumerate().for_each(|(block, part)| {

@@ -17,6 +17,8 @@ mod product;
 #[cfg(target_arch = "x86_64")]
 mod rows;
 #[cfg(target_arch = "x86_64")]
+mod scattered;
+#[cfg(target_arch = "x86_64")]
 mod screen;
 #[cfg(target_arch = "x86_64")]
 mod tile;
@@ -24,7 +26,7 @@ mod tile;
 mod unmix;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use screen::{exact_row, screens, Found, Rounded, Screen, CHUNK};
+pub(crate) use screen::{exact_row, screens, Found, Grain, Rounded, Screen, CHUNK};
 
 use super::parts::{Linear, Mlp};
 use crate::error::Result;
@@ -130,6 +132,16 @@ pub(super) fn times(x: &[f32], rows: &[f32], depth: usize) -> Option<Vec<f32>> {
     if depth > 0 && depth.is_multiple_of(4) && x.len() >= ROWS * depth && is_x86_feature_detected!("avx512f") {
         // SAFETY: machine and depth are checked above, lengths where they are used.
         return Some(unsafe { product::Panels::pack(x, depth).times(held::Held::F32(rows), None) });
+    }
+    None
+}
+
+/// `x [m, depth] · rows [n, depth]ᵀ`, `[m, n]`, of rows that lie anywhere; `None` where there is no kernel for it.
+pub(super) fn times_rows(x: &[f32], rows: &[&[f32]], depth: usize) -> Option<Vec<f32>> {
+    #[cfg(target_arch = "x86_64")]
+    if depth > 0 && depth.is_multiple_of(16) && is_x86_feature_detected!("avx512f") {
+        // SAFETY: machine and depth are checked above, lengths where they are used.
+        return Some(unsafe { scattered::times(x, rows, depth) });
     }
     None
 }

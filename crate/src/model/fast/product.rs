@@ -50,12 +50,12 @@ impl Panels {
         self.depth
     }
 
-    unsafe fn panel(&self, panel: Panel) -> *const f32 {
+    pub(super) unsafe fn panel(&self, panel: Panel) -> *const f32 {
         self.values.as_ptr().add(panel.first * self.depth)
     }
 
     /// Calls `work(panels, first output, end, buffers)` for all tiles, weights outermost.
-    fn tasks(&self, outs: usize, work: impl Fn(&[Panel], usize, usize, &mut [Vec<f32>; 2]) + Sync) {
+    pub(super) fn tasks(&self, outs: usize, work: impl Fn(&[Panel], usize, usize, &mut [Vec<f32>; 2]) + Sync) {
         let chunks = outs.div_ceil(CHUNK);
         let group = if chunks >= 16 { usize::MAX } else { 4 };
         let all: Vec<Panel> = panels(self.tokens).collect();

@@ -28,7 +28,7 @@ fn add_rows_body<V: Lanes>(features: &[u32], values: &[f32], weights: &[f32], st
 }
 simd! {
     /// Adds the weighted rows of `features` (each `stride` apart, from column `at`) to `out`.
-    fn add_rows(features: &[u32], values: &[f32], weights: &[f32], stride: usize, at: usize, out: &mut [f32]) = add_rows_body
+    pub(crate) fn add_rows(features: &[u32], values: &[f32], weights: &[f32], stride: usize, at: usize, out: &mut [f32]) = add_rows_body
 }
 
 /// Where rows lie in a block of weights `[features, slots, d]`: every `stride` from `at`, `d` long.

@@ -12,26 +12,9 @@ extern "C" __global__ void count_features(const u32* features, const u32* total,
 // One block: where each feature's list begins, `[features + 1]`; `cursor` begins there too.
 extern "C" __global__ void __launch_bounds__(1024) scan_features(const u32* lengths, u32 features, u32* offsets, u32* cursor) {
     __shared__ u32 room[1024];
-    __shared__ u32 carry;
-    if (threadIdx.x == 0) carry = 0;
-    __syncthreads();
-    for (u32 base = 0; base < features; base += blockDim.x) {
-        const u32 i = base + threadIdx.x, mine = i < features ? lengths[i] : 0;
-        room[threadIdx.x] = mine;
-        __syncthreads();
-        for (u32 gap = 1; gap < blockDim.x; gap <<= 1) {
-            u32 add = threadIdx.x >= gap ? room[threadIdx.x - gap] : 0;
-            __syncthreads();
-            room[threadIdx.x] += add;
-            __syncthreads();
-        }
-        const u32 before = carry + room[threadIdx.x] - mine;
-        __syncthreads();
-        if (i < features) offsets[i] = cursor[i] = before;
-        if (threadIdx.x == blockDim.x - 1) carry = before + mine;
-        __syncthreads();
-    }
-    if (threadIdx.x == 0) offsets[features] = carry;
+    const u32 total = scan(lengths, offsets, features, room);
+    for (u32 i = threadIdx.x; i < features; i += blockDim.x) cursor[i] = offsets[i];
+    if (threadIdx.x == 0) offsets[features] = total;
 }
 
 // In any order within a list: `order_features` sorts.

@@ -12,6 +12,12 @@ __device__ __forceinline__ u32 shift_of(u32 round) { return round == 0 ? 20 : ro
 __device__ __forceinline__ u32 bins_of(u32 round) { return round == 2 ? 512 : BINS; }
 __device__ __forceinline__ u32 above_of(u32 round) { return round == 0 ? 31 : round == 1 ? 20 : 9; }
 
+// Counts a digit of a value whose higher digits are `prefix`.
+__device__ __forceinline__ void count_digit(float value, u32 round, u32 prefix, u32* hist) {
+    const u32 bits = __float_as_uint(value);
+    if (round == 0 || (bits >> above_of(round)) == prefix) atomicAdd(&hist[(bits >> shift_of(round)) & (bins_of(round) - 1)], 1u);
+}
+
 // From the counts of one digit: the bin in which the `wanted`-th largest lies, and how many are wanted of that
 // bin. Called by a whole block; `bins` counts in `hist`. Fewer than wanted: found is false.
 struct Picked {
@@ -133,8 +139,7 @@ extern "C" __global__ void __launch_bounds__(256) top_rows(const float* h, const
         for (u32 f = threadIdx.x; f < features; f += blockDim.x) {
             const float value = h[f] + bias[f];
             if (!(value > floor)) continue;
-            const u32 bits = __float_as_uint(value);
-            if (round == 0 || (bits >> above_of(round)) == prefix) atomicAdd(&hist[(bits >> shift_of(round)) & (bins_of(round) - 1)], 1u);
+            count_digit(value, round, prefix, hist);
         }
         __syncthreads();
         Picked picked = pick(hist, bins_of(round), wanted, room);
@@ -198,8 +203,7 @@ extern "C" __global__ void __launch_bounds__(256) ranking_count(const float* h, 
         for (u32 f = threadIdx.x; f < features; f += blockDim.x) {
             const float value = row[f] + bias[f];
             if (!(value > floor)) continue;
-            const u32 bits = __float_as_uint(value);
-            if (round == 0 || (bits >> above_of(round)) == prefix) atomicAdd(&mine[(bits >> shift_of(round)) & (bins_of(round) - 1)], 1u);
+            count_digit(value, round, prefix, mine);
         }
     }
     __syncthreads();
@@ -250,30 +254,6 @@ extern "C" __global__ void __launch_bounds__(256) count_rows(const float* h, con
         above[blockIdx.x] = more;
         equal[blockIdx.x] = same;
     }
-}
-
-// An exclusive scan by one block of 1024; `out` may be `in`. Returns the total in every thread.
-__device__ u32 scan(const u32* in, u32* out, u32 n, u32* room) {
-    __shared__ u32 carry;
-    if (threadIdx.x == 0) carry = 0;
-    __syncthreads();
-    for (u32 base = 0; base < n; base += blockDim.x) {
-        const u32 i = base + threadIdx.x, mine = i < n ? in[i] : 0;
-        room[threadIdx.x] = mine;
-        __syncthreads();
-        for (u32 gap = 1; gap < blockDim.x; gap <<= 1) {
-            u32 add = threadIdx.x >= gap ? room[threadIdx.x - gap] : 0;
-            __syncthreads();
-            room[threadIdx.x] += add;
-            __syncthreads();
-        }
-        const u32 before = carry + room[threadIdx.x] - mine;
-        __syncthreads();
-        if (i < n) out[i] = before;
-        if (threadIdx.x == blockDim.x - 1) carry = before + mine;
-        __syncthreads();
-    }
-    return carry;
 }
 
 // Where each token's run begins and how long it is. `equal` becomes how many ties each token may keep.

@@ -261,6 +261,17 @@ impl CudaClt {
         unsafe { self.gpu.launch("entry_gradients", (self.config.features.div_ceil(8), 1), 256, &arguments) }
     }
 
+    /// `Σ_p coefficients · met` of all features of a layer, in `shared.gradient`; `met` is `[T, columns]`.
+    fn dense_gradient(&mut self, index: usize, tokens: usize, coefficients: At, met: Operand, columns: usize) -> Result<()> {
+        let f = self.config.features;
+        self.scatter(index, tokens, coefficients)?;
+        // As large as the first layer's decoder at once: a buffer that grows would have to be given back.
+        self.shared.gradient.fit(f * self.config.slots(0) * self.config.width)?;
+        let product = Product { rows: f, depth: tokens, columns, left: self.code(true), right: met, out: self.shared.gradient.at(), stride: columns, add: false };
+        // SAFETY: the code is [T, F], `gradient` has room for the largest decoder.
+        unsafe { self.gpu.product(&product) }
+    }
+
     /// A pass over the decoder rows of one layer.
     fn decoder_pass(&mut self, index: usize, batch: &DeviceBatch, pass: Pass, told: &Told) -> Result<()> {
         let (l, d, f, tokens) = (self.config.layers, self.config.width, self.config.features, batch.tokens);
@@ -282,11 +293,7 @@ impl CudaClt {
             }
         }
         if dense {
-            self.scatter(index, tokens, self.layers[index].entries.list_values.at())?;
-            self.shared.gradient.fit(f * self.config.slots(0) * d)?;
-            let product = Product { rows: f, depth: tokens, columns: row, left: self.code(true), right: slab, out: self.shared.gradient.at(), stride: row, add: false };
-            // SAFETY: `gradient` has room for the largest decoder.
-            unsafe { self.gpu.product(&product)? };
+            self.dense_gradient(index, tokens, self.layers[index].entries.list_values.at(), slab, row)?;
         }
         let (layer, shared) = (&self.layers[index], &self.shared);
         let e = &layer.entries;
@@ -310,12 +317,8 @@ impl CudaClt {
         let (d, f, tokens) = (self.config.width, self.config.features, batch.tokens);
         let dense = self.is_dense(index, tokens, Side::Backward);
         if dense {
-            self.scatter(index, tokens, self.layers[index].entries.gradients.at())?;
-            self.shared.gradient.fit(f * d)?;
             let x = Operand { at: batch.inputs.from(index * tokens * d), stored: self.stored, stride: d, turned: false };
-            let product = Product { rows: f, depth: tokens, columns: d, left: self.code(true), right: x, out: self.shared.gradient.at(), stride: d, add: false };
-            // SAFETY: inputs are [T, d]; `gradient` has room for [F, d].
-            unsafe { self.gpu.product(&product)? };
+            self.dense_gradient(index, tokens, self.layers[index].entries.gradients.at(), x, d)?;
         }
         let (layer, shared) = (&self.layers[index], &self.shared);
         let e = &layer.entries;

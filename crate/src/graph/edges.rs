@@ -72,6 +72,12 @@ impl Edges {
         Ok(Edges { sources: Array::in_folder(folder)?, weights: Array::in_folder(folder)?, ..Edges::default() })
     }
 
+    /// Rows of `targets` that end at `ends`.
+    pub(crate) fn from_rows(targets: Vec<u32>, ends: Vec<usize>, sources: Vec<u32>, weights: Vec<f32>) -> Self {
+        let offsets = [0].into_iter().chain(ends).collect();
+        Edges { targets, offsets, sources: Array::Memory(sources), weights: Array::Memory(weights) }
+    }
+
     /// No edges, kept where these are.
     pub(crate) fn beside(&self) -> Result<Self> {
         self.sources.folder().map_or_else(|| Ok(Edges::default()), Edges::in_folder)

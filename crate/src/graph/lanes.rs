@@ -16,8 +16,17 @@ impl Lanes {
     /// One lane a core of the calling pool.
     pub fn new() -> Result<Self> {
         keep_freed();
+        Lanes::of(rayon::current_num_threads())
+    }
+
+    /// A single one.
+    pub fn one() -> Result<Self> {
+        Lanes::of(1)
+    }
+
+    fn of(count: usize) -> Result<Self> {
         let lane = |_| rayon::ThreadPoolBuilder::new().num_threads(1).build();
-        let lanes: std::result::Result<Vec<_>, _> = (0..rayon::current_num_threads()).map(lane).collect();
+        let lanes: std::result::Result<Vec<_>, _> = (0..count).map(lane).collect();
         lanes.map(Lanes).map_err(|error| Error::new(ErrorKind::Io, format!("attribution: threads: {error}")))
     }
 

@@ -12,12 +12,14 @@
 //! explained, `paths` tells it in text, `supernodes` groups, `compare` lays several over each other, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
 
 mod attribute;
+mod columns;
 mod compare;
 mod edges;
 mod heads;
 pub mod influence;
 mod json;
 mod lanes;
+mod on_device;
 mod paths;
 mod prune;
 mod qk;

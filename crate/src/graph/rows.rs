@@ -2,25 +2,27 @@
 //!
 //! Targets of neighbouring positions are carried down together (see
 //! [`FrozenModel::carry`](crate::replacement::FrozenModel::carry)), each at the positions that it reaches; at every MLP output and position
-//! one GEMM with the decoder rows there adds to the block's effects. Blocks run side by side and are
-//! bounded in memory: a block holds at most [`BLOCK_VALUES`] values of directions, or [`LEAST_TARGETS`] targets. Agrees with
+//! one GEMM with the decoder rows there adds to the block's effects ([`super::columns`] on the CPU, [`super::on_device`] on a
+//! GPU). Blocks are bounded in memory and run side by side, on a GPU one after the other. Agrees with
 //! circuit-tracer's backward passes to 1e-4 of the largest effect.
 
+use super::columns;
 use super::edges::Edges;
 use super::lanes::Lanes;
-use super::sources::Sources;
+use super::on_device::OnDevice;
+use super::sources::{Sources, Vectors};
 use super::targets::Start;
-use crate::clt::values;
 use crate::error::Result;
-use crate::model::back::{dot, products};
 use crate::model::flow::Flow;
 use crate::progress::stop_requested;
-use crate::replacement::{FeatureNode, FrozenModel, LocalReplacement, Site};
-use candle_core::{Device, Tensor};
-use rayon::prelude::*;
+use crate::replacement::{FeatureNode, FrozenModel, LocalReplacement};
+use candle_core::Tensor;
 
-/// Values of directions that a block may hold: 8 MiB, some temporaries of the same size beside.
-const BLOCK_VALUES: usize = 2 << 20;
+/// Values of directions that a block may hold, some temporaries of the same size beside: 8 MiB, which a core's cache
+/// nearly holds; on a GPU 256 MiB, to fill it.
+const BLOCK_VALUES: [usize; 2] = [2 << 20, 64 << 20];
+/// Values that a block's sums may have on a GPU, where they are dense: 1 GiB.
+const BLOCK_SUMS: usize = 256 << 20;
 /// Targets that a block may hold however long the prompt is: fewer would make products of vectors.
 const LEAST_TARGETS: usize = 8;
 
@@ -30,27 +32,41 @@ pub(crate) struct RowEngine {
     frozen: FrozenModel,
     pub sources: Sources,
     pub active: Vec<FeatureNode>,
-    batch: usize,
+    body: Body,
+    /// Values and targets that a block may hold.
+    most: (usize, usize),
     lanes: Lanes,
+}
+
+enum Body {
+    Host(Vectors),
+    Device(OnDevice),
 }
 
 impl RowEngine {
     /// With `positions` their learnt embeddings are sources.
     pub fn new(local: &LocalReplacement, batch: usize, positions: bool) -> Result<Self> {
-        Ok(RowEngine { frozen: local.frozen(), sources: Sources::new(local, positions)?, active: local.active(), local: local.clone(), batch, lanes: Lanes::new()? })
+        let sources = Sources::new(local, positions);
+        let (body, most, lanes) = if local.embeddings().device().is_cpu() {
+            (Body::Host(Vectors::new(local, &sources)?), (BLOCK_VALUES[0], batch), Lanes::new()?)
+        } else {
+            // One stream: side by side they would only wait for each other.
+            let targets = (BLOCK_SUMS / sources.nodes()).max(LEAST_TARGETS);
+            (Body::Device(OnDevice::new(local, &sources)?), (BLOCK_VALUES[1], batch.min(targets)), Lanes::one()?)
+        };
+        Ok(RowEngine { frozen: local.frozen(), sources, active: local.active(), local: local.clone(), body, most, lanes })
     }
 
     /// Nodes before the logits: features, errors, tokens, positions where they are.
     pub fn first_logit(&self) -> usize {
-        let sources = &self.sources;
-        sources.features() + (sources.layers + 1 + usize::from(sources.has_positions())) * sources.tokens
+        self.sources.nodes()
     }
 
     /// Whether a block of `count` targets that have `rows` rows in all can take another of `more`, where
     /// all the targets at hand have `all` rows: few are shared out evenly over the lanes.
     fn has_room(&self, count: usize, rows: usize, more: usize, all: usize) -> bool {
-        let most = (BLOCK_VALUES / self.sources.width).min(all.div_ceil(self.lanes.count()));
-        count < self.batch && (count < LEAST_TARGETS || rows + more <= most)
+        let most = (self.most.0 / self.sources.width).min(all.div_ceil(self.lanes.count()));
+        count < self.most.1 && (count < LEAST_TARGETS || rows + more <= most)
     }
 
     /// Appends the rows of the outputs to `edges`, in order. Those after the final norm go down together.
@@ -140,7 +156,7 @@ impl RowEngine {
     /// Cuts features of any layers into blocks that take about as long as one another, as many for each lane.
     fn share<'a>(&self, features: &'a [u32]) -> Vec<&'a [u32]> {
         let s = &self.sources;
-        let most = (BLOCK_VALUES / s.width).max(LEAST_TARGETS * s.tokens);
+        let most = (self.most.0 / s.width).max(LEAST_TARGETS * s.tokens);
         let rows = |number: u32| self.active[number as usize].position + 1;
         // The products of a target's maps and those with the decoder rows below it, a position.
         let around = s.features().div_ceil(s.layers * s.tokens);
@@ -149,11 +165,11 @@ impl RowEngine {
             rows(number) * (1 + layer * (4 * s.width + (layer + 1) * around))
         };
         let (all, size) = features.iter().fold((0, 0), |(all, size), &number| (all + cost(number), size + rows(number)));
-        let count = size.div_ceil(most * self.lanes.count()).max(features.len().div_ceil(self.batch * self.lanes.count())) * self.lanes.count();
+        let count = size.div_ceil(most * self.lanes.count()).max(features.len().div_ceil(self.most.1 * self.lanes.count())) * self.lanes.count();
         let mut blocks = Vec::with_capacity(count);
         let (mut start, mut held, mut done) = (0, 0, 0);
         for (i, &number) in features.iter().enumerate() {
-            let full = i - start == self.batch || held + rows(number) > 2 * most;
+            let full = i - start == self.most.1 || held + rows(number) > 2 * most;
             // A block ends where its share of the whole does, the middle of a target deciding.
             if i > start && (full || (done + cost(number) / 2) * count >= all * (blocks.len() + 1)) {
                 blocks.push(&features[start..i]);
@@ -184,140 +200,16 @@ impl RowEngine {
 
     /// Rows of the groups' targets, group by group.
     fn block(&self, groups: Vec<Group>) -> Result<Edges> {
-        let top = groups.first().map_or(0, |group| group.below);
-        let targets: Vec<(usize, u32, usize)> = groups.iter().flat_map(|group| group.targets.iter().map(|(node, p)| (group.below, *node, *p))).collect();
-        let length = targets.iter().map(|(_, _, position)| position + 1).max().unwrap_or(0);
-        let mut columns: Vec<Column> = (0..length)
-            .map(|p| Column::new((0..targets.len()).filter(|&b| targets[b].2 >= p).collect(), top, &self.sources, p))
-            .collect();
-        self.frozen.carry_all(groups.into_iter().map(|group| (group.below, group.flow)).collect(), &mut |site, flow| {
-            let rows = flow.rows.to_device(&Device::Cpu)?.contiguous()?;
-            let rows = rows.storage_and_layout();
-            let directions = Directions::new(values(&rows)?, flow, self.sources.width);
-            columns.par_iter_mut().enumerate().try_for_each(|(p, column)| column.add(&self.sources, site, &directions, p))
-        })?;
-        let mut edges = Edges::default();
-        for (b, (below, node, position)) in targets.into_iter().enumerate() {
-            self.compress(b, below, &columns[..=position], &mut edges);
-            edges.close(node);
-        }
-        Ok(edges)
-    }
-
-    /// Appends target `b`'s effects in node order, without the zeros.
-    fn compress(&self, b: usize, below: usize, columns: &[Column], edges: &mut Edges) {
-        let s = &self.sources;
-        let slots: Vec<usize> = columns.iter().map(|column| column.targets.partition_point(|&target| target < b)).collect();
-        let mut push = |source: usize, weight: f32| {
-            if weight != 0.0 {
-                edges.push(source as u32, weight);
-            }
-        };
-        for layer in 0..below {
-            for (p, (column, slot)) in columns.iter().zip(&slots).enumerate() {
-                let (numbers, from) = (s.numbers(layer, p), s.below(layer, p));
-                let at = slot * column.stride + from;
-                numbers.zip(&column.features[at..]).for_each(|(number, weight)| push(number, *weight));
-            }
-        }
-        for layer in 0..below {
-            let errors = columns.iter().zip(&slots).map(|(column, slot)| column.errors[slot * column.below + layer]);
-            errors.enumerate().for_each(|(p, weight)| push(s.features() + layer * s.tokens + p, weight));
-        }
-        for place in [s.layers, s.layers + 1] {
-            let effects = columns.iter().map(|column| if place == s.layers { &column.tokens } else { &column.positions });
-            let effects = effects.zip(&slots).filter_map(|(effects, slot)| effects.get(*slot));
-            effects.enumerate().for_each(|(p, weight)| push(s.features() + place * s.tokens + p, *weight));
+        match &self.body {
+            Body::Host(vectors) => columns::block(&self.frozen, &self.sources, vectors, groups),
+            Body::Device(effects) => effects.block(&self.frozen, &self.sources, groups),
         }
     }
 }
 
 /// Targets `(node, position)` of one layer, and their directions at the end of block `below - 1`.
-struct Group {
-    below: usize,
-    targets: Vec<(u32, usize)>,
-    flow: Flow,
-}
-
-/// The directions of targets that have joined.
-struct Directions<'a> {
-    values: &'a [f32],
-    width: usize,
-    flow: &'a Flow,
-    /// First row of each target.
-    firsts: Vec<usize>,
-}
-
-impl<'a> Directions<'a> {
-    fn new(values: &'a [f32], flow: &'a Flow, width: usize) -> Self {
-        let mut next = 0;
-        let firsts = flow.spans.iter().map(|span| {
-            next += span.len();
-            next - span.len()
-        });
-        Directions { values, width, flow, firsts: firsts.collect() }
-    }
-
-    /// The direction of target `b` at position `p`, if it has come there.
-    fn get(&self, b: usize, p: usize) -> Option<&'a [f32]> {
-        let span = self.flow.spans.get(b).filter(|span| span.contains(&p))?;
-        let row = self.firsts[b] + p - span.start;
-        Some(&self.values[row * self.width..(row + 1) * self.width])
-    }
-}
-
-/// The effects of what stands at one position on the targets that it can reach.
-struct Column {
-    /// Numbers of the targets within the block, ascending: those that join first come first.
-    targets: Vec<usize>,
-    /// The highest layer below which effects are.
-    below: usize,
-    /// Features at this position below that.
-    stride: usize,
-    /// `[targets, stride]`.
-    features: Vec<f32>,
-    /// `[targets, below]`.
-    errors: Vec<f32>,
-    /// `[targets]`.
-    tokens: Vec<f32>,
-    /// `[targets]`; empty when positions are no sources.
-    positions: Vec<f32>,
-}
-
-impl Column {
-    fn new(targets: Vec<usize>, below: usize, sources: &Sources, p: usize) -> Self {
-        let (count, stride) = (targets.len(), sources.below(below, p));
-        let positions = vec![0.0; if sources.has_positions() { count } else { 0 }];
-        Column { positions, targets, below, stride, features: vec![0.0; count * stride], errors: vec![0.0; count * below], tokens: vec![0.0; count] }
-    }
-
-    /// Adds the effects at `site` and position `p`.
-    fn add(&mut self, sources: &Sources, site: Site, directions: &Directions<'_>, p: usize) -> Result<()> {
-        let width = sources.width;
-        let (slots, here): (Vec<usize>, Vec<&[f32]>) =
-            self.targets.iter().enumerate().filter_map(|(slot, &target)| Some((slot, directions.get(target, p)?))).unzip();
-        let layer = match site {
-            Site::Embedding => {
-                slots.iter().zip(&here).for_each(|(&slot, g)| self.tokens[slot] += dot(g, sources.embedding(p)));
-                if let Some(position) = sources.position(p) {
-                    slots.iter().zip(&here).for_each(|(&slot, g)| self.positions[slot] += dot(g, position));
-                }
-                return Ok(());
-            }
-            Site::MlpOut(layer) => layer,
-        };
-        let error = sources.error(layer, p);
-        slots.iter().zip(&here).for_each(|(&slot, g)| self.errors[slot * self.below + layer] += dot(g, error));
-        if slots.is_empty() {
-            return Ok(());
-        }
-        let first = sources.first_column(layer, p);
-        sources.decoder_rows(layer, p, |rows, activations| {
-            let products = products(&here.concat(), rows, width);
-            for (slot, products) in slots.into_iter().zip(products.chunks_exact(rows.len().max(1))) {
-                let sums = &mut self.features[slot * self.stride + first..][..rows.len()];
-                sums.iter_mut().zip(products).zip(activations).for_each(|((sum, product), activation)| *sum += product * activation);
-            }
-        })
-    }
+pub(super) struct Group {
+    pub below: usize,
+    pub targets: Vec<(u32, usize)>,
+    pub flow: Flow,
 }

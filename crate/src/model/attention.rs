@@ -8,12 +8,13 @@
 use super::back::Heads;
 use super::config::{ModelConfig, QkNorm};
 use super::fast;
-use super::flow::Flow;
+use super::flow::{self, Flow};
 use super::parts::{Layer, Linear, Norm};
 use super::rotary::{Places, Rotary};
 use super::softmax::{softmax, Mask};
 use crate::error::Result;
 use candle_core::{Tensor, D};
+use std::ops::Range;
 
 /// Keys and values of the tokens before, for generation: `[B, K, past, h]`.
 #[derive(Clone, Default)]
@@ -116,14 +117,14 @@ pub(crate) fn forward(config: &ModelConfig, layer: &Layer, view: View<'_>, x: &T
 pub(crate) fn back(config: &ModelConfig, layer: &Layer, pattern: &Tensor, g: &Flow) -> Result<Flow> {
     let (heads, groups, width) = (config.heads, config.kv_heads, config.head_dim);
     let cpu = g.rows.device().is_cpu();
-    if cpu && g.is_points() {
+    if g.is_points() {
         let mixed = layer.output.back(&g.rows)?; // [B, H·h]
         let through = (0..heads).map(|head| {
             let value = Linear { weight: layer.value.weight.narrow(0, head * groups / heads * width, width)?, bias: None };
             Ok(value.back(&mixed.narrow(1, head * width, width)?)?.unsqueeze(1)?)
         });
         let through = Tensor::cat(&through.collect::<Result<Vec<_>>>()?, 1)?; // [B, H, d]
-        return super::back::spread(g, &through, pattern);
+        return if cpu { super::back::spread(g, &through, pattern) } else { spread(g, &through, pattern) };
     }
     let g = g.full()?;
     let mixed = g.with(layer.output.back(&g.rows)?);
@@ -131,18 +132,32 @@ pub(crate) fn back(config: &ModelConfig, layer: &Layer, pattern: &Tensor, g: &Fl
     Ok(at_values.with(layer.value.back(&at_values.rows)?))
 }
 
-/// As [`super::back::values`], by matrix products over neighbours of one length.
+/// As [`super::back::values`], by matrix products over neighbours of about one length.
 fn unmixed(config: &ModelConfig, mixed: &Flow, pattern: &Tensor) -> Result<Flow> {
     let (heads, groups, width) = (config.heads, config.kv_heads, config.head_dim);
-    let mut first = 0;
-    let parts = mixed.spans.chunk_by(|a, b| a == b).map(|same| -> Result<Tensor> {
-        let (batch, tokens) = (same.len(), same[0].end);
-        let rows = mixed.rows.narrow(0, first, batch * tokens)?.reshape((batch, tokens, heads, width))?;
-        first += batch * tokens;
+    let parts = mixed.alike()?.into_iter().map(|part| -> Result<Flow> {
+        let (batch, tokens) = (part.spans.len(), flow::reach(&part.spans));
+        let rows = part.rectangle(tokens)?.reshape((batch, tokens, heads, width))?;
         let by_head = rows.permute((2, 1, 0, 3))?.reshape((heads, tokens, batch * width))?; // [H, T', B·h]
         let held = pattern.narrow(1, 0, tokens)?.narrow(2, 0, tokens)?.transpose(1, 2)?.contiguous()?; // [H, key, query]
         let at_values = held.matmul(&by_head)?.reshape((groups, heads / groups, tokens, batch * width))?.sum(1)?;
-        Ok(at_values.reshape((groups, tokens, batch, width))?.permute((2, 1, 0, 3))?.reshape((batch * tokens, groups * width))?)
+        Flow::of_rectangle(&at_values.reshape((groups, tokens, batch, width))?.permute((2, 1, 0, 3))?.reshape((batch, tokens, groups * width))?, part.spans)
     });
-    Ok(mixed.with(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?))
+    Flow::cat(parts.collect::<Result<Vec<_>>>()?)
+}
+
+/// As [`super::back::spread`], in the same way.
+fn spread(points: &Flow, through: &Tensor, pattern: &Tensor) -> Result<Flow> {
+    let spans: Vec<Range<usize>> = points.spans.iter().map(|span| 0..span.end).collect();
+    let mut first = 0;
+    let parts = flow::alike(&spans).into_iter().map(|part| -> Result<Flow> {
+        let spans = &spans[part];
+        let (batch, tokens) = (spans.len(), flow::reach(spans));
+        let queries: Vec<u32> = spans.iter().map(|span| span.end as u32 - 1).collect();
+        let seen = pattern.index_select(&Tensor::new(queries, pattern.device())?, 1)?.narrow(2, 0, tokens)?.permute((1, 2, 0))?.contiguous()?; // [B, key, H]
+        let rows = seen.matmul(&through.narrow(0, first, batch)?)?;
+        first += batch;
+        Flow::of_rectangle(&rows, spans.into())
+    });
+    Flow::cat(parts.collect::<Result<Vec<_>>>()?)
 }

@@ -74,6 +74,29 @@ impl Flow {
         Ok(flow.rows.reshape((count, length, width))?)
     }
 
+    /// The rows of `spans`, which start at 0, of a rectangle `[B, length, d]`.
+    pub fn of_rectangle(rectangle: &Tensor, spans: Arc<[Range<usize>]>) -> Result<Self> {
+        let (count, length, width) = rectangle.dims3()?;
+        let rows = rectangle.contiguous()?.reshape((count * length, width))?;
+        if spans.iter().all(|span| span.len() == length) {
+            return Ok(Flow { rows, spans });
+        }
+        let index: Vec<u32> = spans.iter().enumerate().flat_map(|(b, span)| span.clone().map(move |p| (b * length + p) as u32)).collect();
+        Ok(Flow { rows: rows.index_select(&Tensor::new(index, rows.device())?, 0)?, spans })
+    }
+
+    /// The same cut into parts of targets that reach about as far, see [`alike`]; spans must start at 0.
+    pub fn alike(&self) -> Result<Vec<Flow>> {
+        let mut first = 0;
+        let part = |targets: Range<usize>| {
+            let spans: Arc<[Range<usize>]> = self.spans[targets].into();
+            let count = spans.iter().map(Range::len).sum();
+            first += count;
+            Ok(Flow { rows: self.rows.narrow(0, first - count, count)?, spans })
+        };
+        alike(&self.spans).into_iter().map(part).collect()
+    }
+
     /// Spans that hold the present ones, with rows of zeros where there were none.
     fn stretched(&self, spans: Arc<[Range<usize>]>) -> Result<Self> {
         let mut index = Vec::new();
@@ -94,4 +117,26 @@ impl Flow {
         let index: Vec<u32> = self.positions().map(|position| position as u32).collect();
         Ok(values.index_select(&Tensor::new(index, self.rows.device())?, 0)?)
     }
+}
+
+/// Positions that spans reach.
+pub(crate) fn reach(spans: &[Range<usize>]) -> usize {
+    spans.iter().map(|span| span.end).max().unwrap_or(0)
+}
+
+/// Neighbours whose rectangle has at most a quarter more rows than they have.
+pub(crate) fn alike(spans: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let (mut longest, mut rows) = (0, 0);
+    for (b, span) in spans.iter().enumerate() {
+        (longest, rows) = (longest.max(span.end), rows + span.len());
+        match parts.last_mut() {
+            Some(part) if 4 * longest * (part.len() + 1) <= 5 * rows => part.end = b + 1,
+            _ => {
+                parts.push(b..b + 1);
+                (longest, rows) = (span.end, span.len());
+            }
+        }
+    }
+    parts
 }

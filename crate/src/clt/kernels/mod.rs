@@ -1,7 +1,7 @@
 //! Kernels of the CLT: the only device-specific code. Bodies for the CPU lie in `cpu`, those for CUDA in `cuda`.
 
 pub(crate) mod cpu;
-#[cfg(feature = "cuda")]
+#[cfg_attr(not(feature = "cuda"), path = "absent.rs")]
 pub(crate) mod cuda;
 
 pub(crate) use cpu::adam::{adam_rows, rest_row, AdamStep, Gradient, MomentRows, Rest, Rows};

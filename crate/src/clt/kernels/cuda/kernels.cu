@@ -4,3 +4,4 @@
 #include "decode.cu"
 #include "learn.cu"
 #include "report.cu"
+#include "edges.cu"

@@ -4,8 +4,10 @@
 //! ([`Buffer::read`]) does. The kernels are compiled to PTX for compute capability 7.5 (`kernels.ptx`, checked against
 //! its source by `./x build-cuda`) and assembled by the driver for the card at hand. Products are cuBLAS'.
 
+mod effects;
 mod gemm;
 
+pub(crate) use effects::{DenseRows, Effects};
 pub(crate) use gemm::{Operand, Product};
 
 use crate::device;
@@ -120,6 +122,10 @@ impl Gpu {
         self.0.stream.synchronize().map_err(|error| fault("wait", error))
     }
 
+    pub(super) fn stream(&self) -> &CudaStream {
+        &self.0.stream
+    }
+
     pub(super) fn inner(&self) -> (&CudaDevice, bool) {
         (&self.0.device, self.0.tf32)
     }
@@ -195,6 +201,11 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
         self.gpu.0.stream.clone_dtoh(&self.slice).map_err(|error| fault("copy from the device", error))
     }
 
+    /// Its first `n` values, on the host; waits.
+    pub fn read_first(&self, n: usize) -> Result<Vec<T>> {
+        self.gpu.0.stream.clone_dtoh(&self.slice.slice(..n)).map_err(|error| fault("copy from the device", error))
+    }
+
     /// Copies another of the same length.
     pub fn copy_from(&mut self, other: &Buffer<T>) -> Result<()> {
         self.gpu.0.stream.memcpy_dtod(&other.slice, &mut self.slice).map_err(|error| fault("copy on the device", error))
@@ -203,6 +214,11 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
     /// Sets everything to 0.
     pub fn clear(&mut self) -> Result<()> {
         self.gpu.0.stream.memset_zeros(&mut self.slice).map_err(|error| fault("clear", error))
+    }
+
+    /// Sets its first `n` values to 0.
+    pub fn clear_first(&mut self, n: usize) -> Result<()> {
+        self.gpu.0.stream.memset_zeros(&mut self.slice.slice_mut(..n)).map_err(|error| fault("clear", error))
     }
 
     /// Makes room for `n` values, of which none is kept, when there is less.

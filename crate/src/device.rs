@@ -92,6 +92,11 @@ mod backend {
         }
         Ok(device)
     }
+
+    pub fn free(device: &Device) -> Option<u64> {
+        let Device::Cuda(device) = device else { return None };
+        device.cuda_stream().context().mem_get_info().ok().map(|(free, _)| free as u64)
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -108,6 +113,10 @@ mod backend {
 
     pub fn open(_ordinal: usize) -> Result<Device> {
         Err(absent())
+    }
+
+    pub fn free(_device: &Device) -> Option<u64> {
+        None
     }
 }
 
@@ -126,6 +135,11 @@ pub fn free_memory() -> Option<u64> {
         Some(number(limit)?.saturating_sub(number(used)?.saturating_sub(cached)))
     });
     left.chain([available]).min()
+}
+
+/// Memory that is free on `device`, in bytes: a GPU's own, or [`free_memory`]; `None` where nobody says.
+pub fn free_on(device: &Device) -> Option<u64> {
+    if device.is_cpu() { free_memory() } else { backend::free(device) }
 }
 
 /// Refuses a task whose predicted need exceeds the memory that is free, before anything is allocated.

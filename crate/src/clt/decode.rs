@@ -40,14 +40,20 @@ impl Clt {
         if code.layers.len() != self.layers() {
             return Err(Error::expected(ErrorKind::BadInput, "Clt::decode: layers of the code", code.layers.len(), self.layers()));
         }
-        if (0..self.layers()).any(|layer| self.decoder_store(layer).is_mapped()) {
-            return self.decode_mapped(code);
+        if (0..self.layers()).any(|layer| !self.decoder_store(layer).is_held_on(self.device())) {
+            return self.decode_from_host(code);
+        }
+        if !self.device().is_cpu() {
+            self.check_codes(&code.layers, self.layers() - 1)?;
+            if let Some(decoded) = kernels::cuda::decode(self, &code.layers, 0..self.layers())? {
+                return Ok(decoded);
+            }
         }
         (0..self.layers()).map(|target| self.decode_target_features(&code.layers[..=target], target)).collect()
     }
 
-    /// The same where decoders lie in files: each active feature's row is read once for all targets, where it lies.
-    fn decode_mapped(&self, code: &SparseCode) -> Result<Vec<Tensor>> {
+    /// The same where decoders lie in files, or in memory beside a GPU: each active feature's row is read once for all targets, where it lies.
+    fn decode_from_host(&self, code: &SparseCode) -> Result<Vec<Tensor>> {
         self.check_codes(&code.layers, self.layers() - 1)?;
         self.bring_rows(code)?;
         let (layers, tokens, width) = (self.layers(), code.tokens(), self.config().width);
@@ -138,8 +144,11 @@ impl Clt {
     fn decode_target_features(&self, codes: &[LayerCode], target: usize) -> Result<Tensor> {
         self.check_codes(codes, target)?;
         let (tokens, width) = (codes[0].tokens, self.config().width);
-        if !self.device().is_cpu() {
-            return self.decode_target_dense(codes, target);
+        if !self.device().is_cpu() && self.decoder_store(0).is_held_on(self.device()) {
+            return match kernels::cuda::decode(self, codes, target..target + 1)?.and_then(|mut decoded| decoded.pop()) {
+                Some(decoded) => Ok(decoded),
+                None => self.decode_target_dense(codes, target),
+            };
         }
         let bias = self.decoder_bias(target).to_vec1::<f32>()?;
         let mut out = bias.repeat(tokens);
@@ -169,8 +178,8 @@ impl Clt {
         Ok(())
     }
 
-    /// The same through a product with the active features' rows only; for devices without a
-    /// sparse kernel.
+    /// The same through a product with the active features' rows only; for widths that the
+    /// GPU's kernel does not take.
     fn decode_target_dense(&self, codes: &[LayerCode], target: usize) -> Result<Tensor> {
         let tokens = codes[0].tokens;
         let mut out = self.decoder_bias(target).broadcast_as((tokens, self.config().width))?.contiguous()?;

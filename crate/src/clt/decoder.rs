@@ -2,12 +2,14 @@
 //!
 //! A prompt needs the rows of its active features only, a few per mille of the decoders, which are
 //! most of a CLT, and each layer's encoder once. Mapped ones are read from the file when they are
-//! used, so a CLT is loaded at once and takes little memory; training and GPUs hold theirs. Attribution and
+//! used, so a CLT is loaded at once and takes little memory; training holds its own, and so do GPUs where
+//! [they fit](Decoder::home). Attribution and
 //! decoding use rows where they lie in the map: memory that a process has not had before is dear (measured
 //! on a virtual machine: copying rows of 680 MB into it takes three times as long as mapping them).
 
 use super::io::tensors::Reader;
-use super::{pages, values};
+use super::{pages, values, CltConfig};
+use crate::device::free_on;
 use crate::error::Result;
 use crate::model::release;
 use candle_core::{Device, Layout, StorageRef, Tensor};
@@ -59,6 +61,18 @@ impl Decoder {
         }
         let at = reader.place_of(&name)?;
         Ok(Decoder::Mapped(Arc::new(Mapped { reader, at, name, shape, in_file, whole: OnceLock::new() })))
+    }
+
+    /// Where the decoders of a CLT for `device` lie: on a GPU when they take at most half of the memory that is free
+    /// there, else in their files, from which the rows of active features are brought.
+    pub fn home(config: &CltConfig, device: &Device) -> Device {
+        let bytes = 4 * (config.decoders() * config.features * config.width) as u64;
+        if free_on(device).is_some_and(|free| !device.is_cpu() && bytes > free / 2) { Device::Cpu } else { device.clone() }
+    }
+
+    /// Whether the weights are held on `device`.
+    pub fn is_held_on(&self, device: &Device) -> bool {
+        matches!(self, Decoder::Held(tensor) if tensor.device().same_device(device))
     }
 
     /// The whole tensor.

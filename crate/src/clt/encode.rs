@@ -4,6 +4,7 @@
 //! → [`LayerCode`]. Agrees with circuit-tracer's `encode` to f32 rounding.
 
 use crate::clt::activation::{keep, Rule};
+use crate::clt::kernels::{self, cuda::Keep};
 use crate::clt::{check, values, Activation, Clt, InputSite, LayerCode, SparseCode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::back::matrix_products;
@@ -73,6 +74,9 @@ impl Clt {
     /// The entries of one layer that its activation may keep; where it looks at one layer alone, its code.
     fn candidates(&self, layer: usize, x: &Tensor) -> Result<LayerCode> {
         self.check_layer(layer)?;
+        if !self.device().is_cpu() {
+            return self.candidates_on_gpu(layer, x);
+        }
         let thresholds = self.threshold(layer).map(Tensor::to_vec1::<f32>).transpose()?;
         let rule = match (&self.config().activation, &thresholds) {
             (Activation::TopK { k }, _) => Rule::Top(*k),
@@ -85,18 +89,35 @@ impl Clt {
         Ok(LayerCode::concat(&parts))
     }
 
-    /// `work` on the pre-activations of one layer, block by block of tokens.
-    pub(crate) fn each_block(&self, layer: usize, x: &Tensor, mut work: impl FnMut(&[f32])) -> Result<()> {
+    /// The same selected on the device, where only what is kept leaves it.
+    fn candidates_on_gpu(&self, layer: usize, x: &Tensor) -> Result<LayerCode> {
+        let keep = match self.config().activation {
+            Activation::TopK { k } => Keep::Top(k),
+            Activation::GlobalTopK { k } => Keep::Top((k * self.layers()).min(self.features())),
+            _ => Keep::Above(self.threshold(layer)),
+        };
+        let mut parts = Vec::new();
+        for block in self.blocks(x)? {
+            let h = block.matmul(&self.encoder(layer).t()?)?;
+            finite(layer, h.narrow(1, 0, 1)?.flatten_all()?.to_vec1::<f32>()?)?;
+            parts.push(kernels::cuda::select(&h, self.encoder_bias(layer), &keep)?);
+        }
+        Ok(LayerCode::concat(&parts))
+    }
+
+    /// `x` in parts whose pre-activations take a bounded memory.
+    fn blocks(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         let tokens = x.dims().first().copied().unwrap_or(0);
         check("input of the encoder", x, &[tokens, self.config().width])?;
         let rows = (BLOCK / self.features()).max(1);
-        for start in (0..tokens).step_by(rows) {
-            let block = x.narrow(0, start, rows.min(tokens - start))?;
+        (0..tokens).step_by(rows).map(|start| Ok(x.narrow(0, start, rows.min(tokens - start))?)).collect()
+    }
+
+    /// `work` on the pre-activations of one layer, block by block of tokens.
+    pub(crate) fn each_block(&self, layer: usize, x: &Tensor, mut work: impl FnMut(&[f32])) -> Result<()> {
+        for block in self.blocks(x)? {
             let h = self.pre_activations(layer, &block)?.flatten_all()?.to_vec1::<f32>()?;
-            // One bad input spoils its whole row of h, so a column tells.
-            if h.iter().step_by(self.features()).any(|v| !v.is_finite()) {
-                return Err(Error::new(ErrorKind::NotFinite, format!("input of the encoder of layer {layer}: NaN or infinity")));
-            }
+            finite(layer, h.iter().copied().step_by(self.features()))?;
             work(&h);
         }
         Ok(())
@@ -133,5 +154,13 @@ impl Clt {
                 .help("use the CLT with the model it was trained on"));
         }
         self.encode_inputs(&run.layers.iter().map(|layer| Ok(self.input(layer)?.clone())).collect::<Result<Vec<_>>>()?)
+    }
+}
+
+/// Refuses a layer's input that is not finite, by one column of its pre-activations: a bad input spoils its whole row.
+fn finite(layer: usize, column: impl IntoIterator<Item = f32>) -> Result<()> {
+    match column.into_iter().all(f32::is_finite) {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::NotFinite, format!("input of the encoder of layer {layer}: NaN or infinity"))),
     }
 }

@@ -186,7 +186,8 @@ impl Clt {
         &self.0.device
     }
 
-    /// The same CLT on `device`; itself, shared, where it is there already.
+    /// The same CLT on `device`; itself, shared, where it is there already. Decoders that would take more than half of
+    /// a GPU's free memory stay where they are, and the rows of active features are brought when they are used.
     ///
     /// # Errors
     /// `OutOfMemory`, and faults of the device.
@@ -195,13 +196,14 @@ impl Clt {
             return Ok(self.clone());
         }
         let moved = |decoder: &Decoder| -> Result<Decoder> { Ok(Decoder::Held(decoder.tensor().to_device(device)?)) };
+        let home = Decoder::home(self.config(), device);
         let optional = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.to_device(device)).transpose();
         let layers = self.0.layers.iter().map(|layer| {
             Ok(Layer {
                 encoder: moved(&layer.encoder)?,
                 encoder_bias: layer.encoder_bias.to_device(device)?,
                 threshold: optional(&layer.threshold)?,
-                decoder: moved(&layer.decoder)?,
+                decoder: if home.same_device(device) { moved(&layer.decoder)? } else { layer.decoder.on_cpu()? },
                 decoder_bias: layer.decoder_bias.to_device(device)?,
                 skip: optional(&layer.skip)?,
             })
@@ -268,7 +270,7 @@ impl Clt {
     /// `BadInput` for a layer or feature that does not exist.
     pub fn encoder_rows(&self, layer: usize, features: &[u32]) -> Result<Tensor> {
         self.check_features(layer, features)?;
-        self.encoder_store(layer).rows(features)
+        Ok(self.encoder_store(layer).rows(features)?.to_device(self.device())?)
     }
 
     /// Decoder rows of `features`, `[n, L - layer, d]`.
@@ -277,7 +279,7 @@ impl Clt {
     /// `BadInput` for a layer or feature that does not exist.
     pub fn decoder_rows(&self, layer: usize, features: &[u32]) -> Result<Tensor> {
         self.check_features(layer, features)?;
-        self.decoder_store(layer).rows(features)
+        Ok(self.decoder_store(layer).rows(features)?.to_device(self.device())?)
     }
 
     fn check_features(&self, layer: usize, features: &[u32]) -> Result<()> {

@@ -2,10 +2,12 @@
 //!
 //! In: a device. Out: a [`SelfTest`], one line a check with the deviation found and the one allowed. On the CPU the step
 //! of a training is compared with the formulas in f64, written without any kernel; on a GPU with the CPU's step, weight for
-//! weight, over all activations, ways to store weights and moments, and a training of 50 steps. It runs in
+//! weight, over all activations, ways to store weights and moments, and a training of 50 steps, and codes, reconstructions
+//! and attribution graphs with the CPU's. It runs in
 //! seconds and needs no file: for a new driver, a new card, a cluster's node before a long job.
 
 mod ceilings;
+mod graphs;
 mod naive;
 mod training;
 
@@ -54,7 +56,10 @@ impl SelfTest {
     /// # Errors
     /// `OutOfMemory`, and faults of the device.
     pub fn run(device: &Device) -> Result<Self> {
-        let (name, checks) = training::checks(device)?;
+        let (name, mut checks) = training::checks(device)?;
+        if !device.is_cpu() {
+            checks.extend(graphs::checks(device)?);
+        }
         Ok(SelfTest { device: name, checks })
     }
 

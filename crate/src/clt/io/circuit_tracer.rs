@@ -134,6 +134,7 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
     if config.per_layer {
         layers = per_layer::layers(source, &yaml(source)?, &config, device, |done| task.advance(done as u64))?;
     }
+    let home = Decoder::home(&config, device);
     for l in layers.len()..config.layers {
         let place = source.file(&format!("W_enc_{l}.safetensors"))?;
         let encoder = Reader::open(&place)?;
@@ -142,7 +143,7 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
             encoder: Decoder::open(Reader::open(&place)?, format!("W_enc_{l}"), [f, d], device)?,
             encoder_bias: encoder.tensor(&format!("b_enc_{l}"), &[f], device)?,
             threshold: if jumps { Some(encoder.tensor(&format!("threshold_{l}"), &[f], device)?) } else { None },
-            decoder: Decoder::open(decoder, format!("W_dec_{l}"), [f, config.slots(l), d], device)?,
+            decoder: Decoder::open(decoder, format!("W_dec_{l}"), [f, config.slots(l), d], &home)?,
             decoder_bias: encoder.tensor(&format!("b_dec_{l}"), &[d], device)?,
             skip: if config.skip { Some(Reader::open(source.file(&skip_file(l))?)?.tensor(&format!("W_skip_{l}"), &[d, d], device)?) } else { None },
         });

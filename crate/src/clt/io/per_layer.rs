@@ -72,6 +72,7 @@ pub(super) fn layers(source: &Source, yaml: &Yaml, config: &CltConfig, device: &
     if files.len() != config.layers {
         return Err(Error::expected(ErrorKind::BadFile, format!("{}: layer files", source.name()), files.len(), config.layers));
     }
+    let home = Decoder::home(config, device);
     let layer = |(l, path): (usize, &PathBuf)| {
         let reader = Reader::open(path)?;
         if reader.shape(SKIP).is_some() != config.skip {
@@ -85,7 +86,7 @@ pub(super) fn layers(source: &Source, yaml: &Yaml, config: &CltConfig, device: &
             threshold: if jumps { Some(reader.tensor(THRESHOLD, &[f], device)?) } else { None },
             decoder_bias: reader.tensor("b_dec", &[d], device)?,
             skip: if config.skip { Some(reader.tensor(SKIP, &[d, d], device)?.t()?.contiguous()?) } else { None },
-            decoder: Decoder::open(reader, "W_dec".to_string(), [f, 1, d], device)?,
+            decoder: Decoder::open(reader, "W_dec".to_string(), [f, 1, d], &home)?,
         };
         read(l + 1);
         Ok(layer)

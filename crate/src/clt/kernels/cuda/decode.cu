@@ -17,7 +17,7 @@ struct Source {
 };
 
 // One token and target a block, eight columns a thread. `base [tokens, stride]` (may be null) is what dense
-// products gave. Writes the gradient `scale (ŷ − y)` and the squared error.
+// products gave. Writes the gradient `scale (ŷ − y)` and the squared error; without targets ŷ alone.
 template <typename S>
 __device__ void decode(const Source* sources, u32 layers, const float* base, const float* bias, const S* targets, u32 tokens, u32 d, u32 stride, const float* scales, S* slab,
                        float* errors) {
@@ -65,17 +65,20 @@ __device__ void decode(const Source* sources, u32 layers, const float* base, con
     }
     float square = 0.f;
     if (mine) {
-        float y[8];
-        load8(targets + ((size_t)target * tokens + token) * d + column, y);
-        const float scale = scales[target];
+        if (targets) {
+            float y[8];
+            load8(targets + ((size_t)target * tokens + token) * d + column, y);
+            const float scale = scales[target];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const float error = sum[i] - y[i];
-            square = fmaf(error, error, square);
-            sum[i] = scale * error;
+            for (int i = 0; i < 8; ++i) {
+                const float error = sum[i] - y[i];
+                square = fmaf(error, error, square);
+                sum[i] = scale * error;
+            }
         }
         store8(slab + (size_t)token * stride + target * d + column, sum, 0);
     }
+    if (!errors) return;
     square = block_sum(square, room);
     if (threadIdx.x == 0) errors[(size_t)target * tokens + token] = square;
 }

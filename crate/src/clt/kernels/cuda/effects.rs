@@ -5,11 +5,11 @@
 //! in a copy of the active features' rows. Kernels: `edges.cu`; their twin on the CPU is in the graph's columns.
 
 use super::{At, Buffer, Gpu};
-use crate::clt::{Clt, Decoder, LayerCode, SparseCode};
+use crate::clt::{Clt, LayerCode, SparseCode};
 use crate::device::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr, ValidAsZeroBits};
-use candle_core::{Storage, Tensor};
+use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+use candle_core::Tensor;
 use std::ops::Range;
 
 /// As in `edges.cu`.
@@ -108,7 +108,7 @@ impl Effects {
         let (layers, width) = (config.layers, config.width);
         let row = |s: usize| config.slots(s) * width;
         let decoders = decoders(clt, code, &gpu)?;
-        let places = dense.iter().map(|dense| Ok((dense.site, place(&gpu, &dense.rows)?, dense.node))).collect::<Result<Vec<_>>>()?;
+        let places = dense.iter().map(|dense| Ok((dense.site, gpu.place(&dense.rows)?, dense.node))).collect::<Result<Vec<_>>>()?;
         let (mut writers, mut tiles, mut sites) = (Vec::new(), Vec::new(), Vec::new());
         for site in 0..=layers {
             let start = tiles.len();
@@ -174,7 +174,7 @@ impl Effects {
         self.spans.fit(words.len())?;
         self.spans.write(&words)?;
         let directions = directions.contiguous()?;
-        let (tiles, at) = (self.tiles.from(self.sites[site].start), place(&self.gpu, &directions)?);
+        let (tiles, at) = (self.tiles.from(self.sites[site].start), self.gpu.place(&directions)?);
         let [firsts, starts, ends] = [0, 1, 2].map(|i| self.spans.from(i * count));
         let (d, b, stride, kept, left_out) = (self.width as u32, count as u32, self.columns() as u64, self.kept as u32, (self.features - self.kept) as u32);
         // SAFETY: tiles name writers, whose rows have d numbers and outlive this; spans' rows are within `directions`, which
@@ -207,39 +207,31 @@ impl Effects {
     }
 }
 
-/// Where a tensor of f32 lies on the device, which must be contiguous.
-fn place(gpu: &Gpu, tensor: &Tensor) -> Result<At> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cuda(values), Some((start, _))) => Ok(values.as_cuda_slice::<f32>()?.device_ptr(gpu.stream()).0 + 4 * start as u64),
-        _ => Err(Error::new(ErrorKind::Tensor, "a contiguous f32 tensor on the GPU was needed")),
-    }
-}
-
 /// Every layer's decoder rows, those that are left in files copied where features are active.
 fn decoders(clt: &Clt, code: &SparseCode, gpu: &Gpu) -> Result<Vec<Rows>> {
     let row = |s: usize| clt.config().slots(s) * clt.config().width;
-    let active: Vec<Vec<u32>> = (0..clt.layers()).map(|s| if clt.decoder_store(s).is_mapped() { LayerCode::distinct(&code.layers[s]) } else { Vec::new() }).collect();
+    let active: Vec<Vec<u32>> = (0..clt.layers()).map(|s| if clt.decoder_store(s).is_held_on(clt.device()) { Vec::new() } else { LayerCode::distinct(&code.layers[s]) }).collect();
     let (need, free) = (active.iter().enumerate().map(|(s, features)| 4 * (features.len() * row(s)) as u64).sum::<u64>(), gpu.memory()?.0);
     if need > free {
         return Err(Error::expected(ErrorKind::OutOfMemory, "attribution on CUDA: decoder rows of the active features", format_bytes(need), format_args!("at most the {} that are free on the device", format_bytes(free)))
             .help("take a shorter prompt, or load model and CLT on the CPU"));
     }
-    let store = |s: usize| clt.decoder_store(s);
-    active.into_iter().enumerate().map(|(s, features)| match store(s) {
-        Decoder::Held(tensor) => Ok(Rows::Whole(place(gpu, tensor)?)),
-        mapped => {
-            let (row, mut buffer) = (row(s), gpu.zeros(features.len() * row(s))?);
-            mapped.bring(&features)?;
-            let lent = mapped.lend()?;
-            let weights = lent.values()?;
-            let mut staged = Vec::new();
-            for (i, some) in features.chunks((STAGED / row).max(1)).enumerate() {
-                staged.clear();
-                some.iter().for_each(|&feature| staged.extend_from_slice(&weights[feature as usize * row..][..row]));
-                buffer.write_at(i * (STAGED / row).max(1) * row, &staged)?;
-            }
-            Ok(Rows::Some(features, buffer))
+    let rows = |(s, features): (usize, Vec<u32>)| {
+        let (store, row) = (clt.decoder_store(s), row(s));
+        if store.is_held_on(clt.device()) {
+            return Ok(Rows::Whole(gpu.place(store.tensor())?));
         }
-    }).collect()
+        let mut buffer = gpu.zeros(features.len() * row)?;
+        store.bring(&features)?;
+        let lent = store.lend()?;
+        let weights = lent.values()?;
+        let (together, mut staged) = ((STAGED / row).max(1), Vec::new());
+        for (i, some) in features.chunks(together).enumerate() {
+            staged.clear();
+            some.iter().for_each(|&feature| staged.extend_from_slice(&weights[feature as usize * row..][..row]));
+            buffer.write_at(i * together * row, &staged)?;
+        }
+        Ok(Rows::Some(features, buffer))
+    };
+    active.into_iter().enumerate().map(rows).collect()
 }

@@ -4,16 +4,18 @@
 //! ([`Buffer::read`]) does. The kernels are compiled to PTX for compute capability 7.5 (`kernels.ptx`, checked against
 //! its source by `./x build-cuda`) and assembled by the driver for the card at hand. Products are cuBLAS'.
 
+mod code;
 mod effects;
 mod gemm;
 
+pub(crate) use code::{decode, select, Keep};
 pub(crate) use effects::{DenseRows, Effects};
 pub(crate) use gemm::{Operand, Product};
 
 use crate::device;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::cuda_backend::cudarc::driver::{sys, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, ValidAsZeroBits};
-use candle_core::{CudaDevice, Device};
+use candle_core::{CudaDevice, Device, Storage, Tensor};
 use half::bf16;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -122,8 +124,13 @@ impl Gpu {
         self.0.stream.synchronize().map_err(|error| fault("wait", error))
     }
 
-    pub(super) fn stream(&self) -> &CudaStream {
-        &self.0.stream
+    /// Where a tensor of f32 lies on the device, which must be contiguous.
+    pub fn place(&self, tensor: &Tensor) -> Result<At> {
+        let (storage, layout) = tensor.storage_and_layout();
+        match (&*storage, layout.contiguous_offsets()) {
+            (Storage::Cuda(values), Some((start, _))) => Ok(values.as_cuda_slice::<f32>()?.device_ptr(&self.0.stream).0 + 4 * start as u64),
+            _ => Err(Error::new(ErrorKind::Tensor, "a contiguous f32 tensor on the GPU was needed")),
+        }
     }
 
     pub(super) fn inner(&self) -> (&CudaDevice, bool) {

@@ -59,18 +59,23 @@ __device__ Picked pick(const u32* hist, u32 bins, u32 wanted, u32* room) {
 }
 
 // Which entries of a row stay: those above `cut`, and `ties` of those that equal it; or those above the
-// feature's own threshold, less half the window in which it matters.
+// feature's own threshold, less half the window in which it matters. Outside training a threshold is itself.
 struct Rule {
     float cut;
     u32 ties;
     const float* log_threshold;
     float reach;
+    const float* threshold;
 };
 
 __device__ __forceinline__ bool stays(const Rule& rule, float h, u32 f, bool& tie) {
     if (rule.log_threshold) {
         tie = false;
         return h > expf(rule.log_threshold[f]) - rule.reach;
+    }
+    if (rule.threshold) {
+        tie = false;
+        return h > rule.threshold[f];
     }
     tie = rule.ties > 0 && h == rule.cut;
     return h > rule.cut;
@@ -156,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(256) top_rows(const float* h, const
         prefix = round == 0 ? picked.bin : (prefix << (round == 1 ? 11 : 9)) | picked.bin;
         wanted = picked.wanted;
     }
-    Rule rule = {found ? __uint_as_float(prefix) : 0.f, found ? wanted : 0u, nullptr, 0.f};
+    Rule rule = {found ? __uint_as_float(prefix) : 0.f, found ? wanted : 0u, nullptr, 0.f, nullptr};
     const u32 count = write_row(h, bias, features, rule, token, token * k, k, out_feature, out_value, nullptr, out_token, room);
     for (u32 i = count + threadIdx.x; i < k; i += blockDim.x) {
         out_feature[token * k + i] = NONE;
@@ -241,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(256) count_rows(const float* h, con
                                                              u32* above, u32* equal) {
     __shared__ u32 room[33];
     const float* row = h + (size_t)blockIdx.x * features;
-    Rule rule = {ranking ? ranking->cut : 0.f, ranking ? ranking->ties : 0u, log_threshold, reach};
+    Rule rule = {ranking ? ranking->cut : 0.f, ranking ? ranking->ties : 0u, log_threshold, reach, nullptr};
     u32 more = 0, same = 0;
     for (u32 f = threadIdx.x; f < features; f += blockDim.x) {
         bool tie;
@@ -277,6 +282,29 @@ extern "C" __global__ void __launch_bounds__(256) write_rows(const float* h, con
                                                              float reach, const u32* starts, const u32* counts, u32* out_feature, float* out_value, float* out_pre, u32* out_token) {
     __shared__ u32 room[66];
     const u32 token = blockIdx.x;
-    Rule rule = {ranking ? ranking->cut : 0.f, ties[token], log_threshold, reach};
+    Rule rule = {ranking ? ranking->cut : 0.f, ties[token], log_threshold, reach, nullptr};
     write_row(h + (size_t)token * features, bias, features, rule, token, starts[token], counts[token], out_feature, out_value, out_pre, out_token, room);
+}
+
+// Outside training: entries of each token above 0, or above the features' thresholds. First how many.
+extern "C" __global__ void __launch_bounds__(256) count_kept(const float* h, const float* bias, u32 features, const float* threshold, u32* counts) {
+    __shared__ u32 room[33];
+    const float* row = h + (size_t)blockIdx.x * features;
+    const Rule rule = {0.f, 0u, nullptr, 0.f, threshold};
+    u32 count = 0;
+    for (u32 f = threadIdx.x; f < features; f += blockDim.x) {
+        bool tie;
+        count += stays(rule, row[f] + bias[f], f, tie);
+    }
+    count = block_sum(count, room);
+    if (threadIdx.x == 0) counts[blockIdx.x] = count;
+}
+
+// Then which. One block a token; its run begins at `starts[token]`.
+extern "C" __global__ void __launch_bounds__(256) write_kept(const float* h, const float* bias, u32 features, const float* threshold, const u32* starts, u32* out_feature,
+                                                             float* out_value, u32* out_token) {
+    __shared__ u32 room[66];
+    const u32 token = blockIdx.x;
+    const Rule rule = {0.f, 0u, nullptr, 0.f, threshold};
+    write_row(h + (size_t)token * features, bias, features, rule, token, starts[token], features, out_feature, out_value, nullptr, out_token, room);
 }

@@ -87,20 +87,20 @@ def refusals(emulated, folder):
 def attribution(emulated, folder):
     for name in ("gpt2", "llama"):
         graphs = []
-        for place in (None, emulated):
-            out = pathlib.Path(folder) / f"{name}-{'gpu' if place else 'cpu'}"
+        for place, more in ((None, {}), (emulated, {}), (emulated, {"CLTLAB_CUDA_DECODERS": "files"})):
+            out = pathlib.Path(folder) / f"{name}-{len(graphs)}"
             words = ["attribute", "--model", FIXTURES / name / "model", "--clt", FIXTURES / name / "clt", "--dtype", "f32", "--tokens", "5,17,3,42,8,29", "-o", f"{out}.json", "--raw", f"{out}.safetensors"]
-            code, said = run(*words, emulated=place)
+            code, said = run(*words, emulated=place, **more)
             if code != 0:
                 check(f"attribution of {name}", False, said)
                 return
             graphs.append(tensors(f"{out}.safetensors"))
-        cpu, gpu = graphs
-        edges = [graph["adjacency_matrix"] for graph in graphs]
-        largest = max(map(abs, edges[0]))
-        apart = max((abs(a - b) for a, b in zip(*edges)), default=0) / largest
-        same = cpu["active_features"] == gpu["active_features"] and cpu["node_mask"] == gpu["node_mask"]
-        check(f"attribution of {name}: {len(edges[0])} edges as on the CPU to {apart:.1e}, the same nodes", len(edges[0]) == len(edges[1]) and apart < 1e-5 and same)
+        cpu, *others = graphs
+        for where, gpu in zip(("on the device", "in files"), others):
+            edges = [graph["adjacency_matrix"] for graph in (cpu, gpu)]
+            apart = max((abs(a - b) for a, b in zip(*edges)), default=0) / max(map(abs, edges[0]))
+            same = cpu["active_features"] == gpu["active_features"] and cpu["node_mask"] == gpu["node_mask"]
+            check(f"attribution of {name}, decoders {where}: {len(edges[0])} edges as on the CPU to {apart:.1e}, the same nodes", len(edges[0]) == len(edges[1]) and apart < 1e-5 and same)
 
 
 def resuming(emulated, folder):

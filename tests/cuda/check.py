@@ -137,6 +137,51 @@ folder = "run"
     check("a training that goes on from a checkpoint: the same bytes as one that never stopped", values[0] == values[1] and len(values[0]) > 10)
 
 
+def streaming(emulated, folder):
+    """A model and the training of its CLT on the same device: the CPU's course, and activations that stay there."""
+    folder = pathlib.Path(folder)
+    generator = random.Random(2)
+    (folder / "text.txt").write_text(" ".join(f"w{generator.randrange(1, 90)}" for _ in range(900)))
+    losses, left = [], []
+    for device, place, steps in (("cpu", None, 24), ("cuda", emulated, 24), ("cuda", emulated, 96)):
+        (folder / "s.toml").write_text(
+            f"""[model]
+name = "{FIXTURES / 'llama/model'}"
+dtype = "f32"
+[text]
+file = "text.txt"
+held_out = 0.0
+[stream]
+context = 32
+batch = 4
+buffer_tokens = 300
+[clt]
+features = 64
+activation = {{ top_k = {{ k = 4 }} }}
+[train]
+steps = {steps}
+batch_tokens = 64
+checkpoint_every = 0
+device = "{device}"
+[output]
+folder = "streamed-{device}-{steps}"
+"""
+        )
+        code, said = run("train", folder / "s.toml", emulated=place, CLTLAB_EMULATED_TELL="1")
+        if code != 0:
+            check("training on a model's activations", False, said)
+            return
+        lines = (folder / f"streamed-{device}-{steps}/metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["reconstruction"] for line in lines])
+        left.append(int(said.split("emulator: ")[1].split()[0]) if place else 0)
+    # The rate falls to the end of each training, so only the two of a length are the same.
+    apart = max(abs(a - b) / a for a, b in zip(losses[0], losses[1]))
+    check(f"training on a model's activations: {len(losses[1])} losses as on the CPU to {apart:.1e}", len(losses[0]) == len(losses[1]) == 24 and apart < 1e-4)
+    # Those of 72 steps more, and of them the figures and norms.
+    made, more = 72 * 64 * 2 * 3 * 32 * 4, left[2] - left[1]
+    check(f"training on a model's activations: of {made} bytes more {more} left the device", 0 < more < made / 4)
+
+
 def tensors_of(raw, folder):
     path = pathlib.Path(folder) / "one.safetensors"
     path.write_bytes(raw)
@@ -150,6 +195,7 @@ def main():
         self_tests(emulated)
         attribution(emulated, folder)
         resuming(emulated, folder)
+        streaming(emulated, folder)
     print(f"{len(failed)} failed" if failed else "all passed")
     sys.exit(bool(failed))
 

@@ -164,6 +164,7 @@ static size_t limit() {
     return wish ? std::strtoull(wish, nullptr, 10) : size_t(8) << 30;
 }
 static void look_at_guards() {
+    std::lock_guard<std::recursive_mutex> lock(one);
     for (auto& [at, bytes] : allocations) {
         const auto* guard = reinterpret_cast<const unsigned char*>(at) + bytes;
         for (size_t i = 0; i < GUARD; ++i) {
@@ -197,6 +198,7 @@ static Status release_memory(At at) {
 }
 // Whether a range lies within one allocation.
 static Status inside(At at, size_t bytes) {
+    std::lock_guard<std::recursive_mutex> lock(one);
     auto found = allocations.upper_bound(at);
     if (bytes == 0) return DONE;
     if (found == allocations.begin()) return INVALID;
@@ -254,9 +256,16 @@ static Status move(void* to, const void* from, size_t bytes, At device) {
     if (inside(device, bytes) != DONE) return std::fprintf(stderr, "emulator: a copy outside of any allocation\n"), INVALID;
     return std::memmove(to, from, bytes), DONE;
 }
+// Bytes that left the device, told at the end if anyone asks.
+static struct Left {
+    size_t bytes = 0;
+    ~Left() {
+        if (std::getenv("CLTLAB_EMULATED_TELL")) std::fprintf(stderr, "emulator: %zu bytes left the device\n", bytes);
+    }
+} left;
 Status cuMemcpyHtoD_v2(At to, const void* from, size_t bytes) { return move(reinterpret_cast<void*>(to), from, bytes, to); }
 Status cuMemcpyHtoDAsync_v2(At to, const void* from, size_t bytes, void*) { return cuMemcpyHtoD_v2(to, from, bytes); }
-Status cuMemcpyDtoH_v2(void* to, At from, size_t bytes) { return move(to, reinterpret_cast<void*>(from), bytes, from); }
+Status cuMemcpyDtoH_v2(void* to, At from, size_t bytes) { return left.bytes += bytes, move(to, reinterpret_cast<void*>(from), bytes, from); }
 Status cuMemcpyDtoHAsync_v2(void* to, At from, size_t bytes, void*) { return cuMemcpyDtoH_v2(to, from, bytes); }
 Status cuMemcpyDtoD_v2(At to, At from, size_t bytes) { return move(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes, inside(from, bytes) == DONE ? to : 0); }
 Status cuMemcpyDtoDAsync_v2(At to, At from, size_t bytes, void*) { return cuMemcpyDtoD_v2(to, from, bytes); }

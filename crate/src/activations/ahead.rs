@@ -2,9 +2,11 @@
 //!
 //! One filling at most is under way, so memory holds two. What it holds follows from its number, so
 //! the tokens are the same with and without it. It pays where the step runs elsewhere than the model
-//! does: on a GPU, or with activations read from disk. On the CPU both share the cores.
+//! does, or with activations read from disk, and on a GPU: there both share one stream, and this thread has the model's
+//! kernels asked for while the step's run. On the CPU both share the cores.
 
-use super::{Activations, Batch};
+use super::held::Filling;
+use super::Activations;
 use crate::error::{Error, ErrorKind, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -14,13 +16,13 @@ use std::thread::JoinHandle;
 pub(crate) struct Ahead {
     filling: u64,
     cancel: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<Batch>>>,
+    thread: Option<JoinHandle<Result<Filling>>>,
 }
 
 impl Ahead {
     /// Begins filling number `filling`; the room of `spare` is used again. `None` when the system
     /// gives no thread: the filling is then made when it is needed.
-    pub fn begin(activations: &Activations, filling: u64, mut spare: Batch) -> Option<Self> {
+    pub fn begin(activations: &Activations, filling: u64, mut spare: Filling) -> Option<Self> {
         let cancel = Arc::new(AtomicBool::new(false));
         let (source, stop) = (activations.clone(), cancel.clone());
         let work = move || source.fill(filling, &mut spare, Some(&stop)).map(|()| spare);
@@ -33,13 +35,13 @@ impl Ahead {
     ///
     /// # Errors
     /// What the thread met.
-    pub fn take(mut self, filling: u64) -> Result<Option<Batch>> {
+    pub fn take(mut self, filling: u64) -> Result<Option<Filling>> {
         if self.filling != filling {
             return Ok(None);
         }
         let Some(thread) = self.thread.take() else { return Ok(None) };
         match thread.join() {
-            Ok(Ok(batch)) => Ok(Some(batch)),
+            Ok(Ok(filling)) => Ok(Some(filling)),
             // The user's stop reached the thread as well; whoever goes on begins it again.
             Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => Ok(None),
             Ok(Err(error)) => Err(error),

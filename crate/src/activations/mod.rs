@@ -9,6 +9,7 @@
 
 mod ahead;
 mod file;
+mod held;
 mod outliers;
 mod reader;
 mod rounds;
@@ -18,7 +19,10 @@ mod stream;
 
 pub(crate) use outliers::Outliers;
 pub(crate) use stream::counts;
+pub(crate) use held::Filling;
 pub(crate) use reader::{Position, Reader};
+#[cfg_attr(not(feature = "cuda"), allow(unused_imports))]
+pub(crate) use {held::Held, reader::Taken};
 pub(crate) use scale::{Affine, LayerScale, Scale};
 pub use store::{ReadConfig, StoreConfig, StoreFormat};
 pub use stream::StreamConfig;
@@ -111,7 +115,7 @@ struct Inner {
 enum Source {
     Stream(stream::Stream),
     Store(store::Store),
-    Memory(Arc<Batch>),
+    Memory(Arc<Filling>),
 }
 
 impl Activations {
@@ -166,7 +170,7 @@ impl Activations {
             model_name: String::new(),
             model_fingerprint: String::new(),
             text: String::new(),
-            source: Source::Memory(Arc::new(Batch { tokens: length / width, inputs, targets })),
+            source: Source::Memory(Arc::new(Filling::Host(Batch { tokens: length / width, inputs, targets }))),
         })))
     }
 
@@ -200,7 +204,7 @@ impl Activations {
         match &self.0.source {
             Source::Stream(stream) => stream.tokens(),
             Source::Store(store) => store.tokens(),
-            Source::Memory(batch) => batch.tokens as u64,
+            Source::Memory(filling) => filling.tokens() as u64,
         }
     }
 
@@ -213,15 +217,25 @@ impl Activations {
     }
 
     /// Puts filling number `index` into `buffer`, silently when it can be cancelled.
-    fn fill(&self, index: u64, buffer: &mut Batch, cancel: Option<&AtomicBool>) -> Result<()> {
+    fn fill(&self, index: u64, buffer: &mut Filling, cancel: Option<&AtomicBool>) -> Result<()> {
         match &self.0.source {
-            Source::Stream(stream) => stream.fill(index, buffer, cancel),
-            Source::Store(store) => store.fill(index, buffer, cancel),
-            Source::Memory(batch) => {
-                buffer.clone_from(batch);
-                Ok(())
+            Source::Stream(stream) => return stream.fill(index, buffer, cancel),
+            Source::Store(store) => {
+                if let Filling::Held(_) = buffer {
+                    *buffer = Filling::default();
+                }
+                if let Filling::Host(batch) = buffer {
+                    return store.fill(index, batch, cancel);
+                }
             }
+            Source::Memory(filling) => buffer.clone_from(filling),
         }
+        Ok(())
+    }
+
+    /// Whether a training on `device` has its fillings there from the start.
+    pub(crate) fn stay_on(&self, device: &candle_core::Device) -> bool {
+        matches!(self.0.source, Source::Stream(_)) && !device.is_cpu() && self.device().same_device(device)
     }
 
     /// All that fixes which tokens come when: a place in it means the same only where this is the same.

@@ -9,28 +9,38 @@ pub(crate) struct Outliers {
     multiple: Option<f32>,
     /// Tokens of each context.
     counts: Vec<usize>,
-    norms: Vec<f32>,
+    /// Room for one context's norms.
+    sorted: Vec<f32>,
     out: Vec<bool>,
 }
 
 impl Outliers {
     /// Of contexts with so many tokens each. What is left out of one does not depend on the others.
     pub fn new(multiple: Option<f64>, counts: Vec<usize>) -> Self {
-        Outliers { multiple: multiple.map(|multiple| multiple as f32), counts, norms: Vec::new(), out: Vec::new() }
+        Outliers { multiple: multiple.map(|multiple| multiple as f32), counts, sorted: Vec::new(), out: Vec::new() }
     }
 
     /// Looks at one site of one layer, `[tokens, d]`: the same tokens each time.
     pub fn see(&mut self, values: &[f32], d: usize) {
+        if self.multiple.is_some() {
+            let norms: Vec<f32> = values.chunks_exact(d).map(|row| row.iter().map(|x| x * x).sum::<f32>().sqrt()).collect();
+            self.see_norms(&norms);
+        }
+    }
+
+    /// The same by the tokens' norms.
+    pub fn see_norms(&mut self, norms: &[f32]) {
         let Some(multiple) = self.multiple else { return };
-        self.out.resize(values.len() / d, false);
-        let (mut rows, mut out) = (values.chunks_exact(d), self.out.as_mut_slice());
+        self.out.resize(norms.len(), false);
+        let (mut norms, mut out) = (norms, self.out.as_mut_slice());
         for &count in self.counts.iter().filter(|&&count| count > 0) {
-            let norms: Vec<f32> = rows.by_ref().take(count).map(|row| row.iter().map(|x| x * x).sum::<f32>().sqrt()).collect();
-            self.norms.clone_from(&norms);
-            let most = *self.norms.select_nth_unstable_by(count / 2, f32::total_cmp).1 * multiple;
+            let (of_context, others) = norms.split_at(count);
+            self.sorted.clear();
+            self.sorted.extend_from_slice(of_context);
+            let most = *self.sorted.select_nth_unstable_by(count / 2, f32::total_cmp).1 * multiple;
             let (here, rest) = std::mem::take(&mut out).split_at_mut(count);
-            here.iter_mut().zip(norms).for_each(|(out, norm)| *out |= norm > most && most > 0.0);
-            out = rest;
+            here.iter_mut().zip(of_context).for_each(|(out, &norm)| *out |= norm > most && most > 0.0);
+            (norms, out) = (others, rest);
         }
     }
 
@@ -42,6 +52,11 @@ impl Outliers {
     /// Whether all stay.
     pub fn none(&self) -> bool {
         !self.out.contains(&true)
+    }
+
+    /// Leaves those that are out out of `kept`, of which those that were seen are true.
+    pub fn narrow(&self, kept: &mut [bool]) {
+        kept.iter_mut().filter(|kept| **kept).enumerate().for_each(|(at, kept)| *kept = self.stays(at));
     }
 
     /// Takes the rows of those that are out off the end of `values`, whose last `tokens` rows are what was seen.

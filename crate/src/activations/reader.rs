@@ -1,8 +1,9 @@
 //! Reading: shuffled batches out of the buffer, each token exactly once a pass.
 
 use super::ahead::Ahead;
+use super::held::Filling;
 use super::{Activations, Batch, Scale, Source};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use rand::seq::SliceRandom;
 use rand::{rngs::StdRng, SeedableRng};
 use rayon::prelude::*;
@@ -22,7 +23,7 @@ pub(crate) struct Position {
 /// Some tokens of a filling.
 #[derive(Clone, Copy)]
 pub(crate) struct Taken<'a> {
-    pub buffer: &'a Batch,
+    pub buffer: &'a Filling,
     /// The filling's number; read where a copy of it is held elsewhere.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub filling: u64,
@@ -34,7 +35,9 @@ pub(crate) struct Taken<'a> {
 pub(crate) struct Reader {
     activations: Activations,
     position: Position,
-    buffer: Arc<Batch>,
+    buffer: Arc<Filling>,
+    /// Whether fillings stay where the model runs.
+    held: bool,
     /// Rows of the buffer in the order of this pass.
     order: Vec<u32>,
     /// Whether the buffer holds the filling that the position names.
@@ -46,7 +49,16 @@ pub(crate) struct Reader {
 impl Reader {
     /// Begins at `position`; fills the buffer when one has to be.
     pub fn new(activations: &Activations, position: Position) -> Result<Self> {
-        let mut reader = Reader { activations: activations.clone(), position, buffer: Arc::default(), order: Vec::new(), filled: false, ahead: None };
+        Reader::begin(activations, position, false)
+    }
+
+    /// The same for a user on the device where the model runs, where fillings then stay; those in memory or on disk do not.
+    pub fn in_place(activations: &Activations, position: Position) -> Result<Self> {
+        Reader::begin(activations, position, matches!(activations.0.source, Source::Stream(_)))
+    }
+
+    fn begin(activations: &Activations, position: Position, held: bool) -> Result<Self> {
+        let mut reader = Reader { activations: activations.clone(), position, buffer: Arc::new(Filling::new(held)), held, order: Vec::new(), filled: false, ahead: None };
         reader.fill()?;
         Ok(reader)
     }
@@ -69,10 +81,10 @@ impl Reader {
             let ready = self.ahead.take().map_or(Ok(None), |ahead| ahead.take(index))?;
             // The reader is the only owner of its buffer, so the room of the last filling is used again.
             let spare = match ready {
-                Some(batch) => Arc::try_unwrap(std::mem::replace(&mut self.buffer, Arc::new(batch))).unwrap_or_default(),
+                Some(filling) => Arc::try_unwrap(std::mem::replace(&mut self.buffer, Arc::new(filling))).unwrap_or_else(|_| Filling::new(self.held)),
                 None => {
                     self.activations.fill(index, Arc::make_mut(&mut self.buffer), None)?;
-                    Batch::default()
+                    Filling::new(self.held)
                 }
             };
             if self.activations.ahead() {
@@ -88,7 +100,7 @@ impl Reader {
         let seed = self.activations.rounds().map_or(0, |rounds| rounds.seed);
         let pass = (self.position.filling << 16) ^ self.position.pass;
         self.order.clear();
-        self.order.extend(0..self.buffer.tokens as u32);
+        self.order.extend(0..self.buffer.tokens() as u32);
         self.order.shuffle(&mut StdRng::seed_from_u64(seed ^ !pass.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
     }
 
@@ -105,13 +117,16 @@ impl Reader {
             side.iter_mut().for_each(|values| values.resize(tokens * d, 0.0));
         }
         self.visit(tokens, |done, part| {
+            let Filling::Host(buffer) = part.buffer else {
+                return Err(Error::new(ErrorKind::Tensor, "activations that stay on a GPU were asked for on the host"));
+            };
             let copy = |(into, (from, scale)): (&mut Vec<f32>, (&Vec<f32>, &super::scale::Affine))| {
                 for (row, out) in part.rows.iter().zip(into[done * d..].chunks_exact_mut(d)) {
                     scale.apply(&from[*row as usize * d..(*row as usize + 1) * d], out);
                 }
             };
-            batch.inputs.par_iter_mut().zip(part.buffer.inputs.par_iter().zip(scale.layers.par_iter().map(|l| &l.input))).for_each(copy);
-            batch.targets.par_iter_mut().zip(part.buffer.targets.par_iter().zip(scale.layers.par_iter().map(|l| &l.target))).for_each(copy);
+            batch.inputs.par_iter_mut().zip(buffer.inputs.par_iter().zip(scale.layers.par_iter().map(|l| &l.input))).for_each(copy);
+            batch.targets.par_iter_mut().zip(buffer.targets.par_iter().zip(scale.layers.par_iter().map(|l| &l.target))).for_each(copy);
             Ok(())
         })
     }

@@ -4,7 +4,7 @@
 //! mean squared norm is d. One number, because a scale for each dimension would change which
 //! errors count. Statistics come from the whole first filling of the buffer, before the first step.
 
-use super::Batch;
+use super::held::Filling;
 use crate::error::{Error, ErrorKind, Result};
 use rayon::prelude::*;
 
@@ -16,7 +16,7 @@ pub(crate) struct Affine {
 }
 
 impl Affine {
-    fn measure(values: &[f32], d: usize) -> Self {
+    pub fn measure(values: &[f32], d: usize) -> Self {
         let tokens = (values.len() / d) as f64;
         let mut sums = vec![0f64; d];
         for row in values.chunks_exact(d) {
@@ -64,13 +64,18 @@ impl Scale {
     ///
     /// # Errors
     /// `NotFinite` naming the layer and side that holds NaN or infinity.
-    pub fn measure(buffer: &Batch, d: usize) -> Result<Self> {
-        let layers: Vec<LayerScale> = buffer
-            .inputs
-            .par_iter()
-            .zip(&buffer.targets)
-            .map(|(x, y)| LayerScale { input: Affine::measure(x, d), target: Affine::measure(y, d) })
-            .collect();
+    pub fn measure(buffer: &Filling, d: usize) -> Result<Self> {
+        let layers: Vec<LayerScale> = match buffer {
+            Filling::Host(batch) => {
+                let sides = batch.inputs.par_iter().zip(&batch.targets);
+                sides.map(|(x, y)| LayerScale { input: Affine::measure(x, d), target: Affine::measure(y, d) }).collect()
+            }
+            // A layer at a time, so that the host needs room for one.
+            Filling::Held(held) => {
+                let sides = held.inputs.iter().zip(&held.targets);
+                sides.map(|(x, y)| Ok(LayerScale { input: held.measure(x, d)?, target: held.measure(y, d)? })).collect::<Result<_>>()?
+            }
+        };
         let fine = |affine: &Affine| affine.factor.is_finite() && affine.mean.iter().all(|mean| mean.is_finite());
         for (l, layer) in layers.iter().enumerate() {
             for (side, affine) in [("input", &layer.input), ("target", &layer.target)] {

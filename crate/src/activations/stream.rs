@@ -1,5 +1,6 @@
 //! Streaming: the model runs over shuffled blocks of the corpus and fills the buffer.
 
+use super::held::{Filling, Held};
 use super::rounds::Rounds;
 use super::{Batch, InputSite, Outliers};
 use crate::device::require_memory;
@@ -96,39 +97,67 @@ impl Runner {
     /// # Errors
     /// Those of the model; `Interrupted` when the user asked to stop meanwhile.
     pub fn run(&self, order: &[usize], buffer: &mut Batch, cancel: Option<&AtomicBool>) -> Result<Vec<u32>> {
-        let (layers, d) = (self.model.layers(), self.model.width());
-        let mut task = cancel.is_none().then(|| Task::new("run the model for activations", (order.len() * self.context) as u64, "tokens"));
-        let mut rows = Vec::with_capacity(order.len() + 1);
-        rows.push(0);
-        buffer.tokens = 0;
+        let d = self.model.width();
         for side in [&mut buffer.inputs, &mut buffer.targets] {
-            side.resize_with(layers, Vec::new);
+            side.resize_with(self.model.layers(), Vec::new);
             side.iter_mut().for_each(Vec::clear);
         }
-        for (done, group) in order.chunks(self.batch).enumerate() {
-            let ids: Vec<u32> = group.iter().filter_map(|&block| self.blocks.block(block)).flatten().copied().collect();
-            let special = self.model.special_token();
-            let mut kept: Vec<bool> =
-                ids.iter().enumerate().map(|(at, id)| at % self.context >= self.exclude_first && special != Some(*id)).collect();
-            let tokens = Tensor::from_vec(ids, (group.len(), self.context), self.model.device())?;
-            let Batch { inputs, targets, .. } = &mut *buffer;
-            let mut outliers = Outliers::new(self.max_norm, counts(&kept, self.context));
-            self.model.visit_mlp(&tokens, &mut |layer, site| {
+        let Batch { inputs, targets, .. } = &mut *buffer;
+        let rows = self.each(order, cancel, |tokens, kept| {
+            let mut outliers = Outliers::new(self.max_norm, counts(kept, self.context));
+            self.model.visit_mlp(tokens, &mut |layer, site| {
                 for (values, into) in [(&self.input.of(site)?, &mut inputs[layer]), (site.mlp_out, &mut targets[layer])] {
                     let before = into.len();
-                    append(values, &kept, d, into)?;
+                    append(values, kept, d, into)?;
                     outliers.see(&into[before..], d);
                 }
                 Ok(())
             })?;
             if !outliers.none() {
                 let count = kept.iter().filter(|&&kept| kept).count();
-                inputs.iter_mut().chain(targets).for_each(|values| outliers.drop_rows(values, d, count));
-                kept.iter_mut().filter(|kept| **kept).enumerate().for_each(|(at, kept)| *kept = outliers.stays(at));
+                inputs.iter_mut().chain(&mut *targets).for_each(|values| outliers.drop_rows(values, d, count));
+                outliers.narrow(kept);
             }
+            Ok(())
+        })?;
+        buffer.tokens = rows.last().map_or(0, |&end| end as usize);
+        Ok(rows)
+    }
+
+    /// As [`Runner::run`], but the activations stay where the model runs: of each batch of contexts only norms are read.
+    ///
+    /// # Errors
+    /// As [`Runner::run`].
+    pub fn run_in_place(&self, order: &[usize], held: &mut Held, cancel: Option<&AtomicBool>) -> Result<()> {
+        let room = order.len() * (self.context - self.exclude_first);
+        held.fit(self.model.layers(), room, self.model.width(), self.model.device())?;
+        self.each(order, cancel, |tokens, kept| {
+            let mut sites = Vec::with_capacity(2 * self.model.layers());
+            self.model.visit_mlp(tokens, &mut |_, site| {
+                sites.push(self.input.of(site)?);
+                sites.push(site.mlp_out.clone());
+                Ok(())
+            })?;
+            held.append(&sites, self.max_norm, kept, self.context)
+        })
+        .map(|_| ())
+    }
+
+    /// `take` on the tokens of some blocks at a time, `[blocks, context]`, and on which of them are kept, of which it may
+    /// leave out more. Gives where each block's kept tokens begin, and where the last one's end.
+    fn each(&self, order: &[usize], cancel: Option<&AtomicBool>, mut take: impl FnMut(&Tensor, &mut [bool]) -> Result<()>) -> Result<Vec<u32>> {
+        let mut task = cancel.is_none().then(|| Task::new("run the model for activations", (order.len() * self.context) as u64, "tokens"));
+        let (mut rows, mut end) = (Vec::with_capacity(order.len() + 1), 0);
+        rows.push(0);
+        for (done, group) in order.chunks(self.batch).enumerate() {
+            let ids: Vec<u32> = group.iter().filter_map(|&block| self.blocks.block(block)).flatten().copied().collect();
+            let special = self.model.special_token();
+            let mut kept: Vec<bool> =
+                ids.iter().enumerate().map(|(at, id)| at % self.context >= self.exclude_first && special != Some(*id)).collect();
+            take(&Tensor::from_vec(ids, (group.len(), self.context), self.model.device())?, &mut kept)?;
             for block in kept.chunks(self.context) {
-                buffer.tokens += block.iter().filter(|&&kept| kept).count();
-                rows.push(buffer.tokens as u32);
+                end += block.iter().filter(|&&kept| kept).count() as u32;
+                rows.push(end);
             }
             if let Some(task) = &mut task {
                 task.advance(((done + 1) * self.batch * self.context) as u64);
@@ -137,7 +166,7 @@ impl Runner {
                 return Err(Error::new(ErrorKind::Interrupted, "stopped while the model ran for the next activations").help("run again to go on"));
             }
         }
-        if buffer.tokens == 0 {
+        if end == 0 {
             return Err(Error::new(ErrorKind::BadInput, "the corpus holds special tokens only").help("give other text"));
         }
         Ok(rows)
@@ -164,7 +193,9 @@ impl Stream {
         let blocks = corpus.blocks(model.tokenizer()?, model.special_token(), config.context, config.max_tokens)?;
         let rounds = Rounds::new(blocks.len(), served, wanted, config.seed, config.passes);
         let ahead = config.ahead.unwrap_or(!model.device().is_cpu());
-        require_memory("buffer of activations", rounds.bytes(layers, width, served, ahead), "lower StreamConfig::buffer_tokens")?;
+        if model.device().is_cpu() {
+            require_memory("buffer of activations", rounds.bytes(layers, width, served, ahead), "lower StreamConfig::buffer_tokens")?;
+        }
         let runner = Runner {
             model: model.clone(),
             blocks,
@@ -203,8 +234,12 @@ impl Stream {
     ///
     /// # Errors
     /// Those of [`Runner::run`].
-    pub fn fill(&self, index: u64, buffer: &mut Batch, cancel: Option<&AtomicBool>) -> Result<()> {
-        self.runner.run(&self.rounds.order(index), buffer, cancel).map(|_| ())
+    pub fn fill(&self, index: u64, buffer: &mut Filling, cancel: Option<&AtomicBool>) -> Result<()> {
+        let order = self.rounds.order(index);
+        match buffer {
+            Filling::Host(batch) => self.runner.run(&order, batch, cancel).map(|_| ()),
+            Filling::Held(held) => self.runner.run_in_place(&order, held, cancel),
+        }
     }
 }
 

@@ -7,8 +7,8 @@
 
 use super::checkpoints::{self, name_of};
 use super::target::Reached;
-use super::{check, History, Moments, TrainConfig, Trainer};
-use crate::activations::{Activations, Affine, Course, LayerScale, Position, Reader, Scale};
+use super::{check, device, History, Moments, TrainConfig, Trainer};
+use crate::activations::{Activations, Affine, Course, LayerScale, Position, Scale};
 use crate::clt::live::{Cut, LiveClt};
 use crate::clt::CltConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -159,7 +159,7 @@ impl Trainer {
         };
         let layers = (0..l).map(|l| Ok(LayerScale { input: unpack(l, 0)?, target: unpack(l, 1)? })).collect::<Result<_>>()?;
         let history: History = serde_json::from_slice(file.bytes(HISTORY)?).map_err(|error| bad(format!("{HISTORY}: {error}")))?;
-        let reader = Reader::new(activations, state.position)?;
+        let reader = device::read(activations, &state.train, state.position)?;
         let mut trainer = Trainer::assemble(live, state.train, activations, reader, Scale { layers })?;
         (trainer.history, trainer.tokens, trainer.target, trainer.pace) = (history, state.tokens, state.target, state.pace);
         trainer.reached = state.reached;

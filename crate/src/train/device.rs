@@ -1,7 +1,8 @@
 //! Where a training runs: what moves to a GPU, and what comes back from it.
 
-use super::{broken, Moments, TrainConfig, TrainDevice, Trainer, Weights};
-use crate::activations::Activations;
+use super::{broken, MemoryNeed, Moments, TrainConfig, TrainDevice, Trainer, Weights};
+use crate::activations::{Activations, Position, Reader};
+use crate::clt::CltConfig;
 use crate::clt::live::cuda::{CudaTraining, Wanted};
 use crate::clt::live::{LiveClt, StepReport};
 use crate::device;
@@ -17,6 +18,24 @@ fn wanted(activations: &Activations, config: &TrainConfig) -> Result<Device> {
         TrainDevice::Cuda if activations.device().is_cuda() => Ok(activations.device()),
         TrainDevice::Cuda => device::cuda(0),
     }
+}
+
+/// Begins to read the activations, where they are made if the training is there too.
+pub(super) fn read(activations: &Activations, config: &TrainConfig, position: Position) -> Result<Reader> {
+    if activations.stay_on(&wanted(activations, config)?) { Reader::in_place(activations, position) } else { Reader::new(activations, position) }
+}
+
+/// Refuses what does not fit, before anything is allocated.
+pub(super) fn require(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Result<()> {
+    let (device, need) = (wanted(activations, config)?, MemoryNeed::of(clt, config));
+    let held = activations.stay_on(&device);
+    // A training on a GPU begins on the host.
+    if held { need } else { need.with_buffer(activations) }.require(clt, config)?;
+    if device.is_cuda() {
+        let buffer = if held { activations.buffer_bytes() } else { 0 };
+        CudaTraining::require(clt, &device, config.weights == Weights::Bf16, config.moments == Moments::EightBit, config.batch_tokens, buffer)?;
+    }
+    Ok(())
 }
 
 /// Moves `live` to where it is trained.

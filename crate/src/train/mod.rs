@@ -81,7 +81,7 @@ impl Trainer {
     /// `OutOfMemory` by prediction ([`MemoryNeed`]), `NotFinite` for activations with NaN, errors of the model.
     pub fn new(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Result<Self> {
         check(activations, clt, config)?;
-        let reader = Reader::new(activations, Position::default())?;
+        let reader = device::read(activations, config, Position::default())?;
         let scale = start::scale(&reader, activations, config)?;
         let live = LiveClt::new(clt, config.moments == Moments::EightBit, config.seed)?;
         Trainer::assemble(live, config.clone(), activations, reader, scale)
@@ -337,7 +337,7 @@ fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Re
     if let Some(&last) = config.matryoshka.last().filter(|&&last| last >= clt.features) {
         return Err(Error::expected(ErrorKind::BadConfig, "TrainConfig::matryoshka", last, format_args!("less than {}, the features per layer", clt.features)));
     }
-    MemoryNeed::of(clt, config).with_buffer(activations).require(clt, config)
+    device::require(activations, clt, config)
 }
 
 impl std::fmt::Debug for Trainer {

@@ -1,6 +1,6 @@
 //! Where a training begins: its normalisation, and weights that are there already.
 
-use super::{check, Moments, TrainConfig, Trainer};
+use super::{check, device, Moments, TrainConfig, Trainer};
 use crate::activations::{Activations, Position, Reader, Scale};
 use crate::clt::config::Tied;
 use crate::clt::live::LiveClt;
@@ -50,7 +50,7 @@ impl Trainer {
         if shape.tied != Tied::No {
             return Err(Error::expected(ErrorKind::Unsupported, "Trainer::from_clt: CltConfig::tied", shape.tied.label(), "no").help("a CLT that is there has rows of its own for each target"));
         }
-        let reader = Reader::new(activations, Position::default())?;
+        let reader = device::read(activations, config, Position::default())?;
         let scale = scale(&reader, activations, config)?;
         let mut live = LiveClt::new(shape, config.moments == Moments::EightBit, config.seed)?;
         for (name, values) in live.arrays_mut() {

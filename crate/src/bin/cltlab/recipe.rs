@@ -6,6 +6,7 @@
 //! ```toml
 //! [model]
 //! name = "gpt2"                          # hub name, folder, .gguf
+//! # dtype = "f32"                        # bf16, f16
 //! [text]
 //! file = "stories.txt"                   # or dataset = "owner/name/data/train"
 //! held_out = 0.05                        # or held_out_file = "test.txt"
@@ -39,6 +40,8 @@ use std::path::{Path, PathBuf};
 pub struct ModelTable {
     /// Hub name, folder, .gguf file or llama2.c checkpoint.
     pub name: Option<String>,
+    /// f32, bf16 or f16 for its weights; else f32 on the CPU, bf16 on a GPU.
+    pub dtype: Option<String>,
     /// Which value the decoders write to.
     pub output: Option<OutputSite>,
 }

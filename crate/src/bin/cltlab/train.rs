@@ -165,7 +165,8 @@ struct Source {
 
 impl Source {
     fn open(recipe: &Recipe) -> Result<Self> {
-        let model = recipe.model.name.as_ref().map(|name| Model::load(name, &auto_device()?)).transpose()?;
+        let dtype = recipe.model.dtype.as_ref().map(|word| word.parse().map_err(|_| recipe.bad("[model] dtype", word, "f32, bf16 or f16"))).transpose()?;
+        let model = recipe.model.name.as_ref().map(|name| Model::load_with(name, &LoadConfig { dtype, device: None })).transpose()?;
         let model = model.map(|model| recipe.model.output.map_or(model.clone(), |output| model.with_output(output)));
         let (text, held_out) = texts(recipe)?;
         let activations = match (&recipe.activations.file, &model, &text) {

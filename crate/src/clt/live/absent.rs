@@ -2,6 +2,7 @@
 
 use super::{LiveClt, StepOptions, StepReport};
 use crate::activations::{Reader, Scale};
+use crate::clt::CltConfig;
 use crate::error::Result;
 use candle_core::Device;
 
@@ -16,6 +17,10 @@ pub(crate) struct Wanted {
 pub(crate) enum CudaTraining {}
 
 impl CudaTraining {
+    pub fn require(_: &CltConfig, _: &Device, _: bool, _: bool, _: usize, _: u64) -> Result<()> {
+        Ok(())
+    }
+
     pub fn begin(_: LiveClt, _: &Device, _: bool, _: Wanted, _: usize, _: (f64, f64), _: f64) -> Result<Self> {
         // Says that this build has none.
         crate::device::cuda(0).and_then(|_| Err(crate::Error::new(crate::ErrorKind::Unsupported, "CUDA: this build has none")))

@@ -9,6 +9,7 @@
 //! Where a layer's code is dense enough its products are cuBLAS' ([`path`]).
 
 mod encode;
+mod feed;
 mod path;
 mod step;
 mod store;
@@ -297,10 +298,5 @@ impl CudaClt {
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
-    }
-
-    /// How weights are stored.
-    pub fn stored(&self) -> Stored {
-        self.stored
     }
 }

@@ -1,0 +1,95 @@
+//! Fillings of the buffer: on the host, or held where the model runs.
+//!
+//! A training on the same GPU as the model takes its batches from where they were made: nothing but each token's
+//! norms is copied to the host. Both kinds hold the same tokens in the same order.
+
+use super::scale::Affine;
+use super::{stream, Batch, Outliers};
+use crate::error::Result;
+use candle_core::{DType, Device, Tensor};
+
+/// One filling of the buffer.
+#[derive(Clone)]
+pub(crate) enum Filling {
+    Host(Batch),
+    Held(Held),
+}
+
+impl Default for Filling {
+    fn default() -> Self {
+        Filling::Host(Batch::default())
+    }
+}
+
+impl Filling {
+    /// An empty one, of the kind that is wanted.
+    pub fn new(held: bool) -> Self {
+        if held { Filling::Held(Held::default()) } else { Filling::default() }
+    }
+
+    pub fn tokens(&self) -> usize {
+        match self {
+            Filling::Host(batch) => batch.tokens,
+            Filling::Held(held) => held.tokens,
+        }
+    }
+}
+
+/// Inputs and targets of the same tokens, f32, of which the first `tokens` rows count: `[room, d]` each.
+#[derive(Clone, Default)]
+pub(crate) struct Held {
+    pub tokens: usize,
+    pub inputs: Vec<Tensor>,
+    pub targets: Vec<Tensor>,
+}
+
+impl Held {
+    /// Empties it, with room for `room` tokens.
+    pub fn fit(&mut self, layers: usize, room: usize, d: usize, device: &Device) -> Result<()> {
+        self.tokens = 0;
+        let fits = |side: &[Tensor]| side.len() == layers && side.iter().all(|held| held.dims() == [room, d]);
+        if fits(&self.inputs) && fits(&self.targets) {
+            return Ok(());
+        }
+        for side in [&mut self.inputs, &mut self.targets] {
+            // The old ones first: both may not fit.
+            side.clear();
+            for _ in 0..layers {
+                side.push(Tensor::zeros((room, d), DType::F32, device)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends those tokens of `sites`, each layer's input and target, that are `kept` and no outliers in their
+    /// contexts; the others are left out of `kept` too.
+    pub fn append(&mut self, sites: &[Tensor], max_norm: Option<f64>, kept: &mut [bool], context: usize) -> Result<()> {
+        let rows = kept.len();
+        let sites = sites.iter().map(|site| Ok(site.to_dtype(DType::F32)?.reshape((rows, ()))?)).collect::<Result<Vec<_>>>()?;
+        if max_norm.is_some() {
+            let mut outliers = Outliers::new(max_norm, stream::counts(kept, context));
+            let norms = sites.iter().map(|site| Ok(site.sqr()?.sum(1)?.sqrt()?)).collect::<Result<Vec<_>>>()?;
+            for norms in Tensor::cat(&norms, 0)?.to_vec1::<f32>()?.chunks_exact(rows) {
+                let norms: Vec<f32> = norms.iter().zip(&*kept).filter(|(_, &kept)| kept).map(|(norm, _)| *norm).collect();
+                outliers.see_norms(&norms);
+            }
+            outliers.narrow(kept);
+        }
+        let index: Vec<u32> = (0..).zip(&*kept).filter(|(_, &kept)| kept).map(|(row, _)| row).collect();
+        if let (Some(first), false) = (sites.first(), index.is_empty()) {
+            let (count, index) = (index.len(), Tensor::new(index, first.device())?);
+            for (layer, pair) in sites.chunks_exact(2).enumerate() {
+                for (side, site) in [&self.inputs, &self.targets].into_iter().zip(pair) {
+                    side[layer].slice_set(&site.index_select(&index, 0)?, 0, self.tokens)?;
+                }
+            }
+            self.tokens += count;
+        }
+        Ok(())
+    }
+
+    /// Means and scale of one side of one layer.
+    pub fn measure(&self, side: &Tensor, d: usize) -> Result<Affine> {
+        Ok(Affine::measure(&side.narrow(0, 0, self.tokens)?.flatten_all()?.to_vec1::<f32>()?, d))
+    }
+}

@@ -129,7 +129,7 @@ impl Engine {
 
     fn evaluate(&mut self, code: &str) -> Result<Option<Value>, Failure> {
         if folders::is_stale(&self.root, self.prepared) {
-            let words = "the library's source changed since this kernel was prepared; run ./x setup and restart the kernel";
+            let words = format!("the library's source changed since this kernel was prepared; run {} and restart the kernel", folders::remedy());
             return Err(Failure::new("Error", vec![words.to_string()]));
         }
         self.tell_child(libc::SIGUSR1);

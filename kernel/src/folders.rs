@@ -5,17 +5,53 @@
 //! notebook too; `--prebuild` adds the library as cells see it. A starting kernel links these files
 //! into a folder of its own (links, not copies: milliseconds), leaving out whatever a cell's build
 //! rewrites, so two kernels never touch each other's files.
+//!
+//! With `CLTLAB_CUDA=1` in the environment cells use the library with CUDA: the same in `target/notebook-cuda/`, over
+//! the build that `./x build-cuda --kernel` makes, with that build's compiler settings.
 
 use crate::tools;
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
+/// Whether cells use the library with CUDA.
+pub fn cuda() -> bool {
+    std::env::var("CLTLAB_CUDA").is_ok_and(|word| !word.is_empty() && word != "0")
+}
+
+/// The compiler's flags for cells and what they use; that of CUDA has NVIDIA's libraries opened when they are used.
+fn flags() -> &'static str {
+    if cuda() { "-Cprefer-dynamic --cfg feature=\"dynamic-loading\"" } else { "-Cprefer-dynamic" }
+}
+
+/// What the build scripts of the CUDA crates look at: any other value and they would run anew.
+const TOOLKIT: [&str; 8] = ["CUDA_COMPUTE_CAP", "CUDARC_CUDA_VERSION", "CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR", "CUDNN_LIB", "NVCC"];
+
+/// Sets the environment for cells with CUDA as it was when their library was prepared. To be called before there are
+/// threads; does nothing without CUDA, or before it is prepared.
+pub fn take_environment() -> Result<()> {
+    if !cuda() {
+        return Ok(());
+    }
+    let file = notebook(&root()?).join("toolkit.json");
+    let Ok(text) = std::fs::read_to_string(&file) else { return Ok(()) };
+    let kept: BTreeMap<String, String> = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+    // SAFETY: no other thread runs yet.
+    unsafe {
+        TOOLKIT.iter().for_each(|name| std::env::remove_var(name));
+        kept.iter().for_each(|(name, value)| std::env::set_var(name, value));
+        std::env::set_var("RUSTFLAGS", flags());
+    }
+    Ok(())
+}
+
 /// The dependency line of a cell.
 pub fn dependency(root: &Path) -> String {
-    format!("cltlab = {{ path = {:?} }}", root.display().to_string())
+    let features = if cuda() { ", features = [\"cuda\"]" } else { "" };
+    format!("cltlab = {{ path = {:?}{features} }}", root.display().to_string())
 }
 
 /// The project's root: `CLTLAB_ROOT`, or the folder above the build folder this program lies in.
@@ -28,8 +64,13 @@ pub fn root() -> Result<PathBuf> {
     found.map(Path::to_path_buf).context("cltlab's folder was not found from the kernel's place; set CLTLAB_ROOT to it")
 }
 
+/// What prepares the build folder.
+pub fn remedy() -> &'static str {
+    if cuda() { "./x build-cuda --kernel" } else { "./x setup" }
+}
+
 fn notebook(root: &Path) -> PathBuf {
-    root.join("target/notebook")
+    root.join(if cuda() { "target/notebook-cuda" } else { "target/notebook" })
 }
 
 /// Compiles the library as cells see it.
@@ -53,13 +94,14 @@ pub fn prebuild() -> Result<()> {
     std::fs::write(own.join("Cargo.toml"), manifest)?;
     std::fs::write(own.join("src/lib.rs"), "pub use cltlab::prelude::*;\n")?;
     let host = host()?;
-    link_build(&root.join("target"), &own.join("target"), &host, is_ours)?;
+    let built = root.join(if cuda() { "target/cuda/notebook" } else { "target" });
+    link_build(&built, &own.join("target"), &host, is_ours)?;
     let status = Command::new("cargo")
         .args(["build", "--offline", "--target", &host])
         .current_dir(&own)
         .env("CARGO_TARGET_DIR", "target")
         .env("CARGO_BUILD_BUILD_DIR", "target")
-        .env("RUSTFLAGS", "-Cprefer-dynamic")
+        .env("RUSTFLAGS", flags())
         .status()
         .context("cargo could not be started")?;
     if !status.success() {
@@ -70,6 +112,10 @@ pub fn prebuild() -> Result<()> {
     let library = own.join("target").join(&host).join("debug/deps/libcltlab.so");
     if changed(&base.join("ready")).is_none_or(|ready| changed(&library).is_none_or(|library| library > ready)) {
         std::fs::copy(own.join("Cargo.lock"), base.join("Cargo.lock"))?;
+        if cuda() {
+            let kept: BTreeMap<&str, String> = TOOLKIT.iter().filter_map(|name| Some((*name, std::env::var(name).ok()?))).collect();
+            std::fs::write(base.join("toolkit.json"), serde_json::to_string_pretty(&kept)?)?;
+        }
         std::fs::write(base.join("ready"), "")?;
     }
     Ok(())
@@ -115,7 +161,7 @@ impl OwnFolder {
     pub fn make(root: &Path) -> Result<Self> {
         let base = notebook(root);
         if !base.join("ready").exists() {
-            bail!("the notebook's build folder is not prepared; run ./x setup, or cltlab-kernel --prebuild");
+            bail!("the notebook's build folder is not prepared; run {}", remedy());
         }
         remove_stale(&base);
         let path = base.join(format!("kernel-{}", std::process::id()));

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         _ if cargo::is_asked_to_record() => cargo::record(),
         Some("--cargo") => cargo::run(&std::env::args_os().skip(2).collect::<Vec<_>>()),
         Some("--prebuild") => served(folders::prebuild()),
-        Some(connection) if !connection.starts_with('-') => served(server::serve(connection.as_ref())),
+        Some(connection) if !connection.starts_with('-') => served(folders::take_environment().and_then(|()| server::serve(connection.as_ref()))),
         _ => Err(anyhow::anyhow!("usage: cltlab-kernel CONNECTION_FILE | --prebuild")),
     };
     done.unwrap_or_else(|error| {

@@ -29,7 +29,7 @@ pub use stream::StreamConfig;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{MlpSite, Model, OutputSite};
-use crate::text::Corpus;
+use crate::text::{Blocks, Corpus};
 use candle_core::Tensor;
 use rounds::Rounds;
 use std::collections::BTreeMap;
@@ -133,8 +133,36 @@ impl Activations {
     /// `BadConfig` naming the field, `BadInput` for a corpus shorter than one context,
     /// `OutOfMemory` when the buffer's predicted size exceeds what is free.
     pub fn stream_with(model: &Model, corpus: &Corpus, config: &StreamConfig) -> Result<Self> {
-        let stream = stream::Stream::new(model, corpus, config)?;
-        Ok(Activations(Arc::new(Inner {
+        Ok(Self::of_stream(model, config, stream::Stream::new(model, corpus, config)?))
+    }
+
+    /// As [`Activations::stream_with`] over token ids that are packed into contexts already.
+    ///
+    /// # Errors
+    /// As [`Activations::stream_with`]; `BadConfig` for a context of another length than the blocks'; `BadInput` for an id outside
+    /// the vocabulary.
+    ///
+    /// ```
+    /// use cltlab::activations::{Activations, StreamConfig};
+    /// use cltlab::{model::LoadConfig, selftest::RandomModel, text::Blocks};
+    /// let model = RandomModel::default().load(&LoadConfig::default())?;
+    /// let blocks = Blocks::from_ids((0..400).map(|i| i * 7 % 50).collect(), 16)?;
+    /// let activations = Activations::stream_blocks(&model, &blocks, &StreamConfig { context: 16, ..StreamConfig::default() })?;
+    /// assert_eq!(activations.tokens(), 25 * 15);
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    pub fn stream_blocks(model: &Model, blocks: &Blocks, config: &StreamConfig) -> Result<Self> {
+        if config.context != blocks.context() {
+            return Err(Error::expected(ErrorKind::BadConfig, "StreamConfig::context", config.context, format_args!("{}, as the blocks have", blocks.context())));
+        }
+        for index in 0..blocks.len() {
+            model.check_tokens(blocks.block(index).unwrap_or_default())?;
+        }
+        Ok(Self::of_stream(model, config, stream::Stream::of(model, blocks.clone(), config)?))
+    }
+
+    fn of_stream(model: &Model, config: &StreamConfig, stream: stream::Stream) -> Self {
+        Activations(Arc::new(Inner {
             layers: model.layers(),
             width: model.width(),
             input: config.input,
@@ -143,7 +171,7 @@ impl Activations {
             model_fingerprint: model.fingerprint().to_string(),
             text: stream.text(),
             source: Source::Stream(stream),
-        })))
+        }))
     }
 
     /// Activations that are already there: for each layer the encoder's inputs and the targets,

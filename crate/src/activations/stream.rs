@@ -187,10 +187,16 @@ impl Stream {
 
     pub fn new(model: &Model, corpus: &Corpus, config: &StreamConfig) -> Result<Self> {
         config.validate(model.context())?;
+        let blocks = corpus.blocks(model.tokenizer()?, model.special_token(), config.context, config.max_tokens)?;
+        Stream::of(model, blocks, config)
+    }
+
+    /// Of ids that are packed already.
+    pub fn of(model: &Model, blocks: Blocks, config: &StreamConfig) -> Result<Self> {
+        config.validate(model.context())?;
         let (layers, width) = (model.layers(), model.width());
         let wanted = config.buffer_tokens.unwrap_or(Rounds::usual_tokens(layers, width));
         let served = config.context - config.exclude_first;
-        let blocks = corpus.blocks(model.tokenizer()?, model.special_token(), config.context, config.max_tokens)?;
         let rounds = Rounds::new(blocks.len(), served, wanted, config.seed, config.passes);
         let ahead = config.ahead.unwrap_or(!model.device().is_cpu());
         if model.device().is_cpu() {

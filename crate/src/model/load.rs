@@ -8,7 +8,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
 use crate::text::Tokenizer;
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,6 +33,11 @@ pub struct LoadConfig {
 }
 
 impl LoadConfig {
+    fn target<'a>(&self, device: &'a Device) -> Target<'a> {
+        let usual = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+        Target { device, dtype: self.dtype.unwrap_or(usual), sampling: GenerateConfig::default() }
+    }
+
     /// Checks the fields.
     ///
     /// # Errors
@@ -85,14 +91,33 @@ impl Model {
     pub fn load_with(source: &str, config: &LoadConfig) -> Result<Model> {
         config.validate()?;
         let device = config.device.clone().map_or_else(auto_device, Ok)?;
-        let usual = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-        let target = Target { device: &device, dtype: config.dtype.unwrap_or(usual), sampling: GenerateConfig::default() };
+        let target = config.target(&device);
         match find(source)? {
             Source::Folder(folder) => Self::load_folder(folder, source, target),
             Source::Gguf(path) => Self::load_gguf(path, target),
             Source::Llama2c(path) => Self::load_llama2c(path, target),
             Source::Hub => Self::load_folder(&fetch(source)?, source, target),
         }
+    }
+
+    /// A model from tensors that are in memory, under Hugging Face's names; `config` is what its `config.json` would hold.
+    /// It has no tokenizer.
+    ///
+    /// # Errors
+    /// `Unsupported` for an unknown architecture, `BadConfig` and `BadTensor` naming the field or tensor.
+    ///
+    /// ```no_run
+    /// # use cltlab::{candle::{safetensors, Device}, model::LoadConfig, Model};
+    /// let config = serde_json::json!({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024});
+    /// let tensors = safetensors::load("model.safetensors", &Device::Cpu)?;
+    /// let model = Model::from_tensors("mine", &config, tensors, &LoadConfig::default())?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    pub fn from_tensors(name: &str, config: &serde_json::Value, tensors: HashMap<String, Tensor>, load: &LoadConfig) -> Result<Model> {
+        load.validate()?;
+        let device = load.device.clone().map_or_else(auto_device, Ok)?;
+        let weights = Weights::Memory { tensors, path: PathBuf::from(name) };
+        Self::assemble(name.to_string(), family::config_from_json(config, name)?, weights, None, load.target(&device))
     }
 
     fn load_folder(folder: &Path, name: &str, target: Target<'_>) -> Result<Model> {

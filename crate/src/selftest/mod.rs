@@ -9,9 +9,11 @@
 mod ceilings;
 mod graphs;
 mod naive;
+mod random;
 mod training;
 
 pub use ceilings::Ceilings;
+pub use random::{random_clt, RandomModel};
 
 use crate::error::Result;
 use candle_core::Device;

@@ -262,6 +262,24 @@ pub struct Blocks {
 }
 
 impl Blocks {
+    /// Contexts of `context` ids each, one after the other; a rest that fills none is left out.
+    ///
+    /// # Errors
+    /// `BadInput` for a context shorter than 2, or fewer ids than one.
+    ///
+    /// ```
+    /// let blocks = cltlab::text::Blocks::from_ids((0..100).collect(), 16)?;
+    /// assert_eq!((blocks.len(), blocks.block(1).map(|block| block[0])), (6, Some(16)));
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    pub fn from_ids(mut ids: Vec<u32>, context: usize) -> Result<Self> {
+        if context < 2 || ids.len() < context {
+            return Err(Error::expected(ErrorKind::BadInput, "Blocks::from_ids", format_args!("{} ids, context {context}", ids.len()), "a context of at least 2, and ids for one"));
+        }
+        ids.truncate(ids.len() / context * context);
+        Ok(Blocks { ids: Arc::new(ids), context })
+    }
+
     /// Number of blocks.
     pub fn len(&self) -> usize {
         self.ids.len() / self.context

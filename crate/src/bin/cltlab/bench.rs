@@ -1,6 +1,7 @@
 //! `cltlab bench`: timings of the hot paths, as one JSON line each; `./x bench` makes the table.
 
 mod gpu;
+mod graphs;
 mod train;
 
 use clap::Args;

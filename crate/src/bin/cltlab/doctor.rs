@@ -2,7 +2,7 @@
 
 use super::kernel;
 use cltlab::prelude::*;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 struct Finding {
@@ -35,13 +35,13 @@ fn says(program: &str, arguments: &[&str]) -> Option<String> {
     String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_string)
 }
 
-/// A shared library in the usual folders or in `LD_LIBRARY_PATH`.
+/// A shared library in `LD_LIBRARY_PATH`, the usual folders, or beside a Python on PATH.
 fn library(name: &str) -> Option<String> {
     let listed = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
     let usual = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/cuda/lib64", "/usr/lib/wsl/lib"];
-    let mut folders: Vec<&str> = listed.split(':').filter(|folder| !folder.is_empty()).collect();
-    folders.extend(usual);
-    let path = folders.into_iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists())?;
+    let mut folders: Vec<PathBuf> = listed.split(':').filter(|folder| !folder.is_empty()).chain(usual).map(PathBuf::from).collect();
+    folders.extend(cltlab::device::library_folders());
+    let path = folders.into_iter().map(|folder| folder.join(name)).find(|path| path.exists())?;
     Some(path.display().to_string())
 }
 
@@ -98,8 +98,8 @@ pub fn doctor() -> Result<()> {
         Finding { part: "kernelspec", found: kernelspec(), required: true, fix: "cltlab kernel install (--user)" },
         Finding { part: "NVIDIA driver", found: says("nvidia-smi", &["-L"]).or_else(|| library("libcuda.so.1")), required: false, fix: "only for CUDA: the system's NVIDIA driver" },
         Finding { part: "GPU", found: gpus(), required: false, fix: if BUILT { "see what nvidia-smi says, and CUDA_VISIBLE_DEVICES" } else { "this program is built without CUDA: ./x build-cuda" } },
-        Finding { part: "cuBLAS", found: toolkit("cublas"), required: false, fix: "only for CUDA: pip install nvidia-cublas==13.*, or conda install libcublas, and its folder in LD_LIBRARY_PATH" },
-        Finding { part: "cuRAND", found: toolkit("curand"), required: false, fix: "only for CUDA: pip install nvidia-curand==10.4.*, or conda install libcurand, likewise" },
+        Finding { part: "cuBLAS", found: toolkit("cublas"), required: false, fix: "only for CUDA: pip install nvidia-cublas==13.* into the environment that is active, or conda install libcublas" },
+        Finding { part: "cuRAND", found: toolkit("curand"), required: false, fix: "only for CUDA: pip install nvidia-curand==10.4.*, or conda install libcurand" },
         Finding { part: "CUDA compiler", found: says("nvcc", &["--version"]), required: false, fix: "only to build for CUDA: ./x build-cuda fetches one of its own" },
     ];
     let mut lacking = Vec::new();

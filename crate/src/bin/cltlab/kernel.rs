@@ -21,29 +21,37 @@ enum Action {
         /// Under PREFIX/share/jupyter; the default is the prefix of the python3 on PATH
         #[arg(long)]
         prefix: Option<PathBuf>,
+        /// The kernel whose cells use a GPU, beside the other: "Rust (cltlab, CUDA)", made ready by ./x build-cuda --kernel
+        #[arg(long)]
+        cuda: bool,
     },
 }
 
 pub fn kernel(args: &KernelArgs) -> Result<()> {
-    let Action::Install { user, prefix } = &args.action;
+    let Action::Install { user, prefix, cuda } = &args.action;
     let data = match (user, prefix) {
         (true, _) => user_data()?,
         (false, Some(prefix)) => prefix.join("share/jupyter"),
         (false, None) => PathBuf::from(python("import sys; print(sys.prefix)")?).join("share/jupyter"),
     };
-    let folder = data.join("kernels/cltlab");
+    let (folder, name) = if *cuda { ("kernels/cltlab-cuda", "Rust (cltlab, CUDA)") } else { ("kernels/cltlab", "Rust (cltlab)") };
+    let folder = data.join(folder);
     cltlab::files::create_folder(&folder)?;
     let program = program()?;
+    let mut env = serde_json::json!({"CLTLAB_ROOT": root()});
+    if *cuda {
+        env["CLTLAB_CUDA"] = "1".into();
+    }
     let spec = serde_json::json!({
         "argv": [program, "{connection_file}"],
-        "display_name": "Rust (cltlab)",
+        "display_name": name,
         "language": "rust",
         "interrupt_mode": "message",
-        "env": {"CLTLAB_ROOT": root()},
+        "env": env,
         "metadata": {"debugger": false},
     });
     cltlab::files::write_json(folder.join("kernel.json"), &spec)?;
-    println!("installed the kernel \"Rust (cltlab)\" in {}", folder.display());
+    println!("installed the kernel \"{name}\" in {}", folder.display());
     Ok(())
 }
 

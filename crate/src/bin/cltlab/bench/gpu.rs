@@ -1,13 +1,16 @@
-//! `cltlab bench --device cuda`: training steps on a GPU against what the card can do at best.
+//! `cltlab bench --device cuda`: training steps and graphs on a GPU against what the card can do at best.
 //!
 //! Random activations, TopK, Adam, no sparsity term and no limit on the gradient's norm, as in `benches/train_gpu.py`, which
 //! runs PyTorch beside it. The floor of a step is the sum of what cannot be left out: its dense products at the rate
 //! of a large one in bf16, and at the bandwidth of a copy each weight read once by the forward pass, and read and
 //! written once with its moments by the optimiser.
 
+use super::graphs;
 use clap::{Args, ValueEnum};
 use cltlab::prelude::*;
-use cltlab::selftest::Ceilings;
+use cltlab::activations::StreamConfig;
+use cltlab::selftest::{Ceilings, RandomModel};
+use cltlab::text::Blocks;
 use cltlab::train::{Moments, TrainDevice, Weights};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -19,7 +22,7 @@ pub struct GpuArgs {
     #[arg(long, value_enum)]
     device: Option<Kind>,
     /// Which shapes
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "seed,seed-4096,sparse")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "seed,seed-4096,sparse,smollm2,attribution")]
     shapes: Vec<Shape>,
     /// How weights and moments are held
     #[arg(long, value_enum, value_delimiter = ',', default_value = "bf16-eight-bit,f32-eight-bit,f32-f32")]
@@ -49,8 +52,17 @@ enum Shape {
     Seed4096,
     /// GPT-2 small, F 24576, k 16, 4,096 tokens a step
     Sparse,
+    /// SmolLM2-135M's shape, F 2048, k 32, end to end with the model's forward pass in bf16
+    #[value(name = "smollm2")]
+    SmolLm2,
+    /// Graphs of 64 and 512 tokens on a model of GPT-2 small's shape, F 9216, 30 active features a layer and token
+    Attribution,
     /// For a look at the program itself
     Tiny,
+    /// The same of the last two
+    TinyModel,
+    /// The same
+    TinyGraph,
 }
 
 impl Shape {
@@ -60,7 +72,10 @@ impl Shape {
             Shape::Seed => [12, 768, 9216, 184, 192],
             Shape::Seed4096 => [12, 768, 9216, 184, 4096],
             Shape::Sparse => [12, 768, 24_576, 16, 4096],
+            Shape::SmolLm2 => [30, 576, 2048, 32, 4096],
+            Shape::Attribution => [12, 768, 9216, 30, 0],
             Shape::Tiny => [2, 64, 128, 4, 32],
+            Shape::TinyModel | Shape::TinyGraph => [3, 64, 128, 4, 32],
         }
     }
 }
@@ -91,11 +106,16 @@ fn name(value: &impl ValueEnum) -> String {
 pub fn bench(args: &GpuArgs) -> Result<()> {
     progress::set_sink(None);
     let device = cltlab::device::cuda(0)?;
-    let small = args.shapes.iter().all(|shape| matches!(shape, Shape::Tiny));
+    let small = args.shapes.iter().all(|shape| matches!(shape, Shape::Tiny | Shape::TinyModel | Shape::TinyGraph));
     let ceilings = Ceilings::measure(&device, if small { 128 } else { 8192 })?;
     println!("{{\"ceilings\": {{\"copy\": {:.4e}, \"bf16\": {:.4e}, \"f32\": {:.4e}}}}}", ceilings.copy, ceilings.bf16, ceilings.f32);
     for shape in &args.shapes {
-        for held in &args.held {
+        match shape {
+            Shape::Attribution => graphs::time(&RandomModel::gpt2_small(), [9216, 30], &[64, 512], 4096, &device, &ceilings)?,
+            Shape::TinyGraph => graphs::time(&RandomModel::default(), [128, 4], &[16], 100, &device, &ceilings)?,
+            _ => {}
+        }
+        for held in args.held.iter().filter(|_| !matches!(shape, Shape::Attribution | Shape::TinyGraph)) {
             match time(shape, held, args.timed, &ceilings) {
                 Ok(()) => {}
                 // A card that cannot hold one says so, and goes on with the next.
@@ -125,16 +145,18 @@ fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result
         device: TrainDevice::Cuda,
         ..TrainConfig::default()
     };
-    let mut rng = StdRng::seed_from_u64(0);
-    let mut side = || (0..layers).map(|_| (0..2 * tokens * width).map(|_| rng.random_range(-1.73..1.73f32)).collect()).collect::<Vec<Vec<f32>>>();
-    let activations = Activations::from_memory(side(), side(), width)?;
+    let (activations, clt, model_flops) = match shape {
+        Shape::SmolLm2 => streamed(&RandomModel::smollm2_135m(), &clt, 128)?,
+        Shape::TinyModel => streamed(&RandomModel::default(), &clt, 16)?,
+        _ => (noise(layers, tokens, width)?, clt, 0.0),
+    };
     let mut trainer = Trainer::new(&activations, &clt, &config)?;
     trainer.run_steps(5)?;
     let start = Instant::now();
     let history = trainer.run_steps(steps)?;
     let seconds = start.elapsed().as_secs_f64() / steps as f64;
     let loss = history.last().map_or(f64::NAN, |sample| sample.reconstruction);
-    let floor = floor(&clt, tokens, trainer.bytes_per_weight(), weights, ceilings);
+    let floor = floor(&clt, tokens, trainer.bytes_per_weight(), weights, ceilings) + model_flops * tokens as f64 / ceilings.bf16;
     let used = trainer.gpu_bytes()?.unwrap_or(0);
     println!(
         "{{\"shape\": \"{}\", \"held\": \"{}\", \"tokens_per_second\": {:.1}, \"ms\": {:.3}, \"floor_ms\": {:.3}, \"share\": {:.3}, \"used_gib\": {:.2}, \"loss\": {loss:.3}}}",
@@ -147,6 +169,27 @@ fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result
         used as f64 / f64::from(1 << 30)
     );
     Ok(())
+}
+
+/// Activations in memory, of no model.
+fn noise(layers: usize, tokens: usize, width: usize) -> Result<Activations> {
+    let mut rng = StdRng::seed_from_u64(0);
+    let mut side = || (0..layers).map(|_| (0..2 * tokens * width).map(|_| rng.random_range(-1.73..1.73f32)).collect()).collect::<Vec<Vec<f32>>>();
+    Activations::from_memory(side(), side(), width)
+}
+
+/// Activations of a model that runs while the CLT trains, the CLT's shape for it, and flops of its forward pass a token, but
+/// for those of attention's patterns.
+fn streamed(shape: &RandomModel, clt: &CltConfig, context: usize) -> Result<(Activations, CltConfig, f64)> {
+    let model = shape.load(&LoadConfig::default())?;
+    let mut rng = StdRng::seed_from_u64(1);
+    // Enough that no context comes twice while it is timed.
+    let ids = (0..(1usize << 21).min(4096 * shape.vocab)).map(|_| rng.random_range(0..shape.vocab as u32)).collect();
+    let stream = StreamConfig { context, batch: 32, max_norm: Some(100.0), ..StreamConfig::default() };
+    let activations = Activations::stream_blocks(&model, &Blocks::from_ids(ids, context)?, &stream)?;
+    let keys = shape.width / shape.heads * shape.kv_heads;
+    let flops = 2.0 * (shape.layers * shape.width * (2 * shape.width + 2 * keys + 3 * shape.inner)) as f64;
+    Ok((activations, CltConfig { features: clt.features, activation: clt.activation.clone(), ..CltConfig::for_model(&model) }, flops))
 }
 
 /// Seconds that a step cannot do without.

@@ -1,5 +1,9 @@
 //! Devices: where tensors live, and how much memory there is.
 
+mod nvidia;
+
+pub use nvidia::library_folders;
+
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::Device;
 
@@ -82,6 +86,7 @@ mod backend {
         if ordinal >= count {
             return Err(Error::expected(ErrorKind::Unsupported, "CUDA device", ordinal, format_args!("less than {count}, the devices that there are")).help("look at CUDA_VISIBLE_DEVICES; or use the CPU"));
         }
+        nvidia::open();
         // One stream for all threads: the default of one for each would let a kernel overtake the copy that it needs.
         let device = caught(|| Device::new_cuda_with_stream(ordinal))?.map_err(|error| {
             Error::new(ErrorKind::Unsupported, format!("CUDA device {ordinal}: {error}")).help("cltlab doctor says what is missing; or use the CPU")

@@ -78,7 +78,8 @@ pub fn record() -> Result<ExitCode> {
     let file = std::env::var_os(RECORD).context(RECORD)?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.windows(2).any(|pair| pair[0] == "--crate-name" && pair[1] == "ctx") {
-        let set = |name: &str| name.starts_with("CARGO") || name == "LD_LIBRARY_PATH";
+        // cargo's job server is gone when the call is repeated.
+        let set = |name: &str| (name.starts_with("CARGO") && name != "CARGO_MAKEFLAGS") || name == "LD_LIBRARY_PATH";
         let environment: Vec<_> = std::env::vars().filter(|(name, _)| set(name)).collect();
         std::fs::write(file, json!({"arguments": arguments, "environment": environment}).to_string())?;
     }

@@ -28,7 +28,8 @@ fn main() -> ExitCode {
     let served = |done: anyhow::Result<()>| done.map(|()| ExitCode::SUCCESS);
     let done = match argument.as_deref() {
         _ if cargo::is_asked_to_record() => cargo::record(),
-        Some("--cargo") => cargo::run(&std::env::args_os().skip(2).collect::<Vec<_>>()),
+        // evcxr sets the compiler's flags itself.
+        Some("--cargo") => folders::take_environment().and_then(|()| cargo::run(&std::env::args_os().skip(2).collect::<Vec<_>>())),
         Some("--prebuild") => served(folders::prebuild()),
         Some(connection) if !connection.starts_with('-') => served(folders::take_environment().and_then(|()| server::serve(connection.as_ref()))),
         _ => Err(anyhow::anyhow!("usage: cltlab-kernel CONNECTION_FILE | --prebuild")),

@@ -50,12 +50,13 @@ class Kernel:
 
 
 TRAIN = """
-let wave = |n: usize| (0..2).map(|l| (0..96 * 64).map(|i| ((i * (7 + l) + n) as f32 * 0.37).sin()).collect()).collect::<Vec<Vec<f32>>>();
+fn wave(n: usize) -> Vec<Vec<f32>> { (0..2).map(|l| (0..96 * 64).map(|i| ((i * (7 + l) + n) as f32 * 0.37).sin()).collect()).collect() }
 let activations = Activations::from_memory(wave(0), wave(5), 64)?;
 let shape = CltConfig { layers: 2, width: 64, features: 64, activation: Activation::TopK { k: 4 }, ..CltConfig::default() };
-let config = |device| TrainConfig { steps: 12, batch_tokens: 48, device, ..TrainConfig::default() };
-let history = Trainer::new(&activations, &shape, &config(cltlab::train::TrainDevice::DEVICE))?.run()?;
-let DEVICE = history.samples.iter().map(|sample| sample.reconstruction).collect::<Vec<f64>>();
+let config = TrainConfig { steps: 12, batch_tokens: 48, device: cltlab::train::TrainDevice::DEVICE, ..TrainConfig::default() };
+let mut trainer = Trainer::new(&activations, &shape, &config)?;
+let history = trainer.run()?;
+let losses_DEVICE = history.samples.iter().map(|sample| sample.reconstruction).collect::<Vec<f64>>();
 history
 """
 
@@ -69,11 +70,11 @@ def main():
         begun = time.time()
         kernel.run("let one = 1 + 1; one")
         check(f"a cell takes {time.time() - begun:.1f} s", True)
-        kernel.run(TRAIN.replace("TrainDevice::DEVICE", "TrainDevice::Cpu").replace("let DEVICE =", "let on_cpu ="))
-        text, words, drawn = kernel.run(TRAIN.replace("TrainDevice::DEVICE", "TrainDevice::Cuda").replace("let DEVICE =", "let on_gpu ="))
+        kernel.run(TRAIN.replace("DEVICE", "Cpu"))
+        text, words, drawn = kernel.run(TRAIN.replace("DEVICE", "Cuda"))
         pictures = [data for data in drawn if any("svg" in str(value) for value in data.values())]
         check(f"a cell trains on the GPU with its curve drawn {len(pictures)} times", text is not None and "12 steps" in text and len(pictures) >= 1, words)
-        text, words, _ = kernel.run("on_cpu.iter().zip(&on_gpu).map(|(a, b)| (a - b).abs() / a).fold(0.0, f64::max)")
+        text, words, _ = kernel.run("losses_Cpu.iter().zip(&losses_Cuda).map(|(a, b)| (a - b).abs() / a).fold(0.0, f64::max)")
         check(f"its losses are the CPU's to {text}", text is not None and float(text) < 1e-4, words)
     if libraries != "gpu":
         with Kernel(None) as kernel:

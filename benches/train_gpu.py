@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Training steps on one GPU side by side with PyTorch: the same loss, shapes and random activations.
 
-    python3 benches/train_gpu.py CLTLAB [--shapes seed,seed-4096,sparse] [--steps 40] [--json FILE]
+    python3 benches/train_gpu.py CLTLAB [--shapes seed,seed-4096,sparse,smollm2,attribution] [--steps 40] [--json FILE]
 
 CLTLAB is the program that ./x build-cuda makes; it needs nothing else. Loss: sum over layers of the squared error a
 token, TopK after a ReLU, Adam; no sparsity term and no clipping on either side. Ours holds weights and moments in
@@ -12,6 +12,10 @@ bf16 and eight bits, f32 and eight bits, or f32 and f32. PyTorch's variants hold
 - triton: the same rows, decode and gradients by Triton kernels of this file from (feature, value) lists, fused Adam
 - openclt: the loop of openCLT (MIT) written anew so that it runs: dense codes in f32, 78 products one by one, Adam
   not fused
+
+smollm2 is end to end: each step's activations come from the forward pass in bf16 of a random model of SmolLM2-135M's
+shape (contexts of 128 tokens, torch's own attention). attribution is ours alone; benches/attribution.py --device cuda
+runs circuit-tracer beside it where that is installed.
 
 Each variant has the card to itself in a process of its own; ours and theirs alternate. tokens/s is over all timed
 steps together, memory the most that the process had reserved. The floor is ours, see `cltlab bench --help`.
@@ -28,6 +32,10 @@ SHAPES = {
     "seed": dict(layers=12, width=768, features=9216, k=184, tokens=192),
     "seed-4096": dict(layers=12, width=768, features=9216, k=184, tokens=4096),
     "sparse": dict(layers=12, width=768, features=24576, k=16, tokens=4096),
+    "smollm2": dict(layers=30, width=576, features=2048, k=32, tokens=4096, model=dict(heads=9, kv=3, inner=1536, vocab=49152, context=128)),
+    "attribution": None,
+    "tiny-model": dict(layers=3, width=64, features=128, k=4, tokens=32, model=dict(heads=4, kv=2, inner=96, vocab=50, context=16)),
+    "tiny-graph": None,
     "tiny": dict(layers=2, width=64, features=128, k=4, tokens=32),
 }
 PEERS = {"dense": "PyTorch dense, bf16 autocast, fused Adam, compiled", "bag": "PyTorch embedding_bag, bf16, fused Adam", "triton": "PyTorch + Triton sparse, bf16, fused Adam", "openclt": "openCLT's loop"}
@@ -48,6 +56,39 @@ def parameters(torch, s, device, rows):
         holder.decoder = torch.nn.ParameterList(small((L * d) ** -0.5, d, F) for t in range(L) for _ in range(t + 1))
     holder.decoder_bias = torch.nn.Parameter(torch.zeros(L, d, device=device))
     return holder
+
+
+def llama(torch, s, device, dtype):
+    """A random model of Llama's kind; gives inputs and targets of its MLPs, [L, tokens, d] each, for new tokens every time."""
+    L, d, m = s["layers"], s["width"], s["model"]
+    heads, kv, inner, T = m["heads"], m["kv"], m["inner"], m["context"]
+    h, F = d // heads, torch.nn.functional
+    random = lambda *shape: (torch.randn(*shape, device=device) * shape[-1] ** -0.5).to(dtype)
+    embedding = torch.randn(m["vocab"], d, device=device).to(dtype)
+    blocks = [dict(q=random(d, d), k=random(kv * h, d), v=random(kv * h, d), o=random(d, d), gate=random(inner, d), up=random(inner, d), down=random(d, inner)) for _ in range(L)]
+    angles = torch.outer(torch.arange(T, device=device), 10000.0 ** (-torch.arange(0, h, 2, device=device) / h))
+    cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+    turn = lambda x: (x * cos + torch.cat((-x[..., h // 2 :], x[..., : h // 2]), -1) * sin).to(dtype)
+    norm = lambda x: F.rms_norm(x.float(), (d,)).to(dtype)
+
+    @torch.no_grad()
+    def run():
+        stream = embedding[torch.randint(m["vocab"], (s["tokens"] // T, T), device=device)].float()
+        xs, ys = [], []
+        for block in blocks:
+            n = norm(stream)
+            split = lambda name, count: F.linear(n, block[name]).unflatten(-1, (count, h)).transpose(1, 2)
+            q, k, v = turn(split("q", heads)), turn(split("k", kv)), split("v", kv)
+            mixed = F.scaled_dot_product_attention(q, k.repeat_interleave(heads // kv, 1), v.repeat_interleave(heads // kv, 1), is_causal=True)
+            stream = stream + F.linear(mixed.transpose(1, 2).flatten(2), block["o"])
+            n = norm(stream)
+            y = F.linear(F.silu(F.linear(n, block["gate"])) * F.linear(n, block["up"]), block["down"])
+            xs.append(stream.flatten(0, 1))
+            ys.append(y.flatten(0, 1))
+            stream = stream + y
+        return torch.stack(xs), torch.stack(ys)
+
+    return run
 
 
 def dense_loss(torch, s):
@@ -195,12 +236,14 @@ def peer(name, s, steps, device="cuda"):
     clt = parameters(torch, s, device, rows)
     loss = {"dense": dense_loss, "openclt": openclt_loss}.get(name, lambda torch, s: sparse_loss(torch, s, bag(torch) if name == "bag" else triton_decode(torch)))(torch, s)
     adam = torch.optim.Adam(clt.parameters(), lr=1e-4, **({} if name == "openclt" else {"fused": True}))
-    pool = [torch.randn(2, s["layers"], s["tokens"], s["width"], device=device, dtype=torch.float32 if name == "openclt" else torch.bfloat16) for _ in range(2)]
+    dtype = torch.float32 if name == "openclt" else torch.bfloat16
+    model = llama(torch, s, device, torch.bfloat16 if device == "cuda" else torch.float32) if s.get("model") else None
+    pool = [] if model else [torch.randn(2, s["layers"], s["tokens"], s["width"], device=device, dtype=dtype) for _ in range(2)]
     call = torch.compile(loss) if name == "dense" else loss
     synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def step(i):
-        x, y = pool[i % 2]
+        x, y = (side.to(dtype) for side in model()) if model else pool[i % 2]
         adam.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=name != "openclt"):
             value = call(clt, x, y)
@@ -238,7 +281,7 @@ def lines(command, **more):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cltlab")
-    parser.add_argument("--shapes", default="seed,seed-4096,sparse")
+    parser.add_argument("--shapes", default="seed,seed-4096,sparse,smollm2,attribution")
     parser.add_argument("--peers", default="dense,bag,triton,openclt")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--device", default="cuda", help="cpu only to see that the other side runs")
@@ -260,11 +303,16 @@ def main():
                 if "ceilings" in line:
                     c = line["ceilings"]
                     print(f"card: copy {c['copy'] / 1e9:.0f} GB/s, products {c['bf16'] / 1e12:.0f} TFLOP/s bf16, {c['f32'] / 1e12:.0f} f32")
+                elif "rows_per_second" in line:
+                    print(f"attribution, {line['tokens']} tokens: {line['rows']} rows of {line['active']} active features, {line['rows_per_second']:.0f} rows/s, {line['attribute_s']:.2f} s, floor {line['floor_s']:.3f} s, {100 * line['share']:.0f} %")
                 elif "error" in line:
                     rows.append((f"ours, {line['held']}", None, None, line["error"]))
                 else:
                     rows.append((f"ours, {line['held']}", line["tokens_per_second"], line["used_gib"], f"{line['ms']:.2f} ms, floor {line['floor_ms']:.2f} ms, {100 * line['share']:.0f} %"))
             results += [dict(line, side="ours") for line in found]
+            write(given, results)
+        if s is None:
+            continue
         for name in given.peers.split(","):
             found, done = lines([sys.executable, os.path.abspath(__file__), "-", "--as-peer", json.dumps([name, shape, given.steps, given.device])])
             if found:
@@ -280,9 +328,13 @@ def main():
             ratio = f"{rate / best:.2f}" if rate and best else ""
             print(f"| {name} | {f'{rate:.0f}' if rate else '-'} | {ratio} | {f'{memory:.1f}' if memory else ''} | {note} |")
         sys.stdout.flush()
-        if given.json:
-            with open(given.json, "w") as out:
-                json.dump(results, out, indent=1)
+        write(given, results)
+
+
+def write(given, results):
+    if given.json:
+        with open(given.json, "w") as out:
+            json.dump(results, out, indent=1)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,15 @@ def refusals(emulated, folder):
     alone = pathlib.Path(folder) / "driver-alone"
     alone.mkdir()
     (alone / "libcuda.so.1").symlink_to(pathlib.Path(emulated).resolve() / "libcuda.so.1")
+    packages = pathlib.Path(folder) / "env/lib/python3.12/site-packages/nvidia/cu13/lib"
+    packages.mkdir(parents=True)
+    (pathlib.Path(folder) / "env/bin").mkdir()
+    for library in pathlib.Path(emulated).resolve().glob("lib*.so*"):
+        if "libcuda.so" not in library.name:
+            (packages / library.name).symlink_to(library)
+    words = ("bench", "--device", "cuda", "--shapes", "tiny", "--held", "f32-f32", "--timed", "1")
+    code, said = run(*words, emulated=alone, PATH=f"{folder}/env/bin:{os.environ['PATH']}")
+    check("cuBLAS and cuRAND beside a Python on PATH are found", code == 0, said)
     code, words = run("selftest", "--device", "cuda", emulated=alone)
     check("no cuBLAS: an error that names it", code == 1 and "cublas" in words and "panicked" not in words, words)
     code, words = run("bench", "--device", "cuda", "--shapes", "tiny", "--held", "f32-f32", emulated=emulated, CLTLAB_EMULATED_BYTES="500000")

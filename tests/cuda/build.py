@@ -71,10 +71,11 @@ def main():
     if any(job.wait() for job in jobs):
         sys.exit(1)
     subprocess.run(["g++", "-shared", "-Wl,--allow-multiple-definition", *(str(out / f"{source.stem}.o") for source in sources), "-o", str(out / "libcuda.so.1")], check=True)
-    subprocess.run([*flags, "-shared", str(HERE / "libraries.cpp"), "-o", str(out / "libcublas.so.13")], check=True)
-    for name in ("libcublasLt.so.13", "libcurand.so.10", "libnvrtc.so.13"):
+    # Each with a name of its own, by which the loader knows it once it is open.
+    subprocess.run([*flags, "-c", str(HERE / "libraries.cpp"), "-o", str(out / "libraries.o")], check=True)
+    for name in ("libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libnvrtc.so.13"):
         (out / name).unlink(missing_ok=True)
-        (out / name).symlink_to("libcublas.so.13")
+        subprocess.run(["g++", "-shared", f"-Wl,-soname,{name}", str(out / "libraries.o"), "-o", str(out / name)], check=True)
     print(f"{', '.join(lists)}: kernels in {out}")
 
 

@@ -49,7 +49,7 @@ fn measured(device: &Device, size: usize) -> Result<Ceilings> {
     use rand::{Rng, SeedableRng};
     use std::time::Instant;
 
-    let gpu = Gpu::of(device, false)?;
+    let gpu = Gpu::of(device)?;
     let mut rng = StdRng::seed_from_u64(0);
     // Zeros would draw less power and run faster.
     let values: Vec<f32> = (0..size * size).map(|_| rng.random_range(-1.0..1.0f32)).collect();

@@ -36,6 +36,11 @@ pub(super) fn report(live: &LiveClt, batch: &Batch, options: &StepOptions) -> St
                     sum.iter_mut().zip(row).for_each(|(sum, &w)| *sum += a * f64::from(w));
                 }
             }
+            if let Some(skip) = &live.layers[target].skip {
+                for (i, &x) in batch.inputs[target][p * d..(p + 1) * d].iter().enumerate() {
+                    sum.iter_mut().zip(&skip.w[i * d..(i + 1) * d]).for_each(|(sum, &w)| *sum += f64::from(x) * f64::from(w));
+                }
+            }
             for (i, (sum, &y)) in sum.iter().zip(&y[p * d..(p + 1) * d]).enumerate() {
                 error += (sum - f64::from(y)).powi(2);
                 squares += f64::from(y).powi(2);

@@ -45,6 +45,7 @@ fn cases() -> Vec<Case> {
         case("top_k 8", config(Activation::TopK { k: 8 }), StepOptions { dead: 1e-2, ..options.clone() }),
         case("top_k 1, decaying, fvu", config(Activation::TopK { k: 1 }), StepOptions { weight_decay: 0.1, fvu: true, ..options.clone() }),
         case("batch_top_k 8, clipped", config(Activation::BatchTopK { k: 8 }), StepOptions { clip: Some(0.1), dead: 1e-2, ..options.clone() }),
+        case("top_k 8, skip connections, clipped", CltConfig { skip: true, ..config(Activation::TopK { k: 8 }) }, StepOptions { clip: Some(0.5), weight_decay: 0.1, ..options.clone() }),
         case("batch_top_k 1, per layer", CltConfig { per_layer: true, ..config(Activation::BatchTopK { k: 1 }) }, options),
     ]
 }
@@ -107,8 +108,8 @@ fn weights(got: &LiveClt, expected: &LiveClt) -> f64 {
             (&got.decoder.w, &expected.decoder.w),
             (&got.decoder_bias.w, &expected.decoder_bias.w),
         ];
-        let thresholds = got.log_threshold.as_ref().zip(expected.log_threshold.as_ref()).map(|(got, expected)| (&got.w, &expected.w));
-        for (got, expected) in pairs.into_iter().chain(thresholds) {
+        let optional = [got.log_threshold.as_ref().zip(expected.log_threshold.as_ref()), got.skip.as_ref().zip(expected.skip.as_ref())];
+        for (got, expected) in pairs.into_iter().chain(optional.into_iter().flatten().map(|(got, expected)| (&got.w, &expected.w))) {
             let next = deviation(got.iter().map(|&w| f64::from(w)), expected.iter().map(|&w| f64::from(w)));
             worst = if next <= worst { worst } else { next };
         }
@@ -127,7 +128,7 @@ fn other(_: &Device) -> Result<(String, Vec<Check>)> {
 fn other(device: &Device) -> Result<(String, Vec<Check>)> {
     use crate::clt::kernels::cuda::{Gpu, Stored};
     use crate::clt::live::cuda::Path;
-    let gpu = Gpu::of(device, false)?;
+    let gpu = Gpu::of(device)?;
     let mut checks = Vec::new();
     // With weights in bf16 one step: after it other entries are kept here and there.
     let kinds = [(Stored::F32, false, 3, 3e-5), (Stored::F32, true, 3, 1e-2), (Stored::Bf16, true, 1, 1e-2), (Stored::Bf16, false, 1, 1e-2)];

@@ -22,7 +22,7 @@ pub(crate) enum Keep<'a> {
 
 /// What is kept of `h + bias`, with `h` `[T, F]` and `bias` `[F]`.
 pub(crate) fn select(h: &Tensor, bias: &Tensor, keep: &Keep<'_>) -> Result<LayerCode> {
-    let gpu = Gpu::of(h.device(), false)?;
+    let gpu = Gpu::of(h.device())?;
     let (tokens, f) = h.dims2()?;
     let (at, bias, features) = (gpu.place(h)?, gpu.place(bias)?, f as u32);
     match keep {
@@ -77,7 +77,7 @@ unsafe impl candle_core::cuda_backend::cudarc::driver::ValidAsZeroBits for Sourc
 /// The reconstructions of `targets`, `[T, d]` each with its bias, from the codes of sources 0 on; `None` for
 /// widths that the kernel does not take. Decoders must be held on the device.
 pub(crate) fn decode(clt: &Clt, codes: &[LayerCode], targets: std::ops::Range<usize>) -> Result<Option<Vec<Tensor>>> {
-    let gpu = Gpu::of(clt.device(), false)?;
+    let gpu = Gpu::of(clt.device())?;
     let (config, tokens) = (clt.config(), codes.first().map_or(0, |code| code.tokens));
     let d = config.width;
     if !d.is_multiple_of(8) || d > 8192 || tokens == 0 {

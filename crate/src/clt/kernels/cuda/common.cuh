@@ -6,7 +6,9 @@
 #pragma once
 #ifdef CLTLAB_EMULATED
 #include "emulator.h"
+#define SHARED16 __shared__
 #else
+#define SHARED16 __shared__ __align__(16)
 #define DYNAMIC_SHARED(type, name)                                  \
     extern __shared__ __align__(16) unsigned char cltlab_shared[]; \
     type* name = reinterpret_cast<type*>(cltlab_shared)

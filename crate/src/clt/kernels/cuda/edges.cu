@@ -36,7 +36,9 @@ __device__ __forceinline__ void load4(const float* row, u32 k, u32 d, float out[
 // Adds to `sums [targets, stride]`; of the nodes, `left_out` from `features` on have no column.
 extern "C" __global__ void __launch_bounds__(256) edge_products(const Tile* tiles, const Writer* writers, const float* directions, u32 d, const u32* firsts, const u32* starts, const u32* ends,
                                                                 u32 targets, float* sums, u64 stride, u32 features, u32 left_out) {
-    __shared__ float left[DEPTH][SIDE + 4], right[DEPTH][SIDE + 4];
+    // Read four at a time.
+    SHARED16 float left[DEPTH][SIDE + 4];
+    SHARED16 float right[DEPTH][SIDE + 4];
     __shared__ const float* rows[SIDE];
     __shared__ u32 anyone;
     const Tile tile = tiles[blockIdx.x];

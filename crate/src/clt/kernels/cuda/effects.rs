@@ -103,7 +103,7 @@ impl Effects {
     /// # Errors
     /// `OutOfMemory` where the active features' rows do not fit on the device, before they are copied.
     pub fn new(clt: &Clt, code: &SparseCode, first: impl Fn(usize, usize) -> usize, dense: Vec<DenseRows>) -> Result<Self> {
-        let gpu = Gpu::of(clt.device(), false)?;
+        let gpu = Gpu::of(clt.device())?;
         let (config, tokens) = (clt.config(), code.tokens());
         let (layers, width) = (config.layers, config.width);
         let row = |s: usize| config.slots(s) * width;

@@ -270,3 +270,8 @@ __device__ void square_rows(const S* w, u32 row, u32 d, float* squares) {
 }
 extern "C" __global__ void square_rows_f32(const float* w, u32 row, u32 d, float* squares) { square_rows(w, row, d, squares); }
 extern "C" __global__ void square_rows_bf16(const bf16* w, u32 row, u32 d, float* squares) { square_rows(w, row, d, squares); }
+
+extern "C" __global__ void narrow_all(const float* from, u32 n, bf16* to) {
+    const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) narrow(from[i], to[i]);
+}

@@ -77,16 +77,16 @@ pub(crate) fn fault(what: &str, error: DriverError) -> Error {
 }
 
 impl Gpu {
-    /// The device behind candle's.
+    /// The device behind candle's; its products are as [`device::tf32`] says now.
     ///
     /// # Errors
     /// `Unsupported` for a device that is no GPU.
-    pub fn of(device: &Device, tf32: bool) -> Result<Self> {
+    pub fn of(device: &Device) -> Result<Self> {
         let Device::Cuda(device) = device else {
             return Err(Error::expected(ErrorKind::Unsupported, "device", "the CPU", "a CUDA device").help("take it from cltlab::device::cuda(0)"));
         };
         let stream = device.cuda_stream();
-        Ok(Gpu(Arc::new(Inner { device: device.clone(), stream, functions: Mutex::default(), tf32 })))
+        Ok(Gpu(Arc::new(Inner { device: device.clone(), stream, functions: Mutex::default(), tf32: device::tf32() })))
     }
 
     /// Free and total bytes.

@@ -11,6 +11,7 @@
 mod encode;
 mod feed;
 mod path;
+mod skip;
 mod step;
 mod store;
 mod training;
@@ -58,6 +59,8 @@ struct Layer {
     encoder_bias: Vector,
     log_threshold: Option<Vector>,
     decoder: Matrix,
+    /// `[d, d]` (input, output), if the CLT has skip connections.
+    skip: Option<Vector>,
     /// Squared norm of each target's part of each decoder row, `[slots, F]`.
     squares: Buffer<f32>,
     /// Tokens since each feature last fired.
@@ -111,7 +114,9 @@ struct Shared {
     lengths: Buffer<u32>,
     cursor: Buffer<u32>,
     list: Buffer<u32>,
-    /// Sums of reconstructions from dense layers, `[T, L·d]`.
+    /// A skip connection as its product wants it, where that is bf16.
+    skip: Numbers,
+    /// Sums of reconstructions from dense layers and skip connections, `[T, L·d]`.
     base: Buffer<f32>,
     /// Gradients at the targets, `[T, L·d]`.
     slab: Numbers,
@@ -183,9 +188,6 @@ pub(crate) fn check(config: &CltConfig, options: Wanted, eight: bool) -> Result<
     if config.tied != Tied::No {
         return refuse("CltConfig::tied", config.tied.label().into(), "no");
     }
-    if config.skip {
-        return refuse("CltConfig::skip", "true".into(), "false");
-    }
     if config.activation.ranks_layers() {
         return refuse("CltConfig::activation", config.activation.label(), "relu, jump_relu, top_k or batch_top_k");
     }
@@ -221,12 +223,13 @@ impl CudaClt {
             _ => f / 2,
         };
         let pays = |side| path::dense_pays(side, tokens, config.features, kept as f64, stored);
-        let (dense, backward) = (pays(path::Side::Forward), pays(path::Side::Backward));
+        let (dense, backward) = (config.skip || pays(path::Side::Forward), pays(path::Side::Backward));
+        let skips = if config.skip { 16 * l * d * d + 2 * d * d } else { 0 };
         let batch = 2 * l * t * d * weight;
         let entries = t * kept * (l * 40 + 4 * config.slots(0) as u64);
         let slabs = t * l * d * (weight + if dense { 4 } else { 0 });
         let matrices = t * f * (4 + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.slots(0) as u64 * d } else { 0 };
-        weights + batch + entries + slabs + matrices
+        weights + skips + batch + entries + slabs + matrices
     }
 
     /// The figures of all steps since the last call, oldest first, and the first step whose numbers were not finite;

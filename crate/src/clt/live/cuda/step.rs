@@ -86,11 +86,13 @@ impl CudaClt {
         let (l, d, f, tokens) = (self.config.layers, self.config.width, self.config.features, batch.tokens);
         let stride = l * d;
         let dense: Vec<bool> = (0..l).map(|layer| self.is_dense(layer, tokens, Side::Forward)).collect();
-        let any = dense.contains(&true);
+        let any = self.config.skip || dense.contains(&true);
         if any {
             self.shared.base.fit(tokens * stride)?;
             self.shared.base.clear()?;
-            self.shared.code.fit(tokens * f)?;
+        }
+        for layer in 0..l {
+            self.add_skip(layer, batch)?;
         }
         for layer in (0..l).filter(|&layer| dense[layer]) {
             self.scatter(layer, tokens, self.layers[layer].entries.list_values.at())?;
@@ -154,6 +156,7 @@ impl CudaClt {
         let adam = AdamStep::new(options.lr, options.betas, options.eps, options.weight_decay, self.steps + 1);
         let told = Told::new(&adam, if options.clip.is_some() { self.shared.clip.at() } else { 0 }, self.shared.go.at());
         let square = self.line(0) + 7 * 4;
+        (0..l).try_for_each(|layer| self.skip_gradient(layer, batch))?;
         let sum = |clt: &Self, values: At, n: usize, kernel: &str| unsafe { clt.gpu.launch(kernel, (1, 1), 1024, &[&values, &(n as u32), &square]) };
         if let Some(most) = options.clip {
             for layer in 0..l {
@@ -182,8 +185,8 @@ impl CudaClt {
             self.report(layer, batch, options)?;
             let layer = &self.layers[layer];
             self.vector_step(&layer.encoder_bias, &told)?;
-            if let Some(log) = &layer.log_threshold {
-                self.vector_step(log, &told)?;
+            for vector in [&layer.log_threshold, &layer.skip].into_iter().flatten() {
+                self.vector_step(vector, &told)?;
             }
         }
         if options.clip.is_none() {
@@ -192,10 +195,10 @@ impl CudaClt {
         self.vector_step(&self.decoder_bias, &told)
     }
 
-    /// The squares of the biases' and thresholds' gradients, into the norm.
+    /// The squares of the gradients of biases, thresholds and skip connections, into the norm.
     fn measure_vectors(&self, layer: usize, sum: &impl Fn(&Self, At, usize, &str) -> Result<()>) -> Result<()> {
         let layer = &self.layers[layer];
-        for vector in [Some(&layer.encoder_bias), layer.log_threshold.as_ref()].into_iter().flatten() {
+        for vector in [Some(&layer.encoder_bias), layer.log_threshold.as_ref(), layer.skip.as_ref()].into_iter().flatten() {
             sum(self, vector.gradient.at(), vector.gradient.len(), "add_squares")?;
         }
         Ok(())

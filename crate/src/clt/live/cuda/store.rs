@@ -97,6 +97,7 @@ impl Shared {
             lengths: gpu.zeros(f)?,
             cursor: gpu.zeros(f)?,
             list: gpu.zeros(0)?,
+            skip: Numbers::zeros(gpu, stored, if config.skip { d * d } else { 0 })?,
             base: gpu.zeros(0)?,
             slab: Numbers::zeros(gpu, stored, 0)?,
             errors: gpu.zeros(0)?,
@@ -133,6 +134,7 @@ impl CudaClt {
                 encoder_bias: Vector::of_param(gpu, &layer.encoder_bias)?,
                 log_threshold: layer.log_threshold.as_ref().map(|log| Vector::of_param(gpu, log)).transpose()?,
                 decoder,
+                skip: layer.skip.as_ref().map(|skip| Vector::of_param(gpu, skip)).transpose()?,
                 squares,
                 idle: gpu.copy(&layer.idle)?,
                 cut: layer.cut,
@@ -164,6 +166,9 @@ impl CudaClt {
                 from.read(to)?;
             }
             from.decoder.read(&mut layer.decoder)?;
+            if let (Some(to), Some(from)) = (&mut layer.skip, &from.skip) {
+                from.read(to)?;
+            }
             let range = l * d..(l + 1) * d;
             layer.decoder_bias.w = w[range.clone()].to_vec();
             layer.decoder_bias.moments = param::Moments::F32 { m: m[range.clone()].to_vec(), v: v[range].to_vec() };

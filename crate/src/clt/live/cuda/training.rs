@@ -28,7 +28,7 @@ impl CudaTraining {
     /// Refuses a training that does not fit on `device` with `buffer` bytes of activations, with what would.
     pub fn require(config: &CltConfig, device: &Device, half: bool, eight: bool, tokens: usize, buffer: u64) -> Result<()> {
         let stored = if half { Stored::Bf16 } else { Stored::F32 };
-        let (need, (free, _)) = (CudaClt::bytes(config, stored, eight, tokens), Gpu::of(device, false)?.memory()?);
+        let (need, (free, _)) = (CudaClt::bytes(config, stored, eight, tokens), Gpu::of(device)?.memory()?);
         if need + buffer <= free {
             return Ok(());
         }
@@ -49,7 +49,7 @@ impl CudaTraining {
     pub fn begin(mut live: LiveClt, device: &Device, half: bool, wanted: Wanted, tokens: usize, betas: (f64, f64), eps: f64) -> Result<Self> {
         let eight = live.has_small_moments();
         check(&live.config, wanted, eight)?;
-        let gpu = Gpu::of(device, false)?;
+        let gpu = Gpu::of(device)?;
         let stored = if half { Stored::Bf16 } else { Stored::F32 };
         // Activations may lie there already.
         Self::require(&live.config, device, half, eight, tokens, 0)?;

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """A CLT and a per-layer transcoder (PLT) of equal parameters, trained on real text for the same time.
 
-    python benches/clt.py CLTLAB MODEL TEXTS FOLDER [--minutes 20] [--features 1024] [--k 16]
+    python benches/clt.py CLTLAB MODEL TEXTS FOLDER [--minutes 20] [--features 1024] [--k 16] [--gpu]
 
 TopK, moments in eight bits, two passes over each buffer of activations. The PLT has as many features as
 give it the CLT's number of weights. A short run of each says how many tokens a second the model and the
 step take; from these follow the steps that fill the minutes (running the model included), so that the
-number of steps does not depend on what else the machine does later. Then both are evaluated on text that
+number of steps does not depend on what else the machine does later. With --gpu (CLTLAB from ./x build-cuda) the model runs
+in bf16 and steps take 4,096 tokens, weights in bf16, and the CLT is saved in bf16. Then both are evaluated on text that
 neither was trained on, and the CLT's graph of the two-hop prompt is checked: predicted against measured
 effects of its groups of features, with random groups beside them.
 """
@@ -23,6 +24,7 @@ import time
 
 PROMPT = "The capital of the state containing Dallas is"
 PASSES, BATCH, BUFFER = 2, 512, 24576
+ON_GPU = 'device = "cuda"\nweights = "bf16"\n'
 
 
 def config(given, folder, kind, features, steps, held_out):
@@ -44,12 +46,13 @@ steps = {steps}
 batch_tokens = {BATCH}
 lr = 1e-3
 moments = "eight_bit"
-metrics = "metrics.jsonl"
+{ON_GPU if given.gpu else ""}metrics = "metrics.jsonl"
 [eval]
 tokens = 8192
 fidelity_tokens = 2048
 [output]
 folder = {json.dumps(folder)}
+{'dtype = "bf16"' if given.gpu else ""}
 """
 
 
@@ -101,6 +104,7 @@ def evaluate(given, folder):
 
 
 def main():
+    global BATCH
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     for name in ("cltlab", "model", "texts", "folder"):
         parser.add_argument(name)
@@ -110,9 +114,11 @@ def main():
     parser.add_argument("--layers", type=int, default=30, help="of the model")
     parser.add_argument("--width", type=int, default=576, help="of the model")
     parser.add_argument("--rates", action="store_true", help="only say how many steps fill the minutes")
+    parser.add_argument("--gpu", action="store_true", help="train on CUDA")
     parser.add_argument("--steps", type=lambda text: [int(part) for part in text.split(",")], help="of the CLT and of the PLT, as --rates said on a quiet machine")
     given = parser.parse_args()
     given.folder = os.path.abspath(given.folder)
+    BATCH = 4096 if given.gpu else BATCH
     size = (given.layers, given.width)
     wide = round(given.features * (1 + (given.layers + 1) / 2) / 2 / 64) * 64
     rows = []
@@ -129,7 +135,7 @@ def main():
         rows.append((kind, features, parameters(kind, *size, features), steps, wall, evaluate(given, folder)))
     if given.rates:
         return
-    print("| | features a layer | weights | steps of 512 tokens | minutes in all | FVU | L0 a layer | dead | cross-entropy: model, replacement, MLPs at zero | KL | top-1 |")
+    print(f"| | features a layer | weights | steps of {BATCH} tokens | minutes in all | FVU | L0 a layer | dead | cross-entropy: model, replacement, MLPs at zero | KL | top-1 |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for kind, features, weights, steps, wall, report in rows:
         fvu, l0, dead = (statistics.mean(layer[key] for layer in report["layers"]) for key in ("fvu", "l0", "dead"))

@@ -2,7 +2,7 @@
 
 use crate::numbers::Numbers;
 use crate::support::scratch;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, LayerCode, LayerWeights, SparseCode};
 use cltlab::ErrorKind;
 
@@ -142,4 +142,29 @@ fn bad_inputs_have_typed_errors() {
     let place = scratch("clt_bad");
     assert!(clt.save(place.join("a")).is_ok());
     assert_eq!(clt.save("/proc/nowhere/clt").unwrap_err().kind(), ErrorKind::MissingFile);
+}
+
+#[test]
+fn half_precision_files_hold_rounded_matrices_and_exact_vectors() {
+    let clt = random_clt(Activation::JumpRelu { threshold: 0.1, bandwidth: 0.1 }, 2, 24, 40, 3);
+    for (dtype, name) in [(DType::BF16, "bf16"), (DType::F16, "f16")] {
+        let folder = scratch("clt-half").join(name);
+        clt.save_half(&folder, dtype).unwrap();
+        // What candle's own reader and rounding say.
+        let rounded = |tensor: &Tensor| tensor.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let encoder = candle_core::safetensors::load(folder.join("W_enc_1.safetensors"), &Device::Cpu).unwrap();
+        let decoder = candle_core::safetensors::load(folder.join("W_dec_0.safetensors"), &Device::Cpu).unwrap();
+        assert_eq!((encoder["W_enc_1"].dtype(), decoder["W_dec_0"].dtype(), decoder["W_dec_0"].dims()), (dtype, dtype, &[40, 2, 24][..]));
+        assert_eq!((encoder["b_enc_1"].dtype(), encoder["threshold_1"].dtype()), (DType::F32, DType::F32));
+        let back = Clt::load(folder.to_str().unwrap(), &Device::Cpu).unwrap();
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for l in 0..2 {
+            assert_eq!(values(back.encoder(l)), rounded(clt.encoder(l)));
+            assert_eq!(values(back.decoder(l)), rounded(clt.decoder(l)));
+            assert_eq!(values(back.threshold(l).unwrap()), values(clt.threshold(l).unwrap()));
+            assert_eq!(values(back.encoder_bias(l)), values(clt.encoder_bias(l)));
+        }
+    }
+    let refused = clt.save_half(scratch("clt-half").join("f64"), DType::F64).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
 }

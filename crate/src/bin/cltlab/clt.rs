@@ -70,6 +70,9 @@ struct ConvertArgs {
     /// Format to write; ours, which circuit-tracer reads too, without it
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
+    /// Encoders and decoders in f32, bf16 or f16; only in our own format
+    #[arg(long, conflicts_with = "format", default_value = "f32")]
+    dtype: DType,
 }
 
 #[derive(Args)]
@@ -114,7 +117,7 @@ fn convert(args: &ConvertArgs) -> Result<()> {
     let clt = args.of.load(&Device::Cpu)?;
     match format {
         Some(format) => clt.save_as(&args.target, format)?,
-        None => clt.save(&args.target)?,
+        None => clt.save_half(&args.target, args.dtype)?,
     }
     println!("{clt}\nwritten to {} as {}", args.target.display(), format.map_or("our own format, which circuit-tracer reads", Format::name));
     Ok(())

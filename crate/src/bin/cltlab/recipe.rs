@@ -26,6 +26,7 @@
 //! tokens = 16384                         # EvalConfig
 //! [output]
 //! folder = "runs/gpt2-24k"               # checkpoints/, metrics.jsonl, clt/, report.json
+//! # dtype = "bf16"                       # clt/ in half the size
 //! ```
 
 use cltlab::prelude::*;
@@ -80,6 +81,8 @@ pub struct ActivationsTable {
 pub struct OutputTable {
     /// Where everything is written.
     pub folder: Option<String>,
+    /// f32, bf16 or f16 for the CLT's encoders and decoders.
+    pub dtype: Option<String>,
 }
 
 /// The parsed file.

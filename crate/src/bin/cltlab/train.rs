@@ -94,6 +94,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         ..recipe.train.clone()
     };
     config.validate()?;
+    let saved = dtype(&recipe, "[output] dtype", &recipe.output.dtype)?.unwrap_or(DType::F32);
     let checkpoints = config.checkpoint_dir.clone().unwrap_or_default();
     let begun = has_checkpoint(&checkpoints);
     if begun && !args.resume && !args.resume_earlier {
@@ -131,7 +132,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     }
     trainer.save(&checkpoints)?;
     let clt = trainer.clt()?;
-    clt.save(folder.clt())?;
+    clt.save_half(folder.clt(), saved)?;
     let evaluation = match (&source.model, &source.held_out) {
         (Some(model), Some(text)) if !progress::stop_requested() => Some(evaluate_with(model, &clt, text, &recipe.eval)),
         _ => None,
@@ -156,6 +157,17 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     trained
 }
 
+/// A type of numbers that a recipe names.
+fn dtype(recipe: &Recipe, field: &str, word: &Option<String>) -> Result<Option<DType>> {
+    let known = |word: &String| match word.as_str() {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::BF16),
+        "f16" => Ok(DType::F16),
+        _ => Err(recipe.bad(field, word, "f32, bf16 or f16")),
+    };
+    word.as_ref().map(known).transpose()
+}
+
 /// What a recipe names, opened.
 struct Source {
     model: Option<Model>,
@@ -165,7 +177,7 @@ struct Source {
 
 impl Source {
     fn open(recipe: &Recipe) -> Result<Self> {
-        let dtype = recipe.model.dtype.as_ref().map(|word| word.parse().map_err(|_| recipe.bad("[model] dtype", word, "f32, bf16 or f16"))).transpose()?;
+        let dtype = dtype(recipe, "[model] dtype", &recipe.model.dtype)?;
         let model = recipe.model.name.as_ref().map(|name| Model::load_with(name, &LoadConfig { dtype, device: None })).transpose()?;
         let model = model.map(|model| recipe.model.output.map_or(model.clone(), |output| model.with_output(output)));
         let (text, held_out) = texts(recipe)?;

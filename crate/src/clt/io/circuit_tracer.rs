@@ -10,7 +10,7 @@
 use super::{gemma_scope, gemma_scope_2, per_layer};
 use super::import::ImportConfig;
 use super::source::Source;
-use super::staged::{self, write_tensors};
+use super::staged::{self, write_as};
 use super::tensors::Reader;
 use super::weights::{floats, mean, no_place};
 use crate::clt::{Activation, Clt, CltConfig, Decoder, InputSite, Layer, Tied};
@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::model::OutputSite;
 use crate::progress;
-use candle_core::Device;
+use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 
 const KIND: &str = "cross_layer_transcoder";
@@ -50,14 +50,32 @@ impl Clt {
     /// # Errors
     /// `DiskFull`, `MissingFile` or `Io`, with the path.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
-        staged::write(folder.as_ref(), |folder| self.write_files(folder))
+        self.save_half(folder, DType::F32)
     }
 
-    fn write_files(&self, folder: &Path) -> Result<()> {
+    /// As [`Clt::save`], encoders, decoders and skip connections in `dtype`: bf16 or f16 halve the files. Biases and thresholds stay
+    /// f32. Read back they are f32 again, rounded.
+    ///
+    /// # Errors
+    /// As [`Clt::save`]; `Unsupported` for another type than f32, bf16 and f16.
+    ///
+    /// ```no_run
+    /// # use cltlab::{candle::{DType, Device}, clt::Clt};
+    /// Clt::load("runs/first/clt", &Device::Cpu)?.save_half("runs/first/clt-bf16", DType::BF16)?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    pub fn save_half(&self, folder: impl AsRef<Path>, dtype: DType) -> Result<()> {
+        if !matches!(dtype, DType::F32 | DType::BF16 | DType::F16) {
+            return Err(Error::expected(ErrorKind::Unsupported, "Clt::save_half: dtype", dtype.as_str(), "f32, bf16 or f16"));
+        }
+        staged::write(folder.as_ref(), |folder| self.write_files(folder, dtype))
+    }
+
+    fn write_files(&self, folder: &Path, dtype: DType) -> Result<()> {
         let config = self.config();
         let (f, d) = (config.features, config.width);
         if config.per_layer {
-            self.write_per_layer(folder)?;
+            self.write_per_layer(folder, dtype)?;
         }
         for l in (0..config.layers).filter(|_| !config.per_layer) {
             let mut encoder = vec![
@@ -66,11 +84,11 @@ impl Clt {
                 (format!("b_dec_{l}"), vec![d], self.decoder_bias(l)),
             ];
             encoder.extend(self.threshold(l).map(|threshold| (format!("threshold_{l}"), vec![f], threshold)));
-            write_tensors(&folder.join(format!("W_enc_{l}.safetensors")), &encoder)?;
+            write_as(&folder.join(format!("W_enc_{l}.safetensors")), &encoder, dtype)?;
             let decoder = [(format!("W_dec_{l}"), vec![f, config.slots(l), d], self.decoder(l))];
-            write_tensors(&folder.join(format!("W_dec_{l}.safetensors")), &decoder)?;
+            write_as(&folder.join(format!("W_dec_{l}.safetensors")), &decoder, dtype)?;
             if let Some(skip) = self.skip(l) {
-                write_tensors(&folder.join(skip_file(l)), &[(format!("W_skip_{l}"), vec![d, d], skip)])?;
+                write_as(&folder.join(skip_file(l)), &[(format!("W_skip_{l}"), vec![d, d], skip)], dtype)?;
             }
         }
         let k = if let (Activation::TopK { k }, true) = (&config.activation, config.per_layer) { Some(*k) } else { None };
@@ -105,7 +123,7 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     if config.skip && !config.per_layer {
         return Err(no_place("circuit-tracer", "skip", "skip connections", "none, for it does not read a CLT's").help("Clt::save keeps them for use here"));
     }
-    clt.write_files(folder)
+    clt.write_files(folder, DType::F32)
 }
 
 /// Reads a CLT in circuit-tracer's format, ours or theirs.

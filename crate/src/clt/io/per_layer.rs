@@ -7,12 +7,12 @@
 
 use super::circuit_tracer::Yaml;
 use super::source::Source;
-use super::staged::write_tensors;
+use super::staged::write_as;
 use super::tensors::Reader;
 use crate::clt::{Activation, Clt, CltConfig, Decoder, Layer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hub::HubRepo;
-use candle_core::Device;
+use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 
 pub(super) const KIND: &str = "transcoder_set";
@@ -96,7 +96,7 @@ pub(super) fn layers(source: &Source, yaml: &Yaml, config: &CltConfig, device: &
 
 impl Clt {
     /// The layer files of a PLT.
-    pub(super) fn write_per_layer(&self, folder: &Path) -> Result<()> {
+    pub(super) fn write_per_layer(&self, folder: &Path, dtype: DType) -> Result<()> {
         let (f, d) = (self.features(), self.config().width);
         for l in 0..self.layers() {
             let decoder = self.decoder(l).squeeze(1)?;
@@ -109,7 +109,7 @@ impl Clt {
             ];
             tensors.extend(self.threshold(l).map(|threshold| (THRESHOLD.to_string(), vec![f], threshold)));
             tensors.extend(skip.as_ref().map(|skip| (SKIP.to_string(), vec![d, d], skip)));
-            write_tensors(&folder.join(format!("layer_{l}.safetensors")), &tensors)?;
+            write_as(&folder.join(format!("layer_{l}.safetensors")), &tensors, dtype)?;
         }
         Ok(())
     }

@@ -1,10 +1,13 @@
 //! A folder of files, written beside its place and moved in when it is complete.
 
-use super::tensors;
 use crate::clt::decode::values;
 use crate::error::{Error, Result};
 use crate::files;
-use candle_core::{Device, Tensor};
+use crate::files::sealed::{write_plain, Array};
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use safetensors::Dtype;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -41,6 +44,11 @@ fn move_in(staged: &Path, folder: &Path) -> Result<()> {
 
 /// Writes tensors as one safetensors file, f32; its folder is made.
 pub(super) fn write_tensors(path: &Path, tensors: &[Part<'_>]) -> Result<()> {
+    write_as(path, tensors, DType::F32)
+}
+
+/// As [`write_tensors`], matrices in `dtype`: f32, bf16 or f16. Vectors stay f32: a threshold that is rounded is another.
+pub(super) fn write_as(path: &Path, tensors: &[Part<'_>], dtype: DType) -> Result<()> {
     if let Some(folder) = path.parent() {
         files::create_folder(folder)?;
     }
@@ -49,12 +57,26 @@ pub(super) fn write_tensors(path: &Path, tensors: &[Part<'_>]) -> Result<()> {
         .map(|(name, shape, tensor)| Ok((name.clone(), shape.clone(), tensor.to_device(&Device::Cpu)?.contiguous()?)))
         .collect::<Result<_>>()?;
     let guards: Vec<_> = tensors.iter().map(|(_, _, tensor)| tensor.storage_and_layout()).collect();
-    let named: Vec<tensors::Named<'_>> = tensors
+    let narrow = |values: &[f32]| -> Option<(Dtype, Vec<u8>)> {
+        match dtype {
+            DType::BF16 => Some((Dtype::BF16, values.par_iter().flat_map_iter(|&value| bf16::from_f32(value).to_le_bytes()).collect())),
+            DType::F16 => Some((Dtype::F16, values.par_iter().flat_map_iter(|&value| f16::from_f32(value).to_le_bytes()).collect())),
+            _ => None,
+        }
+    };
+    let halves = tensors
         .iter()
         .zip(&guards)
-        .map(|((name, shape, _), guard)| Ok((name.clone(), shape.clone(), values(guard)?)))
-        .collect::<Result<_>>()?;
-    tensors::write(path, &named, HashMap::new())
+        .map(|((_, shape, _), guard)| Ok(if shape.len() > 1 { narrow(values(guard)?) } else { None }))
+        .collect::<Result<Vec<_>>>()?;
+    let named = tensors.iter().zip(&guards).zip(&halves).map(|(((name, shape, _), guard), half)| {
+        let array = match half {
+            Some((dtype, bytes)) => Array::Raw(*dtype, bytes),
+            None => Array::F32(values(guard)?),
+        };
+        Ok((name.clone(), shape.clone(), array))
+    });
+    write_plain(path, &named.collect::<Result<Vec<_>>>()?, HashMap::new())
 }
 
 /// As [`write_tensors`], for tensors of any shape that were made for the file.

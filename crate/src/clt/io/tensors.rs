@@ -1,20 +1,9 @@
-//! Safetensors files of f32 tensors: streamed out without a copy, read with the name in each error.
+//! Safetensors files, read with the name in each error.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::sealed::{self, Array};
 use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-
-/// A named array to write: name, shape, values.
-pub(crate) type Named<'a> = (String, Vec<usize>, &'a [f32]);
-
-/// Writes f32 arrays and text metadata as one safetensors file, whole or not at all.
-pub(crate) fn write(path: &Path, arrays: &[Named<'_>], notes: HashMap<String, String>) -> Result<()> {
-    let arrays: Vec<_> = arrays.iter().map(|(name, shape, values)| (name.clone(), shape.clone(), Array::F32(values))).collect();
-    sealed::write_plain(path, &arrays, notes)
-}
+use std::path::PathBuf;
 
 /// An open safetensors file, mapped into memory.
 pub(crate) struct Reader {

@@ -102,32 +102,34 @@ fn name(value: &impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
 }
 
-/// Prints the card's ceilings and one line of JSON for each shape and way to hold weights.
+/// Prints the card's ceilings and one line of JSON for each shape and way to hold weights, then all of it as a table.
 pub fn bench(args: &GpuArgs) -> Result<()> {
     progress::set_sink(None);
     let device = cltlab::device::cuda(0)?;
     let small = args.shapes.iter().all(|shape| matches!(shape, Shape::Tiny | Shape::TinyModel | Shape::TinyGraph));
     let ceilings = Ceilings::measure(&device, if small { 128 } else { 8192 })?;
     println!("{{\"ceilings\": {{\"copy\": {:.4e}, \"bf16\": {:.4e}, \"f32\": {:.4e}}}}}", ceilings.copy, ceilings.bf16, ceilings.f32);
+    let mut table = vec!["| shape | weights and moments | | ms | floor, ms | share | memory |".to_string(), "|---|---|---|---|---|---|---|".to_string()];
     for shape in &args.shapes {
         match shape {
-            Shape::Attribution => graphs::time(&RandomModel::gpt2_small(), [9216, 30], &[64, 512], 4096, &device, &ceilings)?,
-            Shape::TinyGraph => graphs::time(&RandomModel::default(), [128, 4], &[16], 100, &device, &ceilings)?,
+            Shape::Attribution => graphs::time(&RandomModel::gpt2_small(), [9216, 30], &[64, 512], 4096, &device, &ceilings, &mut table)?,
+            Shape::TinyGraph => graphs::time(&RandomModel::default(), [128, 4], &[16], 100, &device, &ceilings, &mut table)?,
             _ => {}
         }
         for held in args.held.iter().filter(|_| !matches!(shape, Shape::Attribution | Shape::TinyGraph)) {
             match time(shape, held, args.timed, &ceilings) {
-                Ok(()) => {}
+                Ok(row) => table.push(row),
                 // A card that cannot hold one says so, and goes on with the next.
                 Err(error) if error.is_out_of_memory() => println!("{{\"shape\": \"{}\", \"held\": \"{}\", \"error\": {:?}}}", name(shape), name(held), error.to_string()),
                 Err(error) => return Err(error),
             }
         }
     }
+    println!("\n{ceilings}\n\n{}", table.join("\n"));
     Ok(())
 }
 
-fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result<()> {
+fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result<String> {
     let [layers, width, features, k, tokens] = shape.numbers();
     let (weights, moments) = held.parts();
     let clt = CltConfig { layers, width, features, activation: Activation::TopK { k }, ..CltConfig::default() };
@@ -157,7 +159,7 @@ fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result
     let seconds = start.elapsed().as_secs_f64() / steps as f64;
     let loss = history.last().map_or(f64::NAN, |sample| sample.reconstruction);
     let floor = floor(&clt, tokens, trainer.bytes_per_weight(), weights, ceilings) + model_flops * tokens as f64 / ceilings.bf16;
-    let used = trainer.gpu_bytes()?.unwrap_or(0);
+    let gib = trainer.gpu_bytes()?.unwrap_or(0) as f64 / f64::from(1 << 30);
     println!(
         "{{\"shape\": \"{}\", \"held\": \"{}\", \"tokens_per_second\": {:.1}, \"ms\": {:.3}, \"floor_ms\": {:.3}, \"share\": {:.3}, \"used_gib\": {:.2}, \"loss\": {loss:.3}}}",
         name(shape),
@@ -166,9 +168,9 @@ fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result
         1e3 * seconds,
         1e3 * floor,
         floor / seconds,
-        used as f64 / f64::from(1 << 30)
+        gib
     );
-    Ok(())
+    Ok(format!("| {} | {} | {:.0} tokens/s | {:.2} | {:.2} | {:.0} % | {gib:.1} GiB |", name(shape), name(held), tokens as f64 / seconds, 1e3 * seconds, 1e3 * floor, 100.0 * floor / seconds))
 }
 
 /// Activations in memory, of no model.

@@ -128,6 +128,17 @@ __device__ __forceinline__ float warp_sum8(float v[8]) {
 
 __device__ __forceinline__ u32 of_lane(u32 lane) { return ((lane & 16) >> 2) | ((lane & 8) >> 2) | ((lane & 4) >> 2); }
 
+// Turns the threads' numbers in `room`, one for each, into their sums up to each.
+__device__ __forceinline__ void add_up(u32* room) {
+    __syncthreads();
+    for (u32 gap = 1; gap < blockDim.x; gap <<= 1) {
+        const u32 add = threadIdx.x >= gap ? room[threadIdx.x - gap] : 0;
+        __syncthreads();
+        room[threadIdx.x] += add;
+        __syncthreads();
+    }
+}
+
 // An exclusive scan by one block of 1024; `out` may be `in`. Returns the total in every thread.
 __device__ u32 scan(const u32* in, u32* out, u32 n, u32* room) {
     __shared__ u32 carry;
@@ -136,13 +147,7 @@ __device__ u32 scan(const u32* in, u32* out, u32 n, u32* room) {
     for (u32 base = 0; base < n; base += blockDim.x) {
         const u32 i = base + threadIdx.x, mine = i < n ? in[i] : 0;
         room[threadIdx.x] = mine;
-        __syncthreads();
-        for (u32 gap = 1; gap < blockDim.x; gap <<= 1) {
-            u32 add = threadIdx.x >= gap ? room[threadIdx.x - gap] : 0;
-            __syncthreads();
-            room[threadIdx.x] += add;
-            __syncthreads();
-        }
+        add_up(room);
         const u32 before = carry + room[threadIdx.x] - mine;
         __syncthreads();
         if (i < n) out[i] = before;

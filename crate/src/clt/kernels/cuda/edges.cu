@@ -133,13 +133,7 @@ extern "C" __global__ void __launch_bounds__(256) write_edges(const float* sums,
         count += kept[i] != 0.f;
     }
     room[threadIdx.x] = count;
-    __syncthreads();
-    for (u32 gap = 1; gap < blockDim.x; gap <<= 1) {
-        const u32 add = threadIdx.x >= gap ? room[threadIdx.x - gap] : 0;
-        __syncthreads();
-        room[threadIdx.x] += add;
-        __syncthreads();
-    }
+    add_up(room);
     u32 at = begins[blockIdx.y * gridDim.x + blockIdx.x] + room[threadIdx.x] - count;
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {

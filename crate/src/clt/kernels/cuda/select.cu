@@ -32,13 +32,7 @@ __device__ Picked pick(const u32* hist, u32 bins, u32 wanted, u32* room) {
     for (u32 i = first; i < first + each && i < bins; ++i) mine += hist[bins - 1 - i];
     room[threadIdx.x] = mine;
     if (threadIdx.x == 0) picked.found = 0;
-    __syncthreads();
-    for (u32 gap = 1; gap < blockDim.x; gap <<= 1) {
-        u32 add = threadIdx.x >= gap ? room[threadIdx.x - gap] : 0;
-        __syncthreads();
-        room[threadIdx.x] += add;
-        __syncthreads();
-    }
+    add_up(room);
     u32 before = room[threadIdx.x] - mine;
     if (before < wanted && before + mine >= wanted) {
         for (u32 i = first; i < first + each && i < bins; ++i) {

@@ -8,6 +8,9 @@ use super::{stream, Batch, Outliers};
 use crate::error::Result;
 use candle_core::{DType, Device, Tensor};
 
+/// Rows that are summed together in f32; such sums are added in f64.
+const RUN: usize = 4096;
+
 /// One filling of the buffer.
 #[derive(Clone)]
 pub(crate) enum Filling {
@@ -65,10 +68,10 @@ impl Held {
     /// contexts; the others are left out of `kept` too.
     pub fn append(&mut self, sites: &[Tensor], max_norm: Option<f64>, kept: &mut [bool], context: usize) -> Result<()> {
         let rows = kept.len();
-        let sites = sites.iter().map(|site| Ok(site.to_dtype(DType::F32)?.reshape((rows, ()))?)).collect::<Result<Vec<_>>>()?;
+        let sites = sites.iter().map(|site| Ok(site.reshape((rows, ()))?)).collect::<Result<Vec<_>>>()?;
         if max_norm.is_some() {
             let mut outliers = Outliers::new(max_norm, stream::counts(kept, context));
-            let norms = sites.iter().map(|site| Ok(site.sqr()?.sum(1)?.sqrt()?)).collect::<Result<Vec<_>>>()?;
+            let norms = sites.iter().map(|site| Ok(site.to_dtype(DType::F32)?.sqr()?.sum(1)?.sqrt()?)).collect::<Result<Vec<_>>>()?;
             for norms in Tensor::cat(&norms, 0)?.to_vec1::<f32>()?.chunks_exact(rows) {
                 let norms: Vec<f32> = norms.iter().zip(&*kept).filter(|(_, &kept)| kept).map(|(norm, _)| *norm).collect();
                 outliers.see_norms(&norms);
@@ -80,7 +83,7 @@ impl Held {
             let (count, index) = (index.len(), Tensor::new(index, first.device())?);
             for (layer, pair) in sites.chunks_exact(2).enumerate() {
                 for (side, site) in [&self.inputs, &self.targets].into_iter().zip(pair) {
-                    side[layer].slice_set(&site.index_select(&index, 0)?, 0, self.tokens)?;
+                    side[layer].slice_set(&site.index_select(&index, 0)?.to_dtype(DType::F32)?, 0, self.tokens)?;
                 }
             }
             self.tokens += count;
@@ -88,8 +91,18 @@ impl Held {
         Ok(())
     }
 
-    /// Means and scale of one side of one layer.
+    /// Means and scale of one side of one layer, of which sums alone are read: of each run of rows by dimension, and one a token.
     pub fn measure(&self, side: &Tensor, d: usize) -> Result<Affine> {
-        Ok(Affine::measure(&side.narrow(0, 0, self.tokens)?.flatten_all()?.to_vec1::<f32>()?, d))
+        let runs = || (0..self.tokens).step_by(RUN).map(|from| side.narrow(0, from, RUN.min(self.tokens - from)));
+        let mut sums = vec![0f64; d];
+        for run in runs() {
+            sums.iter_mut().zip(run?.sum(0)?.to_vec1::<f32>()?).for_each(|(sum, part)| *sum += f64::from(part));
+        }
+        let mean = Affine::mean(&sums, self.tokens);
+        let (centre, mut square) = (Tensor::new(mean.as_slice(), side.device())?, 0f64);
+        for run in runs() {
+            square += run?.broadcast_sub(&centre)?.sqr()?.sum(1)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>();
+        }
+        Ok(Affine::of(mean, square, self.tokens))
     }
 }

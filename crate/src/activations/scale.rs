@@ -17,18 +17,28 @@ pub(crate) struct Affine {
 
 impl Affine {
     pub fn measure(values: &[f32], d: usize) -> Self {
-        let tokens = (values.len() / d) as f64;
+        let tokens = values.len() / d;
         let mut sums = vec![0f64; d];
         for row in values.chunks_exact(d) {
             sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
         }
-        let mean: Vec<f32> = sums.iter().map(|sum| (sum / tokens) as f32).collect();
+        let mean = Affine::mean(&sums, tokens);
         let square: f64 = values
             .chunks_exact(d)
             .map(|row| row.iter().zip(&mean).map(|(&x, &mean)| f64::from(x - mean) * f64::from(x - mean)).sum::<f64>())
             .sum();
+        Affine::of(mean, square, tokens)
+    }
+
+    /// Means of `tokens` rows with these sums.
+    pub fn mean(sums: &[f64], tokens: usize) -> Vec<f32> {
+        sums.iter().map(|sum| (sum / tokens as f64) as f32).collect()
+    }
+
+    /// Of `tokens` rows whose distances from `mean` have squares of this sum.
+    pub fn of(mean: Vec<f32>, square: f64, tokens: usize) -> Self {
         // A constant site has nothing to scale.
-        let factor = if square > 0.0 { (d as f64 * tokens / square).sqrt() } else { 1.0 };
+        let factor = if square > 0.0 { (mean.len() as f64 * tokens as f64 / square).sqrt() } else { 1.0 };
         Affine { mean, factor: factor as f32 }
     }
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Builds the emulated CUDA libraries for tests: python3 tests/cuda/build.py [FOLDER] [--candle].
+"""Builds the emulated CUDA libraries for tests: python3 tests/cuda/build.py [FOLDER] [--candle] [--watched].
 
 Our kernels (crate/src/clt/kernels/cuda/kernels.cu) are compiled by g++ against emulator.h; their names are read from
 the PTX. With FOLDER (default target/emulated) first in LD_LIBRARY_PATH a program built with CUDA runs on a machine
-without a GPU, kernel by kernel and thread by thread: for finding mistakes, not for work.
+without a GPU, kernel by kernel and thread by thread: for finding mistakes, not for work. With
+--watched (default target/watched) every load and store of our kernels is looked at: see watch.cpp.
 """
 
 import pathlib
@@ -50,12 +51,19 @@ def candle(out, flags):
 
 def main():
     folders = [word for word in sys.argv[1:] if not word.startswith("--")]
-    out = pathlib.Path(folders[0]) if folders else ROOT / "target/emulated"
+    watched = "--watched" in sys.argv
+    out = pathlib.Path(folders[0]) if folders else ROOT / ("target/watched" if watched else "target/emulated")
     out.mkdir(parents=True, exist_ok=True)
     flags = ["g++", "-O2", "-std=c++17", "-fPIC", "-w", "-fno-strict-aliasing", f"-I{HERE}", f"-I{KERNELS}"]
-    lists, sources = [], [HERE / "driver.cpp"]
+    lists, sources = [], [HERE / "driver.cpp", HERE / "watch.cpp"]
+    if watched:
+        flags.append("-DCLTLAB_WATCHED")
+        # What a compiler joins or makes wider on its own is no access of the kernel's.
+        EXTRA["cltlab"] = EXTRA["faults"] = ["-g", "-O1", "-fno-tree-vectorize", "-fno-store-merging", "-fno-tree-sra", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
     entries = re.findall(r"\.visible \.entry (\w+)\(", (KERNELS / "kernels.ptx").read_text())
     lists.append(registry(out, "cltlab", '#define CLTLAB_EMULATED\n#include "kernels.cu"\n', entries))
+    if watched:
+        lists.append(registry(out, "faults", '#include "faults.cu"\n', re.findall(r"__global__ void (\w+)\(", (HERE / "faults.cu").read_text())))
     if "--candle" in sys.argv:
         lists += candle(out, flags)
     table = out / "lists.cpp"

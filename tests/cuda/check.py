@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What the program does on a GPU, checked on the emulated one: python3 tests/cuda/check.py CLTLAB [EMULATED].
+"""What the program does on a GPU, checked on the emulated one: python3 tests/cuda/check.py CLTLAB [EMULATED [WATCHED]].
 
-CLTLAB was built with CUDA (./x build-cuda), EMULATED is what build.py --candle made. Compared are the CPU's results,
+CLTLAB was built with CUDA (./x build-cuda), EMULATED is what build.py --candle made, WATCHED with --watched. Compared are the CPU's results,
 a training that was interrupted with one that was not, and the words of what cannot work.
 """
 
@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
 FIXTURES = ROOT / "tests/fixtures/attribution"
 failed = []
 
@@ -66,6 +67,23 @@ def self_tests(emulated):
     for order in ("forward", "reverse", "7"):
         code, words = run("selftest", "--device", "cuda", emulated=emulated, CLTLAB_EMULATED_ORDER=order)
         check(f"self-test, threads and blocks in order {order}", code == 0, words)
+
+
+class Watched:
+    """The self-test and a graph on the device that sees races, misalignment and reads out of bounds; slow, so beside the rest."""
+
+    def __init__(self, folder, log):
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+        gpt2 = FIXTURES / "gpt2"
+        graph = ["attribute", "--model", gpt2 / "model", "--clt", gpt2 / "clt", "--dtype", "f32", "--tokens", "5,17,3,42,8,29", "-o", f"{log}.json"]
+        self.log = pathlib.Path(log)
+        with self.log.open("w") as out:
+            self.jobs = [(what, subprocess.Popen([PROGRAM, *map(str, words)], stdout=out, stderr=out, env=environment)) for what, words in (("self-test", ["selftest", "--device", "cuda"]), ("a graph", graph))]
+
+    def join(self):
+        for what, job in self.jobs:
+            code = job.wait(timeout=1800)
+            check(f"{what} on the watched device: every access in bounds, aligned and ordered", code == 0, self.log.read_text()[-4000:])
 
 
 def refusals(emulated, folder):
@@ -199,12 +217,17 @@ def tensors_of(raw, folder):
 
 def main():
     emulated = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "target/emulated"
+    watched = pathlib.Path(sys.argv[3]) if len(sys.argv) > 3 else ROOT / "target/watched"
+    faults = subprocess.run([sys.executable, HERE / "faults.py", watched], capture_output=True, text=True)
+    check("kernels with planted mistakes are told from right ones", faults.returncode == 0, faults.stdout)
     with tempfile.TemporaryDirectory() as folder:
+        beside = Watched(watched, f"{folder}/watched.log")
         refusals(emulated, folder)
         self_tests(emulated)
         attribution(emulated, folder)
         resuming(emulated, folder)
         streaming(emulated, folder)
+        beside.join()
     print(f"{len(failed)} failed" if failed else "all passed")
     sys.exit(bool(failed))
 

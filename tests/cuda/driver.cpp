@@ -1,7 +1,7 @@
 // The part of CUDA's driver interface that the program needs, over the emulator: `libcuda.so.1` for tests.
 //
 // Device memory is the host's, with a guard behind each allocation that is looked at when work is waited for, and
-// fresh memory full of NaN. Streams execute at once. A module is the list of entries in its PTX text; an entry
+// fresh memory full of NaN (watch.cpp says what more is seen of kernels that are compiled for it). Streams execute at once. A module is the list of entries in its PTX text; an entry
 // without an emulated body is reported by name.
 #include <algorithm>
 #include <map>
@@ -12,6 +12,7 @@
 
 #include "emulator.h"
 #include "registry.h"
+#include "watch.h"
 
 namespace emulated {
 Thread* now;
@@ -51,6 +52,7 @@ cltlab_switch:
 )");
 
 static void leave(State state, const char* where) {
+    thread_paused();
     Fiber& fiber = fibers[running];
     fiber.state = state;
     fiber.where = where;
@@ -86,8 +88,11 @@ static bool release(unsigned count) {
             waits |= fibers[i].state == WAITS_WARP;
             ready &= fibers[i].state == WAITS_WARP || fibers[i].state == ENDED;
         }
-        for (unsigned i = first; waits && ready && i < end; ++i) {
-            if (fibers[i].state == WAITS_WARP) fibers[i].state = RUNS, any = true;
+        if (!waits || !ready) continue;
+        any = true;
+        passed_warp(first / 32, std::any_of(&fibers[first], &fibers[end - 1] + 1, [](const Fiber& fiber) { return fiber.state == WAITS_WARP && std::strcmp(fiber.where, "__syncwarp") != 0; }));
+        for (unsigned i = first; i < end; ++i) {
+            if (fibers[i].state == WAITS_WARP) fibers[i].state = RUNS;
         }
     }
     if (any) return true;
@@ -97,6 +102,7 @@ static bool release(unsigned count) {
     for (unsigned i = 0; i < count; ++i) {
         if (fibers[i].state == WAITS_BLOCK) fibers[i].state = RUNS, any = true;
     }
+    passed_barrier();
     return any;
 }
 
@@ -126,6 +132,7 @@ static void run_block(const std::vector<unsigned>& order) {
 
 static void launch(const Kernel* what, Dim grid, Dim size, size_t shared, void** values) {
     kernel = what, parameters = values, grid_size = grid, block_size = size;
+    begin_launch(kernel->name);
     const unsigned threads = size.x * size.y * size.z;
     std::vector<unsigned> order(threads);
     for (unsigned i = 0; i < threads; ++i) order[i] = i;
@@ -146,6 +153,7 @@ static void launch(const Kernel* what, Dim grid, Dim size, size_t shared, void**
         if (shuffles) std::shuffle(order.begin(), order.end(), random);
         std::fill(room.begin(), room.end(), 0xA5);
         block = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
+        begin_block(dynamic, shared);
         run_block(order);
     }
 }
@@ -178,7 +186,7 @@ static void look_at_guards() {
 static Status allocate(At* at, size_t bytes) {
     std::lock_guard<std::recursive_mutex> lock(one);
     if (held + bytes > limit()) return OUT_OF_MEMORY;
-    auto* memory = static_cast<unsigned char*>(std::aligned_alloc(256, (bytes + GUARD + 255) & ~size_t(255)));
+    unsigned char* memory = emulated::remember(bytes, GUARD);
     std::memset(memory, 0xFF, bytes);
     std::memset(memory + bytes, 0xC3, GUARD);
     *at = reinterpret_cast<At>(memory);
@@ -192,8 +200,8 @@ static Status release_memory(At at) {
     auto found = allocations.find(at);
     if (found == allocations.end()) return INVALID;
     held -= found->second;
+    emulated::forget(reinterpret_cast<unsigned char*>(at), found->second);
     allocations.erase(found);
-    std::free(reinterpret_cast<void*>(at));
     return DONE;
 }
 // Whether a range lies within one allocation.

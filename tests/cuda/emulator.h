@@ -22,6 +22,15 @@
 #define __align__(n) alignas(n)
 // Blocks run one after the other, so what a block shares is one static.
 #define __shared__ static
+#ifdef CLTLAB_WATCHED
+#include "watch.h"
+// Atomics tell of themselves, by their own name.
+#define ATOMIC __attribute__((no_sanitize("thread"), noinline))
+#define TELL(at) emulated::atomic(at, sizeof *at)
+#else
+#define ATOMIC inline
+#define TELL(at)
+#endif
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(emulated::dynamic)
 
 namespace emulated {
@@ -103,19 +112,22 @@ inline unsigned __ballot_sync(unsigned, bool value) {
 }
 
 template <typename T, typename U>
-inline T atomicAdd(T* at, U add) {
+ATOMIC T atomicAdd(T* at, U add) {
+    TELL(at);
     T old = *at;
     *at += (T)add;
     return old;
 }
 template <typename T, typename U>
-inline T atomicMin(T* at, U other) {
+ATOMIC T atomicMin(T* at, U other) {
+    TELL(at);
     T old = *at;
     if ((T)other < old) *at = (T)other;
     return old;
 }
 template <typename T, typename U>
-inline T atomicMax(T* at, U other) {
+ATOMIC T atomicMax(T* at, U other) {
+    TELL(at);
     T old = *at;
     if ((T)other > old) *at = (T)other;
     return old;

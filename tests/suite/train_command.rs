@@ -171,13 +171,15 @@ fn a_model_and_a_text() {
     let folder = scratch("train-text");
     std::fs::write(folder.join("stories.txt"), "Once upon a time there was a little girl. She saw a big red ball and ran to the park.\n".repeat(60)).unwrap();
     let text = format!(
-        "[model]\nname = {:?}\n[text]\nfile = \"stories.txt\"\nheld_out = 0.2\n[stream]\ncontext = 32\nbuffer_tokens = 400\n[clt]\nfeatures = 32\nactivation = {{ batch_top_k = {{ k = 4 }} }}\n[train]\nsteps = 5\nbatch_tokens = 64\n[eval]\ncontext = 32\ntokens = 128\nfidelity_tokens = 64\n[output]\nfolder = \"run\"\n",
+        "[model]\nname = {:?}\n[text]\nfile = \"stories.txt\"\nheld_out = 0.2\n[stream]\ncontext = 32\nbuffer_tokens = 400\n[clt]\nfeatures = 32\nactivation = {{ batch_top_k = {{ k = 4 }} }}\n[train]\nsteps = 5\nbatch_tokens = 64\n[eval]\ntokens = 128\nfidelity_tokens = 64\n[output]\nfolder = \"run\"\n",
         model.to_str().unwrap()
     );
     std::fs::write(folder.join("train.toml"), text).unwrap();
     let output = run(&folder, &[]);
     assert!(output.status.success(), "{}", said(&output));
     let report: serde_json::Value = cltlab::files::read_json(folder.join("run/report.json")).unwrap();
+    // Four contexts as long as the training's, without their first positions.
+    assert_eq!(report["evaluation"]["tokens"], 124);
     let file = folder.join("train.toml");
     let report_file = folder.join("again.json");
     let output = cltlab(&["eval", file.to_str().unwrap(), "-o", report_file.to_str().unwrap()]);

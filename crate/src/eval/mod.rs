@@ -137,7 +137,7 @@ impl Report {
     }
 }
 
-/// Evaluates `clt` on held-out text with the default [`EvalConfig`].
+/// Evaluates `clt` on held-out text with the default [`EvalConfig`], in shorter contexts where the model takes no longer ones.
 ///
 /// ```no_run
 /// use cltlab::{auto_device, clt::Clt, eval::evaluate, Corpus, Model};
@@ -151,7 +151,8 @@ impl Report {
 /// # Errors
 /// As [`evaluate_with`].
 pub fn evaluate(model: &Model, clt: &Clt, corpus: &Corpus) -> Result<Report> {
-    evaluate_with(model, clt, corpus, &EvalConfig::default())
+    let usual = EvalConfig::default();
+    evaluate_with(model, clt, corpus, &EvalConfig { context: usual.context.min(model.context()), ..usual })
 }
 
 /// Evaluates `clt` on held-out text. After a stop request the report covers what was done so far.

@@ -23,7 +23,7 @@
 //! steps = 20000                          # TrainConfig
 //! eval_every = 500
 //! [eval]
-//! tokens = 16384                         # EvalConfig
+//! tokens = 16384                         # EvalConfig; context as in [stream]
 //! [output]
 //! folder = "runs/gpt2-24k"               # checkpoints/, metrics.jsonl, clt/, report.json
 //! # dtype = "bf16"                       # clt/ in half the size
@@ -165,7 +165,8 @@ impl Recipe {
         recipe.stream = recipe.table("stream", &preset.map_or_else(StreamConfig::default, Preset::stream))?;
         recipe.store = recipe.table("store", &StoreConfig::default())?;
         recipe.train = recipe.table("train", &preset.map_or_else(TrainConfig::default, Preset::train))?;
-        recipe.eval = recipe.table("eval", &EvalConfig::default())?;
+        // Evaluated in contexts like those it was trained in.
+        recipe.eval = recipe.table("eval", &EvalConfig { context: recipe.stream.context, ..EvalConfig::default() })?;
         let init = recipe.tables.get_mut("clt").and_then(|table| table.as_table_mut()?.remove("init"));
         recipe.init = init.map(|value| value.as_str().map(str::to_string).ok_or_else(|| recipe.bad("[clt] init", value.type_str(), "the folder of a CLT"))).transpose()?;
         // A wrong key is refused before a model is loaded.

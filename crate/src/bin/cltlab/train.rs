@@ -115,7 +115,8 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     if let (Some(model), Some(text), true) = (&source.model, &source.held_out, config.eval_every > 0) {
         trainer = trainer.with_eval(model, text, &recipe.eval)?;
     }
-    if source.held_out.is_some() && source.model.is_some() {
+    if let (Some(model), Some(_)) = (&source.model, &source.held_out) {
+        recipe.eval.validate(model.context())?;
         recipe.eval.fits(&trainer.clt_config().activation)?;
     }
     cltlab::files::create_folder(&folder.0)?;

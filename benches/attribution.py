@@ -2,6 +2,7 @@
 """Attribution side by side with circuit-tracer: one random model and CLT, one prompt, same nodes.
 
 usage: attribution.py CLTLAB FOLDER [--shape gpt2|small] [--tokens 16,64] [--rows 512,128] [--batch 32,16]
+                                  [--device cuda]
        attribution.py CLTLAB FOLDER --scaling [--tokens 512,1024,2048,4096] [--rows 8192]
 Prints one row a prompt length and program: rows per second end to end (attribute, prune, export;
 loading apart), CPU seconds, peak memory, and whether the same features were selected. Each program
@@ -12,9 +13,12 @@ features (values, outputs and patterns at the positions that each reaches, produ
 rows there), and the share of them in what the cores can do, measured by NumPy's product just before.
 --scaling is ours alone: long prompts on a small model (L 4, d 128, F 1024, 8 features a token and
 layer); the peer keeps a copy of the prompt for each target of a batch and a dense matrix.
+--device cuda: both in f32 on a GPU, CLTLAB from ./x build-cuda. Each side runs twice and the second run counts (kernels
+are compiled for the card in the first); decoders lie on the device for both, peak MB is the device's memory by
+nvidia-smi, the share is of PyTorch's f32 product on the card.
 requirements-attribution.txt names what this needs.
 """
-import argparse, json, os, re, resource, subprocess, sys, time
+import argparse, json, os, re, resource, shutil, subprocess, sys, threading, time
 
 SHAPES = {
     "gpt2": dict(L=12, d=768, F=9216, heads=12, context=1024, l0=30),
@@ -75,7 +79,7 @@ def prompt(tokens):
     return [0] + [(i * 997) % (VOCAB - 1) + 1 for i in range(1, tokens)]
 
 
-def peer(folder, tokens, rows, batch, shape):
+def peer(folder, tokens, rows, batch, shape, device):
     """circuit-tracer, in this process; prints its figures as JSON."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
@@ -93,16 +97,22 @@ def peer(folder, tokens, rows, batch, shape):
     config = HookedTransformerConfig(
         n_layers=s["L"], d_model=s["d"], n_ctx=s["context"], d_head=s["d"] // s["heads"], n_heads=s["heads"], d_mlp=4 * s["d"], d_vocab=VOCAB,
         act_fn="gelu_new", normalization_type="LN", eps=1e-5, model_name="random", original_architecture="GPT2LMHeadModel",
-        tokenizer_name=f"{folder}/model", init_weights=False, attention_dir="causal", positional_embedding_type="standard", device="cpu",
+        tokenizer_name=f"{folder}/model", init_weights=False, attention_dir="causal", positional_embedding_type="standard", device=device,
         default_prepend_bos=True, dtype=torch.float32, seed=None)
     model = TransformerLensReplacementModel(config, tokenizer=AutoTokenizer.from_pretrained(f"{folder}/model"))
     weights = {k: v.detach() for k, v in convert_gpt2_weights(hf, config).items()}
     model.load_and_process_state_dict(weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False)
     del hf, weights
-    clt = load_clt(f"{folder}/clt", scan="random", device=torch.device("cpu"), dtype=torch.float32, lazy_decoder=True)
+    clt = load_clt(f"{folder}/clt", scan="random", device=torch.device(device), dtype=torch.float32, lazy_decoder=device == "cpu")
     model._configure_replacement_model(clt)
+    explain = lambda: attribute(torch.tensor(prompt(tokens), device=device), model, batch_size=batch, max_feature_nodes=rows, update_interval=INTERVAL)
+    if device == "cuda":
+        explain()
+        torch.cuda.synchronize()
     cpu, start = time.process_time(), time.perf_counter()
-    graph = attribute(torch.tensor(prompt(tokens)), model, batch_size=batch, max_feature_nodes=rows, update_interval=INTERVAL)
+    graph = explain()
+    if device == "cuda":
+        torch.cuda.synchronize()
     attributed = time.perf_counter() - start
     create_graph_files(graph, slug="peer", output_path=folder, scan="random", node_threshold=0.8, edge_threshold=0.98)
     whole = time.perf_counter() - start
@@ -128,8 +138,11 @@ def floor(shape, active, selected):
     return (maps + patterns + products).sum() / 1e9
 
 
-def peak_rate():
-    """GFLOP/s of NumPy's single-precision product on all cores."""
+def peak_rate(device):
+    """GFLOP/s of a single-precision product: NumPy's on all cores, or PyTorch's on the GPU."""
+    if device == "cuda":
+        done = subprocess.run([sys.executable, "-c", GPU_RATE], capture_output=True, text=True, check=True)
+        return float(done.stdout)
     import numpy as np
 
     a = np.ones((1536, 1536), np.float32)
@@ -141,17 +154,59 @@ def peak_rate():
     return best
 
 
-def ours(program, folder, shape, tokens, rows, step):
+GPU_RATE = """import time, torch
+a, best = torch.randn(8192, 8192, device='cuda'), 0
+for _ in range(12):
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    a @ a
+    torch.cuda.synchronize()
+    best = max(best, 2 * 8192**3 / (time.perf_counter() - start) / 1e9)
+print(best)"""
+
+
+class CardMemory:
+    """The most memory of the first GPU in use while a block runs, in MB, less what was before."""
+
+    def __enter__(self):
+        self.peak, self.stop = 0, threading.Event()
+        self.before = self.used()
+        self.thread = threading.Thread(target=self.look)
+        self.thread.start()
+        return self
+
+    def used(self):
+        if not shutil.which("nvidia-smi"):
+            return 0
+        done = subprocess.run(["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True)
+        return int(done.stdout.split()[0]) if done.returncode == 0 else 0
+
+    def look(self):
+        while not self.stop.wait(0.1):
+            self.peak = max(self.peak, self.used() - self.before)
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+
+
+def ours(program, folder, shape, tokens, rows, step, device):
     """cltlab, `rows` features (0: all) ranked again after every `step`."""
     from safetensors.numpy import load_file
 
     args = [program, "attribute", "--model", f"{folder}/model", "--clt", f"{folder}/clt", "--tokens", ",".join(map(str, prompt(tokens))), "-o", f"{folder}/ours.json"]
+    if device == "cuda":
+        args += ["--dtype", "f32"]
     budget = ["--max-features", str(rows)] + (["--batch-size", str(step), "--update-interval", "1"] if step else []) if rows else []
-    rate = peak_rate()
-    done = subprocess.run(["/usr/bin/env", "python3", "-c", TIMED, *args, *budget], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
+    rate = peak_rate(device)
+    for _ in range(2 if device == "cuda" else 1):
+        with CardMemory() as card:
+            done = subprocess.run(["/usr/bin/env", "python3", "-c", TIMED, *args, *budget], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
     figures = json.loads(done.stdout.strip().splitlines()[-1])
+    if device == "cuda":
+        figures["peak"] = card.peak
     laps = dict((name, float(value)) for name, value in re.findall(r"· (\w+) ([\d.]+) s", done.stdout))
     count = int(re.search(r"rows (\d+)", done.stdout)[1])
     edges = int(re.search(r"(\d+) edges", done.stdout)[1])
@@ -189,6 +244,7 @@ def main():
     parser.add_argument("--tokens")
     parser.add_argument("--rows")
     parser.add_argument("--batch", default="32,16")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--scaling", action="store_true", help="long prompts, without circuit-tracer")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--alone", action="store_true", help="without circuit-tracer")
@@ -200,31 +256,34 @@ def main():
     batches = [int(n) for n in args.batch.split(",")]
     folder = os.path.join(os.path.abspath(args.folder), args.shape)
     if args.peer:
-        return peer(folder, tokens[0], rows[0], batches[0], args.shape)
+        return peer(folder, tokens[0], rows[0], batches[0], args.shape, args.device)
     os.makedirs(folder, exist_ok=True)
     make(folder, args.shape)
-    print(f"{args.shape}: {SHAPES[args.shape]}, load average {os.getloadavg()[0]:.1f}, {peak_rate():.0f} GFLOP/s")
+    print(f"{args.shape}: {SHAPES[args.shape]}, load average {os.getloadavg()[0]:.1f}, {peak_rate(args.device):.0f} GFLOP/s")
     print("| tokens | program | active features | rows | edges | attribute s | with prune and export s | rows/s | CPU s (ours with loading) | peak MB "
           "| floor GFLOP (share of peak) | |\n|---|---|---|---|---|---|---|---|---|---|---|---|")
     if args.scaling:
         for count in tokens:
-            line(count, ours(args.program, folder, args.shape, count, rows[0], 0))
+            line(count, ours(args.program, folder, args.shape, count, rows[0], 0, args.device))
         return
     for count, budget, batch in zip(tokens, rows, batches):
-        mine = ours(args.program, folder, args.shape, count, budget, INTERVAL * batch)
+        mine = ours(args.program, folder, args.shape, count, budget, INTERVAL * batch, args.device)
         if args.alone:
             line(count, mine)
             continue
-        command = [sys.executable, __file__, "-", args.folder, "--shape", args.shape, "--tokens", str(count), "--rows", str(budget), "--batch", str(batch), "--peer"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, __file__, "-", args.folder, "--shape", args.shape, "--tokens", str(count), "--rows", str(budget), "--batch", str(batch), "--device", args.device, "--peer"]
+        with CardMemory() as card:
+            done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr)
         theirs = json.loads(done.stdout.strip().splitlines()[-1])
+        if args.device == "cuda":
+            theirs["peak"] = card.peak
         line(count, theirs)
         same = len({tuple(f) for f in mine["selected"]} & {tuple(f) for f in theirs["selected"]})
         rate = (mine["rows"] / mine["whole"]) / (theirs["rows"] / theirs["whole"])
-        line(count, mine, f"{rate:.1f} x the rows per second, {mine['peak'] / theirs['peak']:.2f} of the memory, {same} of {len(theirs['selected'])} features the same")
-        line(count, ours(args.program, folder, args.shape, count, 0, 0), "all features")
+        line(count, mine, f"{rate:.1f} x the rows per second, {mine['peak'] / max(theirs['peak'], 1):.2f} of the memory, {same} of {len(theirs['selected'])} features the same")
+        line(count, ours(args.program, folder, args.shape, count, 0, 0, args.device), "all features")
 
 
 if __name__ == "__main__":

@@ -119,6 +119,13 @@ ATOMIC T atomicAdd(T* at, U add) {
     return old;
 }
 template <typename T, typename U>
+ATOMIC T atomicOr(T* at, U bits) {
+    TELL(at);
+    T old = *at;
+    *at |= (T)bits;
+    return old;
+}
+template <typename T, typename U>
 ATOMIC T atomicMin(T* at, U other) {
     TELL(at);
     T old = *at;

@@ -20,6 +20,16 @@ struct Small {
     u8* scales;
 };
 
+// Begins to fetch the moments of eight weights.
+__device__ __forceinline__ void fetch(Full moments, size_t index) {
+    soon(moments.m + index);
+    soon(moments.v + index);
+}
+__device__ __forceinline__ void fetch(Small moments, size_t index) {
+    soon(moments.m + index);
+    soon(moments.v + index);
+}
+
 __device__ __forceinline__ void adam_one(const Adam& adam, float g, float& w, float& m, float& v) {
     m = fmaf(adam.beta1, m, (1.f - adam.beta1) * g);
     v = fmaf(adam.beta2, v, (1.f - adam.beta2) * g * g);

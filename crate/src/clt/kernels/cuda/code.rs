@@ -31,7 +31,7 @@ pub(crate) fn select(h: &Tensor, bias: &Tensor, keep: &Keep<'_>) -> Result<Layer
             let (kept, values, of): (Buffer<u32>, Buffer<f32>, Buffer<u32>) = (gpu.zeros(places)?, gpu.zeros(places)?, gpu.zeros(places)?);
             let (starts, counts, cuts, hint): (Buffer<u32>, Buffer<u32>, Buffer<f32>, Buffer<f32>) = (gpu.zeros(tokens)?, gpu.zeros(tokens)?, gpu.zeros(tokens)?, gpu.zeros(1)?);
             // SAFETY: one block a token; runs of k entries each have room.
-            unsafe { gpu.launch("top_rows", (tokens, 1), ROW, &[&at, &bias, &features, &(*k as u32), &hint.at(), &kept.at(), &values.at(), &of.at(), &starts.at(), &counts.at(), &cuts.at()])? };
+            unsafe { gpu.launch("top_rows", (tokens, 1), ROW, &[&at, &bias, &features, &(*k as u32), &hint.at(), &kept.at(), &values.at(), &of.at(), &starts.at(), &counts.at(), &cuts.at(), &(0 as At)])? };
             let (kept, values) = (kept.read_first(places)?, values.read_first(places)?);
             let mut code = LayerCode::empty(0);
             for (features, values) in kept.chunks_exact(*k).zip(values.chunks_exact(*k)) {

@@ -128,33 +128,65 @@ __device__ __forceinline__ float warp_sum8(float v[8]) {
 
 __device__ __forceinline__ u32 of_lane(u32 lane) { return ((lane & 16) >> 2) | ((lane & 8) >> 2) | ((lane & 4) >> 2); }
 
-// Turns the threads' numbers in `room`, one for each, into their sums up to each.
-__device__ __forceinline__ void add_up(u32* room) {
-    __syncthreads();
-    for (u32 gap = 1; gap < blockDim.x; gap <<= 1) {
-        const u32 add = threadIdx.x >= gap ? room[threadIdx.x - gap] : 0;
-        __syncthreads();
-        room[threadIdx.x] += add;
-        __syncthreads();
+// Sums over the lanes up to each.
+__device__ __forceinline__ u32 warp_scan(u32 v) {
+    const u32 lane = threadIdx.x & 31;
+#pragma unroll
+    for (u32 gap = 1; gap < 32; gap <<= 1) {
+        const u32 below = __shfl_up_sync(WHOLE, v, gap);
+        if (lane >= gap) v += below;
     }
+    return v;
 }
 
-// An exclusive scan by one block of 1024; `out` may be `in`. Returns the total in every thread.
-__device__ u32 scan(const u32* in, u32* out, u32 n, u32* room) {
-    __shared__ u32 carry;
-    if (threadIdx.x == 0) carry = 0;
+// The sum of the threads' numbers up to each; `total` is that of all. `room` has 32 places. A block has whole warps.
+__device__ __forceinline__ u32 add_up(u32 mine, u32* room, u32& total) {
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    u32 sum = warp_scan(mine);
+    if (lane == 31) room[warp] = sum;
     __syncthreads();
-    for (u32 base = 0; base < n; base += blockDim.x) {
-        const u32 i = base + threadIdx.x, mine = i < n ? in[i] : 0;
-        room[threadIdx.x] = mine;
-        add_up(room);
-        const u32 before = carry + room[threadIdx.x] - mine;
-        __syncthreads();
-        if (i < n) out[i] = before;
-        if (threadIdx.x == blockDim.x - 1) carry = before + mine;
-        __syncthreads();
+    if (warp == 0) {
+        room[lane] = warp_scan(lane < warps ? room[lane] : 0u);
     }
+    __syncthreads();
+    if (warp > 0) sum += room[warp - 1];
+    total = room[warps - 1];
+    __syncthreads();
+    return sum;
+}
+
+// An exclusive scan by one block; `out` and `also` may be `in`. Returns the total in every thread. `room` has 32 places.
+__device__ __forceinline__ u32 scan(const u32* in, u32* out, u32* also, u32 n, u32* room) {
+    u32 carry = 0;
+    // Four neighbours a thread: fewer rounds.
+    for (u32 base = 0; base < n; base += 4 * blockDim.x) {
+        const u32 first = base + 4 * threadIdx.x;
+        u32 v[4], mine = 0, total;
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            v[i] = first + i < n ? in[first + i] : 0u;
+            mine += v[i];
+        }
+        u32 before = carry + add_up(mine, room, total) - mine;
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            if (first + i < n) {
+                out[first + i] = before;
+                if (also) also[first + i] = before;
+            }
+            before += v[i];
+        }
+        carry += total;
+    }
+    __syncthreads();
     return carry;
+}
+
+// Begins to fetch what will be read soon: no register waits for it.
+__device__ __forceinline__ void soon(const void* at) {
+#ifndef CLTLAB_EMULATED
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+#endif
 }
 
 __device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }

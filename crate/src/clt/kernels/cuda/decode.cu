@@ -90,32 +90,43 @@ __device__ void decode(const Source* sources, u32 layers, const float* base, con
 DECODE(float, decode_f32)
 DECODE(bf16, decode_bf16)
 
+// Adds 32 rows of 64 numbers that a block holds, eight a thread; columns from `first` on.
+__device__ __forceinline__ void add_rows(const float v[8], float room[32][64], u32 y, u32 part, u32 first, u32 columns, float* out) {
+    store8(&room[y][8 * part], v, 0);
+    __syncthreads();
+    if (threadIdx.x < 64 && first + threadIdx.x < columns) {
+        float total = 0.f;
+        for (u32 i = 0; i < 32; ++i) total += room[i][threadIdx.x];
+        out[first + threadIdx.x] = total;
+    }
+    __syncthreads();
+}
+
 // Column sums, and sums of squares where `squares` is not null, of `[tokens, stride]`; several such behind each
-// other, one a row of blocks. 32 columns a block of 32 × 8.
+// other, one a row of blocks. 64 columns a block, eight a thread, 32 rows at a time.
 template <typename S>
 __device__ void column_sums(const S* x, u32 tokens, u32 stride, u32 columns, float* sums, float* squares) {
-    __shared__ float room[2][8][32];
-    const u32 x_lane = threadIdx.x & 31, y_lane = threadIdx.x >> 5, column = blockIdx.x * 32 + x_lane;
-    float sum = 0.f, square = 0.f;
+    SHARED16 float room[32][64];
+    const u32 part = threadIdx.x & 7, y = threadIdx.x >> 3, column = blockIdx.x * 64 + 8 * part;
+    float sum[8], square[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i] = square[i] = 0.f;
     x += (size_t)blockIdx.y * tokens * stride;
     if (column < columns) {
-        for (u32 p = y_lane; p < tokens; p += 8) {
-            const float v = widen(x[(size_t)p * stride + column]);
-            sum += v;
-            square = fmaf(v, v, square);
+#pragma unroll 4
+        for (u32 p = y; p < tokens; p += 32) {
+            float v[8];
+            load8(x + (size_t)p * stride + column, v);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                sum[i] += v[i];
+                square[i] = fmaf(v[i], v[i], square[i]);
+            }
         }
     }
-    room[0][y_lane][x_lane] = sum;
-    room[1][y_lane][x_lane] = square;
-    __syncthreads();
-    if (y_lane == 0 && column < columns) {
-        for (u32 i = 1; i < 8; ++i) {
-            sum += room[0][i][x_lane];
-            square += room[1][i][x_lane];
-        }
-        sums[(size_t)blockIdx.y * columns + column] = sum;
-        if (squares) squares[(size_t)blockIdx.y * columns + column] = square;
-    }
+    const u32 first = blockIdx.x * 64;
+    add_rows(sum, room, y, part, first, columns, sums + (size_t)blockIdx.y * columns);
+    if (squares) add_rows(square, room, y, part, first, columns, squares + (size_t)blockIdx.y * columns);
 }
 extern "C" __global__ void __launch_bounds__(256) column_sums_f32(const float* x, u32 tokens, u32 stride, u32 columns, float* sums, float* squares) {
     column_sums(x, tokens, stride, columns, sums, squares);

@@ -115,14 +115,14 @@ extern "C" __global__ void __launch_bounds__(256) count_edges(const float* sums,
 
 // One block: where each span's edges begin, and behind the last one how many there are, `[spans + 1]`.
 extern "C" __global__ void __launch_bounds__(1024) scan_edges(const u32* counts, u32 spans, u32* begins) {
-    __shared__ u32 room[1024];
-    const u32 total = scan(counts, begins, spans, room);
+    __shared__ u32 room[32];
+    const u32 total = scan(counts, begins, nullptr, spans, room);
     if (threadIdx.x == 0) begins[spans] = total;
 }
 
 // The sums that are not zero with their nodes, in order. Threads hold neighbouring columns.
 extern "C" __global__ void __launch_bounds__(256) write_edges(const float* sums, u64 stride, u32 columns, u32 features, u32 left_out, const u32* begins, u32* nodes, float* weights) {
-    __shared__ u32 room[256];
+    __shared__ u32 room[32];
     const float* row = sums + blockIdx.y * stride;
     const u32 first = blockIdx.x * SPAN + 4 * threadIdx.x;
     float kept[4];
@@ -132,9 +132,8 @@ extern "C" __global__ void __launch_bounds__(256) write_edges(const float* sums,
         kept[i] = first + i < columns ? row[first + i] : 0.f;
         count += kept[i] != 0.f;
     }
-    room[threadIdx.x] = count;
-    add_up(room);
-    u32 at = begins[blockIdx.y * gridDim.x + blockIdx.x] + room[threadIdx.x] - count;
+    u32 total;
+    u32 at = begins[blockIdx.y * gridDim.x + blockIdx.x] + add_up(count, room, total) - count;
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {
         if (kept[i] == 0.f) continue;

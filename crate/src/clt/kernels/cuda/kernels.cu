@@ -1,5 +1,5 @@
 // All kernels as one module: one PTX text, loaded once.
-#include "select.cu"
+#include "top.cu"
 #include "lists.cu"
 #include "decode.cu"
 #include "learn.cu"

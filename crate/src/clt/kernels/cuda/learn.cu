@@ -4,6 +4,7 @@
 // its activations) and their sum (the gradient of the row), which is spent in Adam before it leaves the registers.
 // No gradient is stored.
 #include "adam.cuh"
+#include "layer.cuh"
 
 // What a pass over rows does.
 #define PRODUCTS 1u
@@ -50,6 +51,7 @@ __device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& te
 #pragma unroll
     for (int i = 0; i < 8; ++i) weights[i] = g[i] = 0.f;
     if (mine && (PASS & (PRODUCTS | SPEND) || terms.own)) load8(w + index, weights);
+    if ((PASS & SPEND) && mine) fetch(moments, index);
     const S* slab = terms.slab + terms.at + (size_t)tile * d + column;
     const u32 chunk = blockDim.x < 256 ? blockDim.x : 256;
     for (u32 base = begin; base < end; base += chunk) {
@@ -129,7 +131,8 @@ __device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& te
 }
 
 #define PASS_OF(name, S, M, PASS)                                                                                                                                           \
-    extern "C" __global__ void name(S* w, M moments, u32 row, u32 d, Terms<S> terms, Told told, float* products, u32 room, float* squares, float* norms) {                   \
+    extern "C" __global__ void __launch_bounds__(1024) name(S* w, M moments, u32 row, u32 d, Terms<S> terms, Told told, float* products, u32 room, float* squares,            \
+                                                            float* norms) {                                                                                                  \
         feature_pass<S, M, PASS>(w, moments, row, d, terms, told, products, room, squares, norms);                                                                           \
     }
 PASS_OF(products_f32, float, Full, PRODUCTS)
@@ -147,96 +150,91 @@ PASS_OF(meet_bf16_small, bf16, Small, PRODUCTS | SPEND)
 
 // What the sparsity and dead-feature terms say of each feature.
 struct Penalty {
-    // λ over the tokens; c; λ_P over the tokens; half of JumpReLU's window and its width, 0 for others.
+    // λ over the tokens; c; λ_P over the tokens; the width of JumpReLU's window, 0 for others.
     float sparsity, scale, dead, bandwidth;
-    u32 dead_window, tokens, tiles, features, d;
-    // 0: thresholds are 0; 1: each token's cut; 2: each feature's own.
-    u32 threshold;
+    u32 dead_window, tokens, features, d;
+    // Whether each token's cut is its features' threshold. Else it is their own, or 0.
+    u32 cuts;
 };
 
 // Per feature: the gradient of each entry from the sparsity term, the multiples of its own row and of the inputs' sums,
-// and the terms themselves. One warp a feature.
+// and the terms themselves. `cut_sums` are sums of the layers' cuts. One warp a feature.
 template <typename S>
-__device__ void feature_terms(const Penalty& p, const u32* offsets, const u32* tokens, const float* values, const float* squares, const float* cuts, const float* cut_sum,
-                              const float* log_threshold, const u32* idle, const S* encoder, const float* bias, const float* input_sum, float* entries, float* own,
-                              float* common, float* threshold_gradient, float* sparsity, float* dead_term) {
+__device__ void feature_terms(const Penalty& p, const Layer& layer, float cut_sum) {
     const u32 f = (blockIdx.x * blockDim.x + threadIdx.x) >> 5, lane = threadIdx.x & 31;
     if (f >= p.features) return;
-    const u32 begin = offsets[f], end = offsets[f + 1];
+    const u32 begin = layer.offsets[f], end = layer.offsets[f + 1];
     float square = 0.f;
-    for (u32 t = lane; t < p.tiles; t += 32) square += squares[(size_t)t * p.features + f];
+    for (u32 t = lane; t < layer.slots; t += 32) square += layer.squares[(size_t)t * p.features + f];
     const float norm = sqrtf(warp_sum(square)), scale = p.scale * norm, gain = p.sparsity * scale;
     float total = 0.f, moment = 0.f;
     for (u32 i = begin + lane; i < end; i += 32) {
         float slope = 0.f;
         if (p.sparsity > 0.f) {
-            const float a = values[i], held = tanhf(scale * a);
+            const float a = layer.list_values[i], held = tanhf(scale * a);
             slope = 1.f - held * held;
             total += held;
             moment = fmaf(slope, a, moment);
         }
-        entries[i] = gain * slope;
+        layer.gradients[i] = gain * slope;
     }
     total = warp_sum(total);
     moment = warp_sum(moment);
     float mine = norm > 0.f ? p.sparsity * p.scale * moment / norm : 0.f, shared = 0.f, threshold = 0.f, dead = 0.f;
-    if (p.dead > 0.f && idle[f] >= p.dead_window) {
-        const float theta = p.threshold == 2 ? expf(log_threshold[f]) : 0.f;
+    if (p.dead > 0.f && layer.idle[f] >= p.dead_window) {
+        const S* encoder = reinterpret_cast<const S*>(layer.encoder) + (size_t)f * p.d;
+        const float theta = layer.log_threshold ? expf(layer.log_threshold[f]) : 0.f;
         float dot = 0.f, gap = 0.f;
         u32 fired = 0;
-        for (u32 c = lane; c < p.d; c += 32) dot = fmaf(widen(encoder[(size_t)f * p.d + c]), input_sum[c], dot);
+        for (u32 c = lane; c < p.d; c += 32) dot = fmaf(widen(encoder[c]), layer.input_sums[c], dot);
         for (u32 i = begin + lane; i < end; i += 32) {
-            if (values[i] == 0.f) continue;
-            gap += values[i] - (p.threshold == 1 ? cuts[tokens[i]] : theta);
+            const float a = layer.list_values[i];
+            if (a == 0.f) continue;
+            gap += a - (p.cuts ? layer.cuts[layer.list_tokens[i]] : theta);
             ++fired;
         }
-        gap = warp_sum(gap) - warp_sum(dot) - p.tokens * bias[f] + (p.threshold == 1 ? *cut_sum : p.tokens * theta);
+        gap = warp_sum(gap) - warp_sum(dot) - p.tokens * layer.bias[f] + (p.cuts ? cut_sum : p.tokens * theta);
         fired = warp_sum(fired);
         dead = p.dead * norm * gap;
         shared = -p.dead * norm;
         if (norm > 0.f) mine += p.dead * gap / norm;
-        if (p.threshold == 2) threshold = p.dead * norm * (float)(p.tokens - fired) * theta;
+        if (layer.log_threshold) threshold = p.dead * norm * (float)(p.tokens - fired) * theta;
     }
     if (lane != 0) return;
-    own[f] = mine;
-    common[f] = shared;
-    if (threshold_gradient) threshold_gradient[f] = threshold;
-    sparsity[f] = p.sparsity * total;
-    dead_term[f] = dead;
+    layer.own[f] = mine;
+    layer.common[f] = shared;
+    if (layer.threshold_gradient) layer.threshold_gradient[f] = threshold;
+    layer.sparsity[f] = p.sparsity * total;
+    layer.dead_term[f] = dead;
 }
-#define FEATURE_TERMS(S, name)                                                                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256) name(Penalty p, const u32* offsets, const u32* tokens, const float* values, const float* squares, const float* cuts,   \
-                                                           const float* cut_sum, const float* log_threshold, const u32* idle, const S* encoder, const float* bias,           \
-                                                           const float* input_sum, float* entries, float* own, float* common, float* threshold_gradient, float* sparsity,    \
-                                                           float* dead_term) {                                                                                               \
-        feature_terms(p, offsets, tokens, values, squares, cuts, cut_sum, log_threshold, idle, encoder, bias, input_sum, entries, own, common, threshold_gradient, sparsity, \
-                      dead_term);                                                                                                                                            \
-    }
-FEATURE_TERMS(float, feature_terms_f32)
-FEATURE_TERMS(bf16, feature_terms_bf16)
+extern "C" __global__ void __launch_bounds__(256) feature_terms_f32(Penalty p, const Layer* layers, const float* cut_sums) {
+    feature_terms<float>(p, layers[blockIdx.y], cut_sums[blockIdx.y]);
+}
+extern "C" __global__ void __launch_bounds__(256) feature_terms_bf16(Penalty p, const Layer* layers, const float* cut_sums) {
+    feature_terms<bf16>(p, layers[blockIdx.y], cut_sums[blockIdx.y]);
+}
 
 // From gradients of activations (the sparsity term's and `products`, tile by tile) to those of pre-activations, biases and
 // thresholds. JumpReLU's straight-through estimator: `∂a/∂θ = −(θ/ε) 1[|h − θ| < ε/2]`, `∂a/∂h = 1[h > θ]`. One
-// warp a feature.
-extern "C" __global__ void __launch_bounds__(256) entry_gradients(Penalty p, const u32* offsets, const float* values, const float* pre, const float* products, u32 room,
-                                                                  u32 tiles, const float* log_threshold, const float* common, float* entries, float* bias_gradient,
-                                                                  float* threshold_gradient, u32* fired) {
+// warp a feature of one layer.
+extern "C" __global__ void __launch_bounds__(256) entry_gradients(Penalty p, const Layer* layers, u32 which, const float* products, u32 room, u32 tiles) {
+    const Layer& layer = layers[which];
     const u32 f = (blockIdx.x * blockDim.x + threadIdx.x) >> 5, lane = threadIdx.x & 31;
     if (f >= p.features) return;
-    const float shared = common[f], theta = log_threshold ? expf(log_threshold[f]) : 0.f;
+    const float shared = layer.common[f], theta = layer.log_threshold ? expf(layer.log_threshold[f]) : 0.f;
     float bias = 0.f, threshold = 0.f;
     u32 active = 0;
-    for (u32 i = offsets[f] + lane; i < offsets[f + 1]; i += 32) {
-        float g = entries[i];
+    for (u32 i = layer.offsets[f] + lane; i < layer.offsets[f + 1]; i += 32) {
+        float g = layer.gradients[i];
         for (u32 t = 0; t < tiles; ++t) g += products[(size_t)t * room + i];
-        bool fires = values[i] > 0.f;
-        if (log_threshold) {
-            const float h = pre[i];
+        bool fires = layer.list_values[i] > 0.f;
+        if (layer.log_threshold) {
+            const float h = layer.list_pre[i];
             if (fabsf(h - theta) < 0.5f * p.bandwidth) threshold -= theta * (theta / p.bandwidth) * g;
             fires = h > theta;
         }
         g = fires ? g - shared : 0.f;
-        entries[i] = g;
+        layer.gradients[i] = g;
         bias += g;
         active += fires;
     }
@@ -244,16 +242,26 @@ extern "C" __global__ void __launch_bounds__(256) entry_gradients(Penalty p, con
     threshold = warp_sum(threshold);
     active = warp_sum(active);
     if (lane != 0) return;
-    bias_gradient[f] = bias + shared * p.tokens;
-    if (threshold_gradient) threshold_gradient[f] += threshold;
-    fired[f] = active;
+    layer.bias_gradient[f] = bias + shared * p.tokens;
+    if (layer.threshold_gradient) layer.threshold_gradient[f] += threshold;
+    layer.fired[f] = active;
 }
 
-// A vector's step.
-extern "C" __global__ void __launch_bounds__(256) adam_vector(float* w, float* m, float* v, const float* g, u32 n, Told told) {
+// A parameter that is a vector, with its moments and gradient.
+struct Vector {
+    float* w;
+    float* m;
+    float* v;
+    const float* gradient;
+    u32 n, unused;
+};
+
+// The step of all vectors, one a row of blocks.
+extern "C" __global__ void __launch_bounds__(256) adam_vectors(const Vector* vectors, Told told) {
+    const Vector& vector = vectors[blockIdx.y];
     const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n || !*told.go) return;
-    adam_one(told.adam, g[i] * (told.clip ? *told.clip : 1.f), w[i], m[i], v[i]);
+    if (i >= vector.n || !*told.go) return;
+    adam_one(told.adam, vector.gradient[i] * (told.clip ? *told.clip : 1.f), vector.w[i], vector.m[i], vector.v[i]);
 }
 
 // Squared norm of each row of weights, `[tiles, features]` as `feature_pass` leaves them.

@@ -1,51 +1,68 @@
 // Kept entries as lists by feature, tokens ascending: what the backward pass walks along. And as a dense
-// matrix, for where a dense product is the faster way.
-#include "common.cuh"
+// matrix, for where a dense product is the faster way. How many entries each feature has was counted when they were written.
+#include "layer.cuh"
 
-extern "C" __global__ void count_features(const u32* features, const u32* total, u32* lengths) {
-    for (u32 e = blockIdx.x * blockDim.x + threadIdx.x; e < *total; e += gridDim.x * blockDim.x) {
-        const u32 f = features[e];
-        if (f != NONE) atomicAdd(&lengths[f], 1u);
-    }
-}
-
-// One block: where each feature's list begins, `[features + 1]`; `cursor` begins there too.
-extern "C" __global__ void __launch_bounds__(1024) scan_features(const u32* lengths, u32 features, u32* offsets, u32* cursor) {
-    __shared__ u32 room[1024];
-    const u32 total = scan(lengths, offsets, features, room);
-    for (u32 i = threadIdx.x; i < features; i += blockDim.x) cursor[i] = offsets[i];
-    if (threadIdx.x == 0) offsets[features] = total;
+// One block a layer: where each feature's list begins; `lengths` begin there too.
+extern "C" __global__ void __launch_bounds__(1024) scan_features(const Layer* layers, u32 features) {
+    __shared__ u32 room[32];
+    const Layer& layer = layers[blockIdx.y];
+    const u32 total = scan(layer.lengths, layer.offsets, layer.lengths, features, room);
+    if (threadIdx.x == 0) layer.offsets[features] = total;
 }
 
 // In any order within a list: `order_features` sorts.
-extern "C" __global__ void fill_features(const u32* features, const u32* total, u32* cursor, u32* list) {
-    for (u32 e = blockIdx.x * blockDim.x + threadIdx.x; e < *total; e += gridDim.x * blockDim.x) {
-        const u32 f = features[e];
-        if (f != NONE) list[atomicAdd(&cursor[f], 1u)] = e;
+extern "C" __global__ void __launch_bounds__(256) fill_features(const Layer* layers) {
+    const Layer& layer = layers[blockIdx.y];
+    const u32 total = *layer.total;
+    for (u32 e = blockIdx.x * blockDim.x + threadIdx.x; e < total; e += gridDim.x * blockDim.x) {
+        const u32 f = layer.features[e];
+        if (f != NONE) layer.list[atomicAdd(&layer.lengths[f], 1u)] = e;
     }
 }
 
-// Sorts each feature's entries, which ascend with their tokens, by counting how many come before each; and
-// copies token, value and pre-activation to where the lists are walked along. One block a feature.
-extern "C" __global__ void __launch_bounds__(128) order_features(const u32* offsets, const u32* list, const u32* tokens, const float* values, const float* pre, u32* out_token,
-                                                                 float* out_value, float* out_pre) {
-    __shared__ u32 others[128];
-    const u32 begin = offsets[blockIdx.x], n = offsets[blockIdx.x + 1] - begin;
-    for (u32 base = 0; base < n; base += blockDim.x) {
-        const u32 i = base + threadIdx.x, mine = i < n ? list[begin + i] : NONE;
-        u32 rank = 0;
-        for (u32 from = 0; from < n; from += blockDim.x) {
-            __syncthreads();
-            others[threadIdx.x] = from + threadIdx.x < n ? list[begin + from + threadIdx.x] : NONE;
-            __syncthreads();
-            const u32 count = n - from < blockDim.x ? n - from : blockDim.x;
-            for (u32 j = 0; j < count; ++j) rank += others[j] < mine;
+// Tokens that are sorted at a time.
+#define SPAN_OF_TOKENS 4096
+#define WORDS (SPAN_OF_TOKENS / 32)
+
+// Sorts each feature's entries by their tokens, of which no two are the same: a bit for each token says who comes before.
+// Copies token, value and pre-activation to where the lists are walked along. One warp a feature, eight a block.
+extern "C" __global__ void __launch_bounds__(256) order_features(const Layer* layers, u32 features, u32 tokens) {
+    __shared__ u32 all_bits[8][WORDS];
+    __shared__ u32 all_before[8][WORDS];
+    const Layer& layer = layers[blockIdx.y];
+    const u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, f = 8 * blockIdx.x + warp;
+    if (f >= features) return;
+    u32 *bits = all_bits[warp], *before = all_before[warp];
+    u32 begin = layer.offsets[f];
+    const u32 first = begin, end = layer.offsets[f + 1];
+    for (u32 base = 0; base < tokens && first < end; base += SPAN_OF_TOKENS) {
+        for (u32 i = lane; i < WORDS; i += 32) bits[i] = 0;
+        __syncwarp();
+        for (u32 i = first + lane; i < end; i += 32) {
+            const u32 token = layer.tokens[layer.list[i]] - base;
+            if (token < SPAN_OF_TOKENS) atomicOr(&bits[token >> 5], 1u << (token & 31));
         }
-        if (i < n) {
-            out_token[begin + rank] = tokens[mine];
-            out_value[begin + rank] = values[mine];
-            if (pre) out_pre[begin + rank] = pre[mine];
+        __syncwarp();
+        // Each lane's words follow each other.
+        u32 mine = 0;
+        for (u32 i = 0; i < WORDS / 32; ++i) mine += __popc(bits[lane * (WORDS / 32) + i]);
+        const u32 upto = warp_scan(mine);
+        u32 here = upto - mine;
+        for (u32 i = 0; i < WORDS / 32; ++i) {
+            before[lane * (WORDS / 32) + i] = here;
+            here += __popc(bits[lane * (WORDS / 32) + i]);
         }
+        __syncwarp();
+        for (u32 i = first + lane; i < end; i += 32) {
+            const u32 e = layer.list[i], token = layer.tokens[e] - base;
+            if (token >= SPAN_OF_TOKENS) continue;
+            const u32 at = begin + before[token >> 5] + __popc(bits[token >> 5] & ((1u << (token & 31)) - 1));
+            layer.list_tokens[at] = base + token;
+            layer.list_values[at] = layer.values[e];
+            if (layer.list_pre) layer.list_pre[at] = layer.pre[e];
+        }
+        begin += __shfl_sync(WHOLE, upto, 31);
+        __syncwarp();
     }
 }
 

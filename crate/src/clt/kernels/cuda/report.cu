@@ -1,5 +1,5 @@
 // What a step says, decided and kept on the device: no step waits for the host.
-#include "common.cuh"
+#include "layer.cuh"
 
 // One layer's part of a step's report. `square` of the first layer is that of the whole gradient.
 struct Line {
@@ -19,27 +19,37 @@ extern "C" __global__ void begin_step(Line* lines, u32 layers, u32* go, const u3
     if (threadIdx.x == 0) *go = *broken == NONE;
 }
 
+// The sum of each layer's cuts. One block a layer.
+extern "C" __global__ void __launch_bounds__(1024) sum_cuts(const Layer* layers, u32 tokens, float* out) {
+    __shared__ float room[33];
+    const float sum = sum_of(layers[blockIdx.y].cuts, tokens, room);
+    if (threadIdx.x == 0) out[blockIdx.y] = sum;
+}
+
+// Numbers that make up a part of the gradient's norm: as they are, or squared.
+struct Part {
+    const float* values;
+    u32 n, square;
+};
+
+// Each block's share of each part, `sums [parts, gridDim.x]`; a part a row of blocks.
+extern "C" __global__ void __launch_bounds__(256) sum_parts(const Part* parts, float* sums) {
+    __shared__ float room[33];
+    const Part& part = parts[blockIdx.y];
+    float sum = 0.f;
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < part.n; i += gridDim.x * blockDim.x) {
+        const float v = part.values[i];
+        sum += part.square ? v * v : v;
+    }
+    sum = block_sum(sum, room);
+    if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
+}
+
 // The sum of some numbers. One block.
 extern "C" __global__ void __launch_bounds__(1024) set_total(const float* values, u32 n, float* out) {
     __shared__ float room[33];
     const float sum = sum_of(values, n, room);
     if (threadIdx.x == 0) *out = sum;
-}
-
-// Adds `Σ values²` of a small gradient to `out`. One block; launches follow each other.
-extern "C" __global__ void __launch_bounds__(1024) add_squares(const float* values, u32 n, float* out) {
-    __shared__ float room[33];
-    float sum = 0.f;
-    for (u32 i = threadIdx.x; i < n; i += blockDim.x) sum = fmaf(values[i], values[i], sum);
-    sum = block_sum(sum, room);
-    if (threadIdx.x == 0) *out += sum;
-}
-
-// Adds `Σ values` to `out`. One block; launches follow each other.
-extern "C" __global__ void __launch_bounds__(1024) add_total(const float* values, u32 n, float* out) {
-    __shared__ float room[33];
-    const float sum = sum_of(values, n, room);
-    if (threadIdx.x == 0) *out += sum;
 }
 
 // After the forward pass, one block a layer: its squared error and variance; a number that is not finite
@@ -66,27 +76,30 @@ extern "C" __global__ void clip_factor(const float* square, float most, float* f
     }
 }
 
-// After the backward pass, for one layer: who fired, who rested, and the terms. One block.
-extern "C" __global__ void __launch_bounds__(1024) report_layer(const float* sparsity, const float* dead_term, const u32* fired, u32* idle, u32 features, u32 tokens,
-                                                               u32 dead_window, const float* cuts, const u32* counts, float* hint, const u32* go, Line* line) {
+// After the backward pass: who fired, who rested, and the terms. One block a layer.
+extern "C" __global__ void __launch_bounds__(1024) report_layers(const Layer* layers, u32 features, u32 tokens, u32 dead_window, const u32* go, Line* lines) {
     __shared__ float room[33];
+    const Layer& layer = layers[blockIdx.y];
     u32 active = 0, dead = 0;
     for (u32 f = threadIdx.x; f < features; f += blockDim.x) {
-        active += fired[f];
+        const u32 fired = layer.fired[f];
+        u32 idle = layer.idle[f];
         if (*go) {
-            const u32 rested = idle[f];
-            idle[f] = fired[f] > 0 ? 0 : (rested > 0xffffffffu - tokens ? 0xffffffffu : rested + tokens);
+            idle = fired > 0 ? 0 : (idle > 0xffffffffu - tokens ? 0xffffffffu : idle + tokens);
+            layer.idle[f] = idle;
         }
-        dead += idle[f] >= dead_window;
+        active += fired;
+        dead += idle >= dead_window;
     }
     // Below 2^24 each: exact in f32.
     const float total_active = block_sum((float)active, room), total_dead = block_sum((float)dead, room);
-    const float total_sparsity = sum_of(sparsity, features, room), total_dead_term = sum_of(dead_term, features, room), cut = sum_of(cuts, tokens, room) / tokens;
+    const float sparsity = sum_of(layer.sparsity, features, room), dead_term = sum_of(layer.dead_term, features, room), cut = sum_of(layer.cuts, tokens, room) / tokens;
     if (threadIdx.x != 0) return;
-    line->sparsity = total_sparsity;
-    line->dead_term = total_dead_term;
-    line->active = total_active;
-    line->dead = total_dead;
-    line->cut = cut;
-    *hint = cut;
+    Line& line = lines[blockIdx.y];
+    line.sparsity = sparsity;
+    line.dead_term = dead_term;
+    line.active = total_active;
+    line.dead = total_dead;
+    line.cut = cut;
+    *layer.hint = cut;
 }

@@ -3,6 +3,7 @@
 // In: pre-activations without their bias `h [tokens, features]`, f32. Out: for each token a run of (feature,
 // value), features ascending; of equal values at a cut the lower token and feature stay. A positive f32
 // orders as its bits do, so cuts are found digit by digit.
+#pragma once
 #include "common.cuh"
 
 #define BINS 2048
@@ -19,7 +20,7 @@ __device__ __forceinline__ void count_digit(float value, u32 round, u32 prefix, 
 }
 
 // From the counts of one digit: the bin in which the `wanted`-th largest lies, and how many are wanted of that
-// bin. Called by a whole block; `bins` counts in `hist`. Fewer than wanted: found is false.
+// bin. Called by a whole block; `bins` counts in `hist`, 32 places in `room`. Fewer than wanted: found is false.
 struct Picked {
     u32 bin, wanted, found;
 };
@@ -30,10 +31,8 @@ __device__ Picked pick(const u32* hist, u32 bins, u32 wanted, u32* room) {
     const u32 first = threadIdx.x * each;
     u32 mine = 0;
     for (u32 i = first; i < first + each && i < bins; ++i) mine += hist[bins - 1 - i];
-    room[threadIdx.x] = mine;
     if (threadIdx.x == 0) picked.found = 0;
-    add_up(room);
-    u32 before = room[threadIdx.x] - mine;
+    u32 total, before = add_up(mine, room, total) - mine;
     if (before < wanted && before + mine >= wanted) {
         for (u32 i = first; i < first + each && i < bins; ++i) {
             u32 here = hist[bins - 1 - i];
@@ -76,9 +75,9 @@ __device__ __forceinline__ bool stays(const Rule& rule, float h, u32 f, bool& ti
 }
 
 // Writes the entries of one row that stay, features ascending, from `start` on, at most `most`; returns their
-// number. Called by a whole block; `room` has 66 places.
+// number. `lengths`, if there, count each feature's entries. Called by a whole block; `room` has 66 places.
 __device__ u32 write_row(const float* h, const float* bias, u32 features, const Rule& rule, u32 token, u32 start, u32 most, u32* out_feature, float* out_value,
-                         float* out_pre, u32* out_token, u32* room) {
+                         float* out_pre, u32* out_token, u32* lengths, u32* room) {
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     u32 done = 0, ties_done = 0;
     for (u32 base = 0; base < features; base += blockDim.x) {
@@ -112,6 +111,7 @@ __device__ u32 write_row(const float* h, const float* bias, u32 features, const 
             out_value[start + place] = active;
             out_token[start + place] = token;
             if (out_pre) out_pre[start + place] = value;
+            if (lengths) atomicAdd(&lengths[f], 1u);
         }
         done += all;
         ties_done += all_ties;
@@ -120,54 +120,8 @@ __device__ u32 write_row(const float* h, const float* bias, u32 features, const 
     return done < most ? done : most;
 }
 
-// The k largest positive entries of each token. One block a token; its run begins at `k · token`, unused places
-// have the feature NONE. `cuts` gets the least value kept, 0 where fewer than k are positive. `hint` is a
-// value that most rows have more than k entries above: only these are counted, unless there are fewer.
-extern "C" __global__ void __launch_bounds__(256) top_rows(const float* h, const float* bias, u32 features, u32 k, const float* hint, u32* out_feature, float* out_value,
-                                                           u32* out_token, u32* starts, u32* counts, float* cuts) {
-    __shared__ u32 hist[BINS];
-    __shared__ u32 room[256];
-    const u32 token = blockIdx.x;
-    h += (size_t)token * features;
-    float floor = 0.8f * *hint;
-    u32 wanted = k, prefix = 0;
-    bool found = true;
-    for (u32 round = 0; round < 3; ++round) {
-        for (u32 i = threadIdx.x; i < BINS; i += blockDim.x) hist[i] = 0;
-        __syncthreads();
-        for (u32 f = threadIdx.x; f < features; f += blockDim.x) {
-            const float value = h[f] + bias[f];
-            if (!(value > floor)) continue;
-            count_digit(value, round, prefix, hist);
-        }
-        __syncthreads();
-        Picked picked = pick(hist, bins_of(round), wanted, room);
-        if (!picked.found) {
-            // Too few above the hint: once more from 0. Too few above 0: all of them stay.
-            if (floor == 0.f) {
-                found = false;
-                break;
-            }
-            floor = 0.f;
-            round = WHOLE;
-            continue;
-        }
-        prefix = round == 0 ? picked.bin : (prefix << (round == 1 ? 11 : 9)) | picked.bin;
-        wanted = picked.wanted;
-    }
-    Rule rule = {found ? __uint_as_float(prefix) : 0.f, found ? wanted : 0u, nullptr, 0.f, nullptr};
-    const u32 count = write_row(h, bias, features, rule, token, token * k, k, out_feature, out_value, nullptr, out_token, room);
-    for (u32 i = count + threadIdx.x; i < k; i += blockDim.x) {
-        out_feature[token * k + i] = NONE;
-        out_value[token * k + i] = 0.f;
-        out_token[token * k + i] = token;
-    }
-    if (threadIdx.x == 0) {
-        starts[token] = token * k;
-        counts[token] = count;
-        cuts[token] = rule.cut;
-    }
-}
+// A prefix with the digit of one more round.
+__device__ __forceinline__ u32 longer(u32 prefix, u32 round, u32 bin) { return round == 0 ? bin : (prefix << (round == 1 ? 11 : 9)) | bin; }
 
 // A ranking over a whole batch, in progress.
 struct Ranking {
@@ -213,14 +167,14 @@ extern "C" __global__ void __launch_bounds__(256) ranking_count(const float* h, 
 
 // One block: finds the digit, and clears the counts for the next.
 extern "C" __global__ void __launch_bounds__(256) ranking_pick(Ranking* ranking, u32 round, u32 again, u32* hist) {
-    __shared__ u32 room[256];
+    __shared__ u32 room[32];
     if (ranking->short_of || (again && !(ranking->floor < 0.f))) return;
     Picked picked = pick(hist, bins_of(round), ranking->wanted, room);
     __syncthreads();
     for (u32 i = threadIdx.x; i < BINS; i += blockDim.x) hist[i] = 0;
     if (threadIdx.x != 0) return;
     if (picked.found) {
-        ranking->prefix = round == 0 ? picked.bin : (ranking->prefix << (round == 1 ? 11 : 9)) | picked.bin;
+        ranking->prefix = longer(ranking->prefix, round, picked.bin);
         ranking->wanted = picked.wanted;
         if (again) ranking->floor = 0.f;
         if (round == 2) {
@@ -257,9 +211,9 @@ extern "C" __global__ void __launch_bounds__(256) count_rows(const float* h, con
 
 // Where each token's run begins and how long it is. `equal` becomes how many ties each token may keep.
 extern "C" __global__ void __launch_bounds__(1024) scan_rows(const u32* above, u32* equal, u32 tokens, const Ranking* ranking, u32* starts, u32* counts, float* cuts, u32* total) {
-    __shared__ u32 room[1024];
+    __shared__ u32 room[32];
     const u32 allowed = ranking ? ranking->ties : 0u;
-    scan(equal, starts, tokens, room);
+    scan(equal, starts, nullptr, tokens, room);
     for (u32 i = threadIdx.x; i < tokens; i += blockDim.x) {
         const u32 before = starts[i], mine = equal[i];
         equal[i] = before >= allowed ? 0u : (mine < allowed - before ? mine : allowed - before);
@@ -267,17 +221,17 @@ extern "C" __global__ void __launch_bounds__(1024) scan_rows(const u32* above, u
         cuts[i] = ranking ? ranking->cut : 0.f;
     }
     __syncthreads();
-    const u32 all = scan(counts, starts, tokens, room);
+    const u32 all = scan(counts, starts, nullptr, tokens, room);
     if (threadIdx.x == 0) *total = all;
 }
 
 // Writes what `count_rows` counted. One block a token.
 extern "C" __global__ void __launch_bounds__(256) write_rows(const float* h, const float* bias, u32 features, const Ranking* ranking, const u32* ties, const float* log_threshold,
-                                                             float reach, const u32* starts, const u32* counts, u32* out_feature, float* out_value, float* out_pre, u32* out_token) {
+                                                             float reach, const u32* starts, const u32* counts, u32* out_feature, float* out_value, float* out_pre, u32* out_token, u32* lengths) {
     __shared__ u32 room[66];
     const u32 token = blockIdx.x;
     Rule rule = {ranking ? ranking->cut : 0.f, ties[token], log_threshold, reach, nullptr};
-    write_row(h + (size_t)token * features, bias, features, rule, token, starts[token], counts[token], out_feature, out_value, out_pre, out_token, room);
+    write_row(h + (size_t)token * features, bias, features, rule, token, starts[token], counts[token], out_feature, out_value, out_pre, out_token, lengths, room);
 }
 
 // Outside training: entries of each token above 0, or above the features' thresholds. First how many.
@@ -300,5 +254,5 @@ extern "C" __global__ void __launch_bounds__(256) write_kept(const float* h, con
     __shared__ u32 room[66];
     const u32 token = blockIdx.x;
     const Rule rule = {0.f, 0u, nullptr, 0.f, threshold};
-    write_row(h + (size_t)token * features, bias, features, rule, token, starts[token], features, out_feature, out_value, nullptr, out_token, room);
+    write_row(h + (size_t)token * features, bias, features, rule, token, starts[token], features, out_feature, out_value, nullptr, out_token, nullptr, room);
 }

@@ -7,8 +7,8 @@ use crate::error::Result;
 
 /// Threads of kernels that walk along a row.
 const ROW: usize = 256;
-/// Blocks of kernels that walk along all entries.
-const WIDE: usize = 512;
+/// Blocks a layer of kernels that walk along all entries.
+const WIDE: usize = 128;
 
 impl Matrix {
     /// As a factor of a product, its rows from `column` on.
@@ -54,6 +54,7 @@ impl CudaClt {
         entries.features.fit(places)?;
         entries.values.fit(places)?;
         entries.tokens.fit(places)?;
+        entries.list.fit(places)?;
         entries.list_tokens.fit(places)?;
         entries.list_values.fit(places)?;
         entries.gradients.fit(places)?;
@@ -61,12 +62,12 @@ impl CudaClt {
             entries.pre.fit(places)?;
             entries.list_pre.fit(places)?;
         }
-        self.shared.list.fit(places)?;
         self.shared.products.fit(places * self.config.slots(0))
     }
 
     /// Figures of the last steps stay; this step's begin.
     pub(super) fn begin(&mut self) -> Result<()> {
+        self.shared.lengths.clear()?;
         let shared = &self.shared;
         let lines = self.line(0);
         // SAFETY: the buffers have L lines and one number each.
@@ -87,7 +88,7 @@ impl CudaClt {
         }
     }
 
-    /// Entries of one layer, by token and by feature.
+    /// Entries of one layer, by token.
     pub(super) fn encode(&mut self, index: usize, batch: &DeviceBatch) -> Result<()> {
         let (d, f, tokens) = (self.config.width, self.config.features, batch.tokens);
         let x = Operand { at: batch.inputs.from(index * tokens * d), stored: self.stored, stride: d, turned: false };
@@ -96,25 +97,27 @@ impl CudaClt {
         // SAFETY: inputs are [T, d], weights [F, d], `h` has room for [T, F].
         unsafe { self.gpu.product(&product)? };
         match self.config.activation {
-            Activation::TopK { k } => self.top(index, tokens, k)?,
-            Activation::BatchTopK { k } => self.ranked(index, tokens, k)?,
-            _ => self.above(index, tokens)?,
+            Activation::TopK { k } => self.top(index, tokens, k),
+            Activation::BatchTopK { k } => self.ranked(index, tokens, k),
+            _ => self.above(index, tokens),
         }
-        self.list(index)
     }
 
     /// The k largest of each token.
     fn top(&mut self, index: usize, tokens: usize, k: usize) -> Result<()> {
         let (f, k32) = (self.config.features as u32, k as u32);
         let hint = self.shared.hints.from(index);
-        let h = self.shared.h.at();
+        let (h, lengths) = (self.shared.h.at(), self.shared.lengths.from(index * self.config.features));
         let layer = &mut self.layers[index];
         let entries = &mut layer.entries;
-        entries.total.write(&[(tokens * k) as u32])?;
+        if entries.given != tokens * k {
+            entries.total.write(&[(tokens * k) as u32])?;
+            entries.given = tokens * k;
+        }
         let e = &*entries;
         // SAFETY: one block a token; runs of k entries each have room.
         unsafe {
-            self.gpu.launch("top_rows", (tokens, 1), ROW, &[&h, &layer.encoder_bias.w.at(), &f, &k32, &hint, &e.features.at(), &e.values.at(), &e.tokens.at(), &e.starts.at(), &e.counts.at(), &e.cuts.at()])
+            self.gpu.launch("top_rows", (tokens, 1), ROW, &[&h, &layer.encoder_bias.w.at(), &f, &k32, &hint, &e.features.at(), &e.values.at(), &e.tokens.at(), &e.starts.at(), &e.counts.at(), &e.cuts.at(), &lengths])
         }
     }
 
@@ -161,32 +164,27 @@ impl CudaClt {
     fn write(&self, index: usize, tokens: usize, ranking: At) -> Result<()> {
         let (f, layer, shared, reach) = (self.config.features as u32, &self.layers[index], &self.shared, self.reach());
         let (e, log) = (&layer.entries, layer.log_threshold.as_ref().map_or(0, |log| log.w.at()));
-        let pre = if log == 0 { 0 } else { e.pre.at() };
+        let (pre, lengths) = (if log == 0 { 0 } else { e.pre.at() }, shared.lengths.from(index * self.config.features));
         // SAFETY: one block a token; runs begin and end where they were counted.
         unsafe {
             self.gpu.launch(
                 "write_rows",
                 (tokens, 1),
                 ROW,
-                &[&shared.h.at(), &layer.encoder_bias.w.at(), &f, &ranking, &shared.equal.at(), &log, &reach, &e.starts.at(), &e.counts.at(), &e.features.at(), &e.values.at(), &pre, &e.tokens.at()],
+                &[&shared.h.at(), &layer.encoder_bias.w.at(), &f, &ranking, &shared.equal.at(), &log, &reach, &e.starts.at(), &e.counts.at(), &e.features.at(), &e.values.at(), &pre, &e.tokens.at(), &lengths],
             )
         }
     }
 
-    /// The same entries by feature, tokens ascending.
-    fn list(&mut self, index: usize) -> Result<()> {
-        let f = self.config.features;
-        self.shared.lengths.clear()?;
-        let (shared, layer) = (&self.shared, &self.layers[index]);
-        let e = &layer.entries;
-        let [pre, list_pre] = if layer.log_threshold.is_some() { [e.pre.at(), e.list_pre.at()] } else { [0, 0] };
-        let (lengths, cursor, list) = (shared.lengths.at(), shared.cursor.at(), shared.list.at());
-        // SAFETY: features are below F or none, places below the total.
+    /// The entries of all layers by feature, tokens ascending.
+    pub(super) fn list(&mut self, tokens: usize) -> Result<()> {
+        self.tell_layers()?;
+        let (l, f, table) = (self.config.layers, self.config.features as u32, self.tables.layers.at());
+        // SAFETY: features are below F or none, tokens below T, places below the total; a row of blocks a layer.
         unsafe {
-            self.gpu.launch("count_features", (WIDE, 1), ROW, &[&e.features.at(), &e.total.at(), &lengths])?;
-            self.gpu.launch("scan_features", (1, 1), 1024, &[&lengths, &(f as u32), &e.offsets.at(), &cursor])?;
-            self.gpu.launch("fill_features", (WIDE, 1), ROW, &[&e.features.at(), &e.total.at(), &cursor, &list])?;
-            self.gpu.launch("order_features", (f, 1), 128, &[&e.offsets.at(), &list, &e.tokens.at(), &e.values.at(), &pre, &e.list_tokens.at(), &e.list_values.at(), &list_pre])
+            self.gpu.launch("scan_features", (1, l), 1024, &[&table, &f])?;
+            self.gpu.launch("fill_features", (WIDE, l), ROW, &[&table])?;
+            self.gpu.launch("order_features", (self.config.features.div_ceil(8), l), ROW, &[&table, &f, &(tokens as u32)])
         }
     }
 }

@@ -14,6 +14,7 @@ mod path;
 mod skip;
 mod step;
 mod store;
+mod tables;
 mod training;
 
 pub(crate) use path::Path;
@@ -28,6 +29,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Steps whose figures the device keeps until they are asked for.
 const RING: u64 = 64;
+
+/// Blocks that share the sum of a part of the gradient's norm.
+const SHARES: usize = 128;
 
 /// Numbers in one layer's line of figures, as `report.cu` has them.
 const LINE: usize = 8;
@@ -82,7 +86,11 @@ struct Entries {
     cuts: Buffer<f32>,
     /// How many there are (unused places of TopK included).
     total: Buffer<u32>,
+    /// What `total` was set to from here, 0 where the device counts.
+    given: usize,
     offsets: Buffer<u32>,
+    /// Places of entries, before they are sorted.
+    list: Buffer<u32>,
     list_tokens: Buffer<u32>,
     list_values: Buffer<f32>,
     list_pre: Buffer<f32>,
@@ -105,15 +113,16 @@ struct Shared {
     gradient: Buffer<f32>,
     /// Products of entries with each target's part, `[slots, entries]`.
     products: Buffer<f32>,
-    /// Squared norms of gradient rows, `[slots, F]`.
+    /// Squared norms of gradient rows, see [`CudaClt::norms_from`].
     norms: Buffer<f32>,
+    /// Sums of parts of them and of vectors.
+    sums: Buffer<f32>,
     histogram: Buffer<u32>,
     ranking: Buffer<u32>,
     above: Buffer<u32>,
     equal: Buffer<u32>,
+    /// Entries of each feature, `[L, F]`.
     lengths: Buffer<u32>,
-    cursor: Buffer<u32>,
-    list: Buffer<u32>,
     /// A skip connection as its product wants it, where that is bf16.
     skip: Numbers,
     /// Sums of reconstructions from dense layers and skip connections, `[T, L·d]`.
@@ -127,8 +136,7 @@ struct Shared {
     target_squares: Buffer<f32>,
     variances: Buffer<f32>,
     scales: Buffer<f32>,
-    cut_sum: Buffer<f32>,
-    sources: Buffer<u64>,
+    cut_sums: Buffer<f32>,
     /// Where each layer's tokens were cut lately, `[L]`.
     hints: Buffer<f32>,
     lines: Buffer<f32>,
@@ -149,6 +157,7 @@ pub(crate) struct CudaClt {
     /// All decoder biases, `[L·d]`.
     decoder_bias: Vector,
     shared: Shared,
+    tables: tables::Tables,
     path: Path,
     /// Steps of which the figures were read, and tokens of each step since.
     told: u64,
@@ -226,7 +235,7 @@ impl CudaClt {
         let (dense, backward) = (config.skip || pays(path::Side::Forward), pays(path::Side::Backward));
         let skips = if config.skip { 16 * l * d * d + 2 * d * d } else { 0 };
         let batch = 2 * l * t * d * weight;
-        let entries = t * kept * (l * 40 + 4 * config.slots(0) as u64);
+        let entries = t * kept * (l * 44 + 4 * config.slots(0) as u64);
         let slabs = t * l * d * (weight + if dense { 4 } else { 0 });
         let matrices = t * f * (4 + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.slots(0) as u64 * d } else { 0 };
         weights + skips + batch + entries + slabs + matrices
@@ -281,6 +290,7 @@ impl CudaClt {
         for layer in 0..self.config.layers {
             self.encode(layer, batch)?;
         }
+        self.list(batch.tokens)?;
         self.decode(batch, options)?;
         self.learn(batch, options)?;
         self.steps += 1;

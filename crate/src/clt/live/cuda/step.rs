@@ -1,7 +1,7 @@
 //! Forward, second half, and all that follows: reconstructions, gradients, update, figures.
 
 use super::path::Side;
-use super::{CudaClt, DeviceBatch, Matrix, Moments, Vector};
+use super::{CudaClt, DeviceBatch, Matrix, Moments, SHARES};
 use crate::clt::kernels::cuda::{Argument, At, Operand, Product};
 use crate::clt::kernels::AdamStep;
 use crate::clt::live::StepOptions;
@@ -43,10 +43,9 @@ struct Penalty {
     bandwidth: f32,
     dead_window: u32,
     tokens: u32,
-    tiles: u32,
     features: u32,
     d: u32,
-    threshold: u32,
+    cuts: u32,
 }
 
 #[repr(C)]
@@ -101,19 +100,7 @@ impl CudaClt {
             // SAFETY: the code is [T, F], decoder rows write to columns from l·d on, of L·d.
             unsafe { self.gpu.product(&product)? };
         }
-        let sources: Vec<u64> = self
-            .layers
-            .iter()
-            .enumerate()
-            .flat_map(|(index, layer)| {
-                let e = &layer.entries;
-                let targets = if dense[index] { 0 } else { self.config.slots(index) as u64 };
-                let pair = |low: u64, high: u64| low | (high << 32);
-                [e.features.at(), e.values.at(), e.starts.at(), e.counts.at(), layer.decoder.w.at(), pair(layer.decoder.row as u64, index as u64), pair(targets, 0)]
-            })
-            .collect();
-        self.shared.sources.fit(sources.len())?;
-        self.shared.sources.write(&sources)?;
+        self.tell_sources(&dense)?;
         let (shared, gpu) = (&self.shared, &self.gpu);
         let (t32, d32, l32) = (tokens as u32, d as u32, l as u32);
         let base = if any { shared.base.at() } else { 0 };
@@ -121,15 +108,15 @@ impl CudaClt {
         let name = |kernel: &str| format!("{kernel}_{}", self.stored.name());
         // SAFETY: all of these are [T, L·d], [L, T, d], [L·d] or [L], as their kernels read them.
         unsafe {
-            gpu.launch(&name("column_sums"), (d.div_ceil(32), l), 256, &[&batch.targets.at(), &t32, &d32, &d32, &shared.target_sums.at(), &shared.target_squares.at()])?;
+            gpu.launch(&name("column_sums"), (d.div_ceil(64), l), 256, &[&batch.targets.at(), &t32, &d32, &d32, &shared.target_sums.at(), &shared.target_squares.at()])?;
             gpu.launch("target_scales", (l, 1), 256, &[&shared.target_sums.at(), &shared.target_squares.at(), &t32, &d32, &u32::from(options.fvu), &variances, &scales])?;
             let arguments: [&dyn Argument; 11] =
-                [&shared.sources.at(), &l32, &base, &self.decoder_bias.w.at(), &batch.targets.at(), &t32, &d32, &(stride as u32), &scales, &shared.slab.at(), &shared.errors.at()];
+                [&self.tables.sources.at(), &l32, &base, &self.decoder_bias.w.at(), &batch.targets.at(), &t32, &d32, &(stride as u32), &scales, &shared.slab.at(), &shared.errors.at()];
             gpu.launch(&name("decode"), (tokens, l), threads(d), &arguments)?;
             gpu.launch("report_errors", (l, 1), 256, &[&shared.errors.at(), &variances, &t32, &self.line(0), &shared.go.at(), &shared.broken.at(), &(options.step as u32)])?;
-            gpu.launch(&name("column_sums"), (stride.div_ceil(32), 1), 256, &[&shared.slab.at(), &t32, &(stride as u32), &(stride as u32), &self.decoder_bias.gradient.at(), &0u64])?;
+            gpu.launch(&name("column_sums"), (stride.div_ceil(64), 1), 256, &[&shared.slab.at(), &t32, &(stride as u32), &(stride as u32), &self.decoder_bias.gradient.at(), &0u64])?;
             if options.dead > 0.0 {
-                gpu.launch(&name("column_sums"), (d.div_ceil(32), l), 256, &[&batch.inputs.at(), &t32, &d32, &d32, &shared.input_sums.at(), &0u64])?;
+                gpu.launch(&name("column_sums"), (d.div_ceil(64), l), 256, &[&batch.inputs.at(), &t32, &d32, &d32, &shared.input_sums.at(), &0u64])?;
             }
         }
         Ok(())
@@ -155,62 +142,57 @@ impl CudaClt {
         let l = self.config.layers;
         let adam = AdamStep::new(options.lr, options.betas, options.eps, options.weight_decay, self.steps + 1);
         let told = Told::new(&adam, if options.clip.is_some() { self.shared.clip.at() } else { 0 }, self.shared.go.at());
-        let square = self.line(0) + 7 * 4;
         (0..l).try_for_each(|layer| self.skip_gradient(layer, batch))?;
-        let sum = |clt: &Self, values: At, n: usize, kernel: &str| unsafe { clt.gpu.launch(kernel, (1, 1), 1024, &[&values, &(n as u32), &square]) };
+        self.terms(batch, options)?;
         if let Some(most) = options.clip {
             for layer in 0..l {
-                self.terms(layer, batch, options)?;
                 self.decoder_pass(layer, batch, Pass::Products, &told)?;
                 self.entry_gradients(layer, batch, options)?;
                 self.decoder_pass(layer, batch, Pass::Measure, &told)?;
                 self.encoder_pass(layer, batch, Pass::Measure, &told)?;
-                self.measure_vectors(layer, &sum)?;
             }
-            sum(self, self.decoder_bias.gradient.at(), self.decoder_bias.gradient.len(), "add_squares")?;
+            self.norm()?;
             let shared = &self.shared;
             // SAFETY: single numbers.
-            unsafe { self.gpu.launch("clip_factor", (1, 1), 1, &[&square, &(most as f32), &shared.clip.at(), &shared.go.at(), &shared.broken.at(), &(options.step as u32)])? };
+            unsafe { self.gpu.launch("clip_factor", (1, 1), 1, &[&self.square(), &(most as f32), &shared.clip.at(), &shared.go.at(), &shared.broken.at(), &(options.step as u32)])? };
         }
         for layer in 0..l {
             if options.clip.is_some() {
                 self.decoder_pass(layer, batch, Pass::Spend, &told)?;
             } else {
-                self.terms(layer, batch, options)?;
                 self.decoder_pass(layer, batch, Pass::Meet, &told)?;
                 self.entry_gradients(layer, batch, options)?;
-                self.measure_vectors(layer, &sum)?;
             }
             self.encoder_pass(layer, batch, Pass::Spend, &told)?;
-            self.report(layer, batch, options)?;
-            let layer = &self.layers[layer];
-            self.vector_step(&layer.encoder_bias, &told)?;
-            for vector in [&layer.log_threshold, &layer.skip].into_iter().flatten() {
-                self.vector_step(vector, &told)?;
-            }
         }
         if options.clip.is_none() {
-            sum(self, self.decoder_bias.gradient.at(), self.decoder_bias.gradient.len(), "add_squares")?;
+            self.norm()?;
         }
-        self.vector_step(&self.decoder_bias, &told)
-    }
-
-    /// The squares of the gradients of biases, thresholds and skip connections, into the norm.
-    fn measure_vectors(&self, layer: usize, sum: &impl Fn(&Self, At, usize, &str) -> Result<()>) -> Result<()> {
-        let layer = &self.layers[layer];
-        for vector in [Some(&layer.encoder_bias), layer.log_threshold.as_ref(), layer.skip.as_ref()].into_iter().flatten() {
-            sum(self, vector.gradient.at(), vector.gradient.len(), "add_squares")?;
+        let (count, longest) = self.count_vectors();
+        let (f, tokens) = (self.config.features as u32, batch.tokens as u32);
+        // SAFETY: the tables say where each lies; a row of blocks a vector or layer.
+        unsafe {
+            self.gpu.launch("adam_vectors", (longest.div_ceil(256), count), 256, &[&self.tables.vectors.at(), &told])?;
+            self.gpu.launch("report_layers", (1, l), 1024, &[&self.tables.layers.at(), &f, &tokens, &options.dead_window, &self.shared.go.at(), &self.line(0)])
         }
-        Ok(())
     }
 
-    fn vector_step(&self, vector: &Vector, told: &Told) -> Result<()> {
-        let n = vector.w.len();
-        // SAFETY: all four have n numbers.
-        unsafe { self.gpu.launch("adam_vector", (n.div_ceil(256), 1), 256, &[&vector.w.at(), &vector.m.at(), &vector.v.at(), &vector.gradient.at(), &(n as u32), told]) }
+    /// Where the gradient's squared norm goes.
+    fn square(&self) -> At {
+        self.line(0) + 7 * 4
     }
 
-    fn penalty(&self, layer: usize, batch: &DeviceBatch, options: &StepOptions) -> Penalty {
+    /// The gradient's squared norm, from what the passes left for each row and from the vectors.
+    fn norm(&self) -> Result<()> {
+        let (parts, sums) = (self.count_vectors().0 + 1, self.shared.sums.at());
+        // SAFETY: the table names the parts; `sums` has room for the shares of each.
+        unsafe {
+            self.gpu.launch("sum_parts", (SHARES, parts), 256, &[&self.tables.parts.at(), &sums])?;
+            self.gpu.launch("set_total", (1, 1), 1024, &[&sums, &((SHARES * parts) as u32), &self.square()])
+        }
+    }
+
+    fn penalty(&self, batch: &DeviceBatch, options: &StepOptions) -> Penalty {
         let per_token = |factor: f64| (factor / batch.tokens as f64) as f32;
         Penalty {
             sparsity: per_token(options.sparsity),
@@ -219,47 +201,32 @@ impl CudaClt {
             bandwidth: 2.0 * self.reach(),
             dead_window: options.dead_window,
             tokens: batch.tokens as u32,
-            tiles: self.config.slots(layer) as u32,
             features: self.config.features as u32,
             d: self.config.width as u32,
-            threshold: match self.config.activation {
-                Activation::Relu => 0,
-                Activation::JumpRelu { .. } => 2,
-                _ => 1,
-            },
+            cuts: u32::from(matches!(self.config.activation, Activation::TopK { .. } | Activation::BatchTopK { .. })),
         }
     }
 
     /// What the sparsity and dead-feature terms say of each feature.
-    fn terms(&self, index: usize, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
-        let (layer, shared) = (&self.layers[index], &self.shared);
-        let (e, penalty) = (&layer.entries, self.penalty(index, batch, options));
-        let [log, threshold] = layer.log_threshold.as_ref().map_or([0, 0], |log| [log.w.at(), log.gradient.at()]);
-        let sums = shared.input_sums.from(index * self.config.width);
-        if options.dead > 0.0 {
-            // SAFETY: T cuts, one sum.
-            unsafe { self.gpu.launch("set_total", (1, 1), 1024, &[&e.cuts.at(), &(batch.tokens as u32), &shared.cut_sum.at()])? };
+    fn terms(&self, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
+        let (l, table, cuts, penalty) = (self.config.layers, self.tables.layers.at(), self.shared.cut_sums.at(), self.penalty(batch, options));
+        // SAFETY: T cuts and one sum a layer; one warp a feature, per-feature buffers have F numbers, per-entry ones as many as
+        // there are entries.
+        unsafe {
+            if options.dead > 0.0 {
+                self.gpu.launch("sum_cuts", (1, l), 1024, &[&table, &(batch.tokens as u32), &cuts])?;
+            }
+            self.gpu.launch(&format!("feature_terms_{}", self.stored.name()), (self.config.features.div_ceil(8), l), 256, &[&penalty, &table, &cuts])
         }
-        let arguments: [&dyn Argument; 18] = [
-            &penalty, &e.offsets.at(), &e.list_tokens.at(), &e.list_values.at(), &layer.squares.at(), &e.cuts.at(), &shared.cut_sum.at(), &log, &layer.idle.at(), &layer.encoder.w.at(),
-            &layer.encoder_bias.w.at(), &sums, &e.gradients.at(), &e.own.at(), &e.common.at(), &threshold, &e.sparsity.at(), &e.dead_term.at(),
-        ];
-        // SAFETY: one warp a feature; per-feature buffers have F numbers, per-entry ones as many as there are entries.
-        unsafe { self.gpu.launch(&format!("feature_terms_{}", self.stored.name()), (self.config.features.div_ceil(8), 1), 256, &arguments) }
     }
 
     /// From gradients of activations to those of pre-activations, biases and thresholds.
     fn entry_gradients(&self, index: usize, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
-        let (layer, shared) = (&self.layers[index], &self.shared);
-        let (e, penalty) = (&layer.entries, self.penalty(index, batch, options));
-        let [log, threshold] = layer.log_threshold.as_ref().map_or([0, 0], |log| [log.w.at(), log.gradient.at()]);
+        let (shared, penalty) = (&self.shared, self.penalty(batch, options));
         // Where products were dense there is one part only.
-        let tiles = if self.is_dense(index, batch.tokens, Side::Backward) { 1 } else { penalty.tiles };
+        let tiles = if self.is_dense(index, batch.tokens, Side::Backward) { 1 } else { self.config.slots(index) as u32 };
         let room = (shared.products.len() / self.config.slots(0)) as u32;
-        let arguments: [&dyn Argument; 13] = [
-            &penalty, &e.offsets.at(), &e.list_values.at(), &e.list_pre.at(), &shared.products.at(), &room, &tiles, &log, &e.common.at(), &e.gradients.at(), &layer.encoder_bias.gradient.at(),
-            &threshold, &e.fired.at(),
-        ];
+        let arguments: [&dyn Argument; 6] = [&penalty, &self.tables.layers.at(), &(index as u32), &shared.products.at(), &room, &tiles];
         // SAFETY: as in `terms`; products have `room` numbers for each part.
         unsafe { self.gpu.launch("entry_gradients", (self.config.features.div_ceil(8), 1), 256, &arguments) }
     }
@@ -312,7 +279,7 @@ impl CudaClt {
             ..Terms::default()
         };
         let pass = if dense && pass == Pass::Meet { Pass::Spend } else { pass };
-        self.pass(&layer.decoder, (f, row / d, d), terms, pass, told, layer.squares.at())
+        self.pass(&layer.decoder, (f, row / d, d), terms, pass, told, layer.squares.at(), shared.norms.from(self.norms_from(index)))
     }
 
     /// A pass over the encoder rows of one layer.
@@ -336,11 +303,12 @@ impl CudaClt {
             dense: if dense { shared.gradient.at() } else { 0 },
             ..Terms::default()
         };
-        self.pass(&layer.encoder, (f, 1, d), terms, pass, told, 0)
+        self.pass(&layer.encoder, (f, 1, d), terms, pass, told, 0, shared.norms.from(self.norms_from(index) + self.config.slots(index) * f))
     }
 
-    /// `feature_pass` over `tiles` parts of d columns of each of `f` rows.
-    fn pass(&self, matrix: &Matrix, (f, tiles, d): (usize, usize, usize), terms: Terms, pass: Pass, told: &Told, squares: At) -> Result<()> {
+    /// `feature_pass` over `tiles` parts of d columns of each of `f` rows, whose squared norms go to `squares` and those of their gradients to `norms`.
+    #[allow(clippy::too_many_arguments)]
+    fn pass(&self, matrix: &Matrix, (f, tiles, d): (usize, usize, usize), terms: Terms, pass: Pass, told: &Told, squares: At, norms: At) -> Result<()> {
         let (shared, stored) = (&self.shared, self.stored.name());
         let room = (shared.products.len() / self.config.slots(0)) as u32;
         let (kind, full, small) = match &matrix.moments {
@@ -353,7 +321,6 @@ impl CudaClt {
             Pass::Spend => format!("spend_{stored}_{kind}"),
             Pass::Meet => format!("meet_{stored}_{kind}"),
         };
-        let norms = if pass == Pass::Products { 0 } else { shared.norms.at() };
         let none = Full([0; 2]);
         let moments: &dyn Argument = match (&full, &small, pass) {
             (_, _, Pass::Products | Pass::Measure) => &none,
@@ -364,31 +331,7 @@ impl CudaClt {
         let (at, row, width) = (matrix.w.at(), matrix.row as u32, d as u32);
         let arguments: [&dyn Argument; 10] = [&at, moments, &row, &width, &terms, told, &shared.products.at(), &room, &squares, &norms];
         // SAFETY: a block a row and part; the lists' tokens are below T, and every row has its moments.
-        unsafe {
-            self.gpu.launch(&name, (f, tiles), threads(d), &arguments)?;
-            // With a limit the norm was measured before; else it is that of what was spent.
-            let measures = match pass {
-                Pass::Measure => true,
-                Pass::Spend | Pass::Meet => told.clip == 0,
-                Pass::Products => false,
-            };
-            if measures {
-                self.gpu.launch("add_total", (1, 1), 1024, &[&norms, &((f * tiles) as u32), &(self.line(0) + 7 * 4)])?;
-            }
-        }
-        Ok(())
-    }
-
-    /// This step's line of figures of one layer.
-    fn report(&self, index: usize, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
-        let (layer, shared) = (&self.layers[index], &self.shared);
-        let e = &layer.entries;
-        let arguments: [&dyn Argument; 12] = [
-            &e.sparsity.at(), &e.dead_term.at(), &e.fired.at(), &layer.idle.at(), &(self.config.features as u32), &(batch.tokens as u32), &options.dead_window, &e.cuts.at(), &e.counts.at(),
-            &shared.hints.from(index), &shared.go.at(), &self.line(index),
-        ];
-        // SAFETY: F numbers a feature, T a token.
-        unsafe { self.gpu.launch("report_layer", (1, 1), 1024, &arguments) }
+        unsafe { self.gpu.launch(&name, (f, tiles), threads(d), &arguments) }
     }
 }
 

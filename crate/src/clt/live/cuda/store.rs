@@ -1,6 +1,7 @@
 //! Weights, moments and counters from the host to the device and back: a checkpoint does not know where it was
 //! trained.
 
+use super::tables::Tables;
 use super::{CudaClt, Cut, Entries, Layer, LiveClt, Matrix, Moments, Path, Shared, Vector, LINE, RING};
 use crate::clt::kernels::cuda::{Gpu, Numbers, Stored};
 use crate::clt::live::param::{self, Param};
@@ -8,10 +9,13 @@ use crate::clt::CltConfig;
 use crate::error::Result;
 
 impl Matrix {
-    fn of(gpu: &Gpu, stored: Stored, param: &Param) -> Result<Self> {
+    /// `fresh`: no step was taken, all moments are 0 and need no copy.
+    fn of(gpu: &Gpu, stored: Stored, param: &Param, fresh: bool) -> Result<Self> {
+        let numbers = |values: &[f32]| if fresh { gpu.zeros(values.len()) } else { gpu.copy(values) };
+        let codes = |values: &[u8]| if fresh { gpu.zeros(values.len()) } else { gpu.copy(values) };
         let moments = match &param.moments {
-            param::Moments::F32 { m, v } => Moments::Full { m: gpu.copy(m)?, v: gpu.copy(v)? },
-            param::Moments::Eight { m, v, scales } => Moments::Small { m: gpu.copy(m)?, v: gpu.copy(v)?, scales: gpu.copy(scales.as_flattened())? },
+            param::Moments::F32 { m, v } => Moments::Full { m: numbers(m)?, v: numbers(v)? },
+            param::Moments::Eight { m, v, scales } => Moments::Small { m: codes(m)?, v: codes(v)?, scales: codes(scales.as_flattened())? },
         };
         Ok(Matrix { w: Numbers::copy(gpu, stored, &param.w)?, moments, row: param.row })
     }
@@ -67,7 +71,9 @@ impl Entries {
             counts: gpu.zeros(0)?,
             cuts: gpu.zeros(0)?,
             total: gpu.zeros(1)?,
+            given: 0,
             offsets: gpu.zeros(f + 1)?,
+            list: gpu.zeros(0)?,
             list_tokens: gpu.zeros(0)?,
             list_values: gpu.zeros(0)?,
             list_pre: gpu.zeros(0)?,
@@ -89,14 +95,13 @@ impl Shared {
             code: Numbers::zeros(gpu, stored, 0)?,
             gradient: gpu.zeros(0)?,
             products: gpu.zeros(0)?,
-            norms: gpu.zeros(config.slots(0) * f)?,
+            norms: gpu.zeros((config.decoders() + l) * f)?,
+            sums: gpu.zeros((3 * l + 2) * super::SHARES)?,
             histogram: gpu.zeros(2048)?,
             ranking: gpu.zeros(6)?,
             above: gpu.zeros(0)?,
             equal: gpu.zeros(0)?,
-            lengths: gpu.zeros(f)?,
-            cursor: gpu.zeros(f)?,
-            list: gpu.zeros(0)?,
+            lengths: gpu.zeros(l * f)?,
             skip: Numbers::zeros(gpu, stored, if config.skip { d * d } else { 0 })?,
             base: gpu.zeros(0)?,
             slab: Numbers::zeros(gpu, stored, 0)?,
@@ -106,8 +111,7 @@ impl Shared {
             target_squares: gpu.zeros(l * d)?,
             variances: gpu.zeros(l)?,
             scales: gpu.zeros(l)?,
-            cut_sum: gpu.zeros(1)?,
-            sources: gpu.zeros(0)?,
+            cut_sums: gpu.zeros(l)?,
             hints: gpu.zeros(l)?,
             lines: gpu.zeros(RING as usize * l * LINE)?,
             clip: gpu.zeros(1)?,
@@ -123,14 +127,15 @@ impl CudaClt {
         let config = live.config.clone();
         let (d, f) = (config.width, config.features);
         let mut layers = Vec::with_capacity(config.layers);
+        let fresh = live.steps == 0;
         for (l, layer) in live.layers.iter().enumerate() {
-            let decoder = Matrix::of(gpu, stored, &layer.decoder)?;
+            let decoder = Matrix::of(gpu, stored, &layer.decoder, fresh)?;
             let squares = gpu.zeros::<f32>(config.slots(l) * f)?;
             let name = format!("square_rows_{}", stored.name());
             // SAFETY: one warp a row, of as many rows and parts as the buffers have; the grid covers them exactly or with single warps.
             unsafe { gpu.launch(&name, (f, config.slots(l)), 32, &[&decoder.w.at(), &(decoder.row as u32), &(d as u32), &squares.at()])? };
             layers.push(Layer {
-                encoder: Matrix::of(gpu, stored, &layer.encoder)?,
+                encoder: Matrix::of(gpu, stored, &layer.encoder, fresh)?,
                 encoder_bias: Vector::of_param(gpu, &layer.encoder_bias)?,
                 log_threshold: layer.log_threshold.as_ref().map(|log| Vector::of_param(gpu, log)).transpose()?,
                 decoder,
@@ -146,7 +151,10 @@ impl CudaClt {
         let decoder_bias = Vector::of(gpu, &all(|p| &p.w), &all(|p| full(p).0), &all(|p| full(p).1))?;
         let mut shared = Shared::new(gpu, stored, &config)?;
         shared.hints.write(&live.layers.iter().map(|layer| layer.cut.last).collect::<Vec<f32>>())?;
-        Ok(CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, path: Path::wanted(), told: live.steps, tokens: Vec::new() })
+        let tables = Tables::new(gpu)?;
+        let mut clt = CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, tables, path: Path::wanted(), told: live.steps, tokens: Vec::new() };
+        clt.tell_vectors()?;
+        Ok(clt)
     }
 
     /// The same CLT on the host. Figures must have been read.

@@ -1,0 +1,41 @@
+// Where one source layer's numbers lie, for kernels that go over all layers at once: row y of their grid is layer y.
+#pragma once
+#include "common.cuh"
+
+struct Layer {
+    // Kept entries by token, `total` of them with unused places.
+    const u32* features;
+    const float* values;
+    const u32* tokens;
+    const float* pre;
+    const u32* total;
+    const u32* counts;
+    const float* cuts;
+    // How many each feature has, then where its next one goes; where its list begins, `[features + 1]`; and the lists: places
+    // in the above, then tokens, values, pre-activations and gradients.
+    u32* lengths;
+    u32* offsets;
+    u32* list;
+    u32* list_tokens;
+    float* list_values;
+    float* list_pre;
+    float* gradients;
+    // A number a feature.
+    float* own;
+    float* common;
+    float* sparsity;
+    float* dead_term;
+    u32* fired;
+    u32* idle;
+    // `[slots, features]`, of decoder rows.
+    const float* squares;
+    const void* encoder;
+    const float* bias;
+    float* bias_gradient;
+    // Null unless it is JumpReLU.
+    const float* log_threshold;
+    float* threshold_gradient;
+    const float* input_sums;
+    float* hint;
+    u32 slots, unused;
+};

@@ -1,0 +1,114 @@
+//! Where everything lies, told to the device: kernels that go over all layers at once read it there.
+//!
+//! Tables are written when something moved, not at every step.
+
+use super::{CudaClt, Layer, Vector};
+use crate::clt::kernels::cuda::{At, Buffer, Gpu};
+use crate::error::Result;
+
+/// Words on the device, and what they are.
+pub(super) struct Table {
+    words: Vec<u64>,
+    there: Buffer<u64>,
+}
+
+impl Table {
+    pub fn new(gpu: &Gpu) -> Result<Self> {
+        Ok(Table { words: Vec::new(), there: gpu.zeros(0)? })
+    }
+
+    /// Makes it say `words`.
+    fn tell(&mut self, words: Vec<u64>) -> Result<()> {
+        if words != self.words {
+            self.there.fit(words.len())?;
+            self.there.write(&words)?;
+            self.words = words;
+        }
+        Ok(())
+    }
+
+    pub fn at(&self) -> At {
+        self.there.at()
+    }
+}
+
+/// Two numbers of 32 bits beside each other.
+fn pair(low: usize, high: usize) -> u64 {
+    low as u64 | ((high as u64) << 32)
+}
+
+pub(super) struct Tables {
+    /// `Layer` of `layer.cuh`.
+    pub layers: Table,
+    /// `Source` of `decode.cu`.
+    pub sources: Table,
+    /// `Vector` of `learn.cu`.
+    pub vectors: Table,
+    /// `Part` of `report.cu`.
+    pub parts: Table,
+}
+
+impl Tables {
+    pub fn new(gpu: &Gpu) -> Result<Self> {
+        Ok(Tables { layers: Table::new(gpu)?, sources: Table::new(gpu)?, vectors: Table::new(gpu)?, parts: Table::new(gpu)? })
+    }
+}
+
+impl Layer {
+    fn vectors(&self) -> impl Iterator<Item = &Vector> {
+        [Some(&self.encoder_bias), self.log_threshold.as_ref(), self.skip.as_ref()].into_iter().flatten()
+    }
+}
+
+impl CudaClt {
+    /// Layers and their entries, once these have room.
+    pub(super) fn tell_layers(&mut self) -> Result<()> {
+        let (d, f, shared) = (self.config.width, self.config.features, &self.shared);
+        let mut words = Vec::with_capacity(self.layers.len() * 29);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let e = &layer.entries;
+            let [log, threshold] = layer.log_threshold.as_ref().map_or([0, 0], |log| [log.w.at(), log.gradient.at()]);
+            let [pre, list_pre] = if log == 0 { [0, 0] } else { [e.pre.at(), e.list_pre.at()] };
+            words.extend([e.features.at(), e.values.at(), e.tokens.at(), pre, e.total.at(), e.counts.at(), e.cuts.at()]);
+            words.extend([shared.lengths.from(index * f), e.offsets.at(), e.list.at(), e.list_tokens.at(), e.list_values.at(), list_pre, e.gradients.at()]);
+            words.extend([e.own.at(), e.common.at(), e.sparsity.at(), e.dead_term.at(), e.fired.at(), layer.idle.at(), layer.squares.at()]);
+            words.extend([layer.encoder.w.at(), layer.encoder_bias.w.at(), layer.encoder_bias.gradient.at(), log, threshold, shared.input_sums.from(index * d), shared.hints.from(index)]);
+            words.push(pair(self.config.slots(index), 0));
+        }
+        self.tables.layers.tell(words)
+    }
+
+    /// What each layer writes to the reconstruction; nothing where `dense` products did.
+    pub(super) fn tell_sources(&mut self, dense: &[bool]) -> Result<()> {
+        let mut words = Vec::with_capacity(self.layers.len() * 7);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let (e, targets) = (&layer.entries, if dense[index] { 0 } else { self.config.slots(index) });
+            words.extend([e.features.at(), e.values.at(), e.starts.at(), e.counts.at(), layer.decoder.w.at(), pair(layer.decoder.row, index), pair(targets, 0)]);
+        }
+        self.tables.sources.tell(words)
+    }
+
+    /// Everything that is trained as a vector.
+    fn vectors(&self) -> impl Iterator<Item = &Vector> {
+        self.layers.iter().flat_map(Layer::vectors).chain([&self.decoder_bias])
+    }
+
+    /// Vectors, and what the gradient's norm is made of: squared norms of all rows, and the gradients of vectors.
+    pub(super) fn tell_vectors(&mut self) -> Result<()> {
+        let vectors = self.vectors().flat_map(|v| [v.w.at(), v.m.at(), v.v.at(), v.gradient.at(), v.w.len() as u64]).collect();
+        let norms = [self.shared.norms.at(), pair(self.norms_from(self.config.layers), 0)];
+        let parts = norms.into_iter().chain(self.vectors().flat_map(|v| [v.gradient.at(), pair(v.gradient.len(), 1)])).collect();
+        self.tables.vectors.tell(vectors)?;
+        self.tables.parts.tell(parts)
+    }
+
+    /// How many vectors there are, and the length of the longest.
+    pub(super) fn count_vectors(&self) -> (usize, usize) {
+        self.vectors().fold((0, 0), |(count, most), vector| (count + 1, most.max(vector.w.len())))
+    }
+
+    /// Where in `shared.norms` a layer's rows begin: those of its decoder, target by target, then of its encoder.
+    pub(super) fn norms_from(&self, layer: usize) -> usize {
+        (0..layer).map(|layer| (self.config.slots(layer) + 1) * self.config.features).sum()
+    }
+}

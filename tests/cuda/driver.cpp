@@ -252,6 +252,10 @@ Status cuEventSynchronize(void*) { return DONE; }
 Status cuEventQuery(void*) { return DONE; }
 Status cuEventDestroy_v2(void*) { return DONE; }
 Status cuMemGetInfo_v2(size_t* available, size_t* total) { return *total = limit(), *available = limit() - held, DONE; }
+// One pool; nothing that is freed stays in it.
+Status cuDeviceGetDefaultMemPool(void** pool, int) { return *pool = &held, DONE; }
+Status cuMemPoolSetAttribute(void*, int, void*) { return DONE; }
+Status cuMemPoolGetAttribute(void*, int, void* value) { return *static_cast<uint64_t*>(value) = held, DONE; }
 Status cuMemAlloc_v2(At* at, size_t bytes) { return allocate(at, bytes); }
 Status cuMemAllocAsync(At* at, size_t bytes, void*) { return allocate(at, bytes); }
 Status cuMemFree_v2(At at) { return release_memory(at); }

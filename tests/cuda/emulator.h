@@ -19,6 +19,7 @@
 #define __forceinline__ inline
 #define __restrict__
 #define __launch_bounds__(...)
+#define __maxnreg__(n)
 #define __align__(n) alignas(n)
 // Blocks run one after the other, so what a block shares is one static.
 #define __shared__ static

@@ -118,8 +118,46 @@ mod backend {
         if let Device::Cuda(inner) = &device {
             // SAFETY: there is one stream, so nothing has to wait for another's events.
             unsafe { inner.disable_event_tracking() };
+            pool::keep(inner.cuda_stream().context());
         }
         Ok(device)
+    }
+
+    /// What the driver holds for allocations to come.
+    mod pool {
+        use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
+        use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute as Attribute;
+        use candle_core::cuda_backend::cudarc::driver::CudaContext;
+
+        /// Lets freed memory stay with this process: given back at every wait, as the driver does by itself, it would be mapped
+        /// anew for each of a model's tensors.
+        pub fn keep(context: &CudaContext) {
+            let mut most = u64::MAX;
+            if context.has_async_alloc() {
+                // SAFETY: the device is open, and the attribute is 64 bits. One that refuses is slower, no more.
+                let _ = unsafe { device::get_default_mem_pool(context.cu_device()).and_then(|pool| mem_pool::set_attribute(pool, Attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, (&raw mut most).cast())) };
+            }
+        }
+
+        /// Bytes that are kept and not in use.
+        pub fn idle(context: &CudaContext) -> u64 {
+            let one = |attribute| {
+                let mut bytes = 0u64;
+                // SAFETY: as above.
+                let asked = unsafe { device::get_default_mem_pool(context.cu_device()).and_then(|pool| mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast())) };
+                asked.map_or(0, |()| bytes)
+            };
+            if !context.has_async_alloc() {
+                return 0;
+            }
+            one(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT).saturating_sub(one(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT))
+        }
+    }
+
+    /// Bytes that can be had on a GPU, those that this process keeps for reuse among them, and all that it has.
+    pub fn memory(context: &CudaContext) -> std::result::Result<(u64, u64), candle_core::cuda_backend::cudarc::driver::DriverError> {
+        let (free, total) = context.mem_get_info()?;
+        Ok((free as u64 + pool::idle(context), total as u64))
     }
 
     pub fn set_tf32(on: bool) {
@@ -128,9 +166,12 @@ mod backend {
 
     pub fn free(device: &Device) -> Option<u64> {
         let Device::Cuda(device) = device else { return None };
-        device.cuda_stream().context().mem_get_info().ok().map(|(free, _)| free as u64)
+        memory(device.cuda_stream().context()).ok().map(|(free, _)| free)
     }
 }
+
+#[cfg(feature = "cuda")]
+pub(crate) use backend::memory;
 
 #[cfg(not(feature = "cuda"))]
 mod backend {

@@ -127,7 +127,7 @@ fn other(_: &Device) -> Result<(String, Vec<Check>)> {
 #[cfg(feature = "cuda")]
 fn other(device: &Device) -> Result<(String, Vec<Check>)> {
     use crate::clt::kernels::cuda::{Gpu, Stored};
-    use crate::clt::live::cuda::Path;
+    use crate::clt::live::GpuPath;
     let gpu = Gpu::of(device)?;
     let mut checks = Vec::new();
     // With weights in bf16 one step: after it other entries are kept here and there.
@@ -135,7 +135,7 @@ fn other(device: &Device) -> Result<(String, Vec<Check>)> {
     for case in cases() {
         for (stored, eight, steps, bound) in kinds {
             // Both ways, whichever would be taken.
-            let [lists, dense] = [compare(&case, &gpu, stored, eight, steps, Path::Lists)?, compare(&case, &gpu, stored, eight, steps, Path::Dense)?];
+            let [lists, dense] = [compare(&case, &gpu, stored, eight, steps, GpuPath::Lists)?, compare(&case, &gpu, stored, eight, steps, GpuPath::Dense)?];
             let worse = |a: f64, b: f64| if a <= b { b } else { a };
             let (report, weights) = (worse(lists[0], dense[0]), worse(lists[1], dense[1]));
             let kind = format!("{}, weights {}, moments {}", case.name, stored.name(), if eight { "8 bits" } else { "f32" });
@@ -146,7 +146,7 @@ fn other(device: &Device) -> Result<(String, Vec<Check>)> {
     let mut curve = cases().swap_remove(2);
     curve.options = StepOptions { lr: 1e-3, eps: 1e-8, dead: 0.0, ..curve.options };
     for (stored, eight, bound) in [(Stored::F32, false, 1e-3), (Stored::Bf16, true, 2e-2)] {
-        let [report, _] = compare(&curve, &gpu, stored, eight, 50, Path::Reckoned)?;
+        let [report, _] = compare(&curve, &gpu, stored, eight, 50, GpuPath::Reckoned)?;
         checks.push(Check { name: format!("50 steps of {}, weights {}: loss", curve.name, stored.name()), deviation: report, bound });
     }
     Ok((gpu.name()?, checks))
@@ -154,7 +154,7 @@ fn other(device: &Device) -> Result<(String, Vec<Check>)> {
 
 /// The largest deviations of reports and of the last weights over some steps.
 #[cfg(feature = "cuda")]
-fn compare(case: &Case, gpu: &crate::clt::kernels::cuda::Gpu, stored: crate::clt::kernels::cuda::Stored, eight: bool, steps: u64, path: crate::clt::live::cuda::Path) -> Result<[f64; 2]> {
+fn compare(case: &Case, gpu: &crate::clt::kernels::cuda::Gpu, stored: crate::clt::kernels::cuda::Stored, eight: bool, steps: u64, path: crate::clt::live::GpuPath) -> Result<[f64; 2]> {
     use crate::clt::live::cuda::{CudaClt, DeviceBatch};
     let mut rng = StdRng::seed_from_u64(3);
     let mut live = LiveClt::new(&case.config, eight, 1)?;

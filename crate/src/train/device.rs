@@ -4,7 +4,7 @@ use super::{broken, MemoryNeed, Moments, TrainConfig, TrainDevice, Trainer, Weig
 use crate::activations::{Activations, Position, Reader};
 use crate::clt::CltConfig;
 use crate::clt::live::cuda::{CudaTraining, Wanted};
-use crate::clt::live::{LiveClt, StepReport};
+use crate::clt::live::{GpuPath, LiveClt, StepReport};
 use crate::device;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::Device;
@@ -95,6 +95,14 @@ impl Trainer {
     /// A fault of the device.
     pub fn gpu_bytes(&self) -> Result<Option<u64>> {
         self.on_gpu.as_ref().map(CudaTraining::used).transpose()
+    }
+
+    /// On a GPU: lets `path` decide from the next step on how codes are multiplied, to measure one way against another. Elsewhere
+    /// nothing.
+    pub fn set_gpu_path(&mut self, path: GpuPath) {
+        if let Some(gpu) = &mut self.on_gpu {
+            gpu.take(path);
+        }
     }
 
     /// Bytes a weight of encoders and decoders takes while it is trained, moments included.

@@ -17,6 +17,7 @@ mod preset;
 mod start;
 mod target;
 
+pub use crate::clt::live::GpuPath;
 pub use config::{Loss, Moments, TrainConfig, TrainDevice, Weights};
 pub use history::History;
 pub use memory::MemoryNeed;

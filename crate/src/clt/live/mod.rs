@@ -44,6 +44,20 @@ use rand::SeedableRng;
 use rayon::prelude::*;
 pub(crate) use scratch::Scratch;
 
+/// Whether a step on a GPU multiplies codes as dense matrices or walks along their lists. Results differ by rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GpuPath {
+    /// Whatever moves and multiplies less, layer by layer, forward and backward by themselves.
+    #[default]
+    Reckoned,
+    /// Dense products, forward and backward.
+    Dense,
+    /// Lists, forward and backward.
+    Lists,
+    /// Dense products forward, lists backward.
+    DenseForward,
+}
+
 /// One layer of a CLT in training.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LiveLayer {

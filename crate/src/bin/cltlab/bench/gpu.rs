@@ -11,7 +11,7 @@ use cltlab::prelude::*;
 use cltlab::activations::StreamConfig;
 use cltlab::selftest::{Ceilings, RandomModel};
 use cltlab::text::Blocks;
-use cltlab::train::{Moments, TrainDevice, Weights};
+use cltlab::train::{GpuPath, Moments, TrainDevice, Weights};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::time::Instant;
@@ -133,8 +133,9 @@ fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result
     let [layers, width, features, k, tokens] = shape.numbers();
     let (weights, moments) = held.parts();
     let clt = CltConfig { layers, width, features, activation: Activation::TopK { k }, ..CltConfig::default() };
+    let few = steps.div_ceil(4);
     let config = TrainConfig {
-        steps: steps + 5,
+        steps: steps + 5 + WAYS.len() * (few + 2),
         batch_tokens: tokens,
         lr: 1e-4,
         warmup: 0.0,
@@ -154,23 +155,36 @@ fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result
     };
     let mut trainer = Trainer::new(&activations, &clt, &config)?;
     trainer.run_steps(5)?;
-    let start = Instant::now();
-    let history = trainer.run_steps(steps)?;
-    let seconds = start.elapsed().as_secs_f64() / steps as f64;
-    let loss = history.last().map_or(f64::NAN, |sample| sample.reconstruction);
+    let (seconds, loss) = paced(&mut trainer, steps)?;
     let floor = floor(&clt, tokens, trainer.bytes_per_weight(), weights, ceilings) + model_flops * tokens as f64 / ceilings.bf16;
     let gib = trainer.gpu_bytes()?.unwrap_or(0) as f64 / f64::from(1 << 30);
+    // Each way by itself: was the one that was taken the fastest?
+    let mut ways = String::new();
+    for (word, path) in WAYS {
+        trainer.set_gpu_path(path);
+        trainer.run_steps(2)?;
+        ways += &format!(", \"{word}_ms\": {:.3}", 1e3 * paced(&mut trainer, few)?.0);
+    }
     println!(
-        "{{\"shape\": \"{}\", \"held\": \"{}\", \"tokens_per_second\": {:.1}, \"ms\": {:.3}, \"floor_ms\": {:.3}, \"share\": {:.3}, \"used_gib\": {:.2}, \"loss\": {loss:.3}}}",
+        "{{\"shape\": \"{}\", \"held\": \"{}\", \"tokens_per_second\": {:.1}, \"ms\": {:.3}, \"floor_ms\": {:.3}, \"share\": {:.3}, \"used_gib\": {gib:.2}, \"loss\": {loss:.3}{ways}}}",
         name(shape),
         name(held),
         tokens as f64 / seconds,
         1e3 * seconds,
         1e3 * floor,
         floor / seconds,
-        gib
     );
     Ok(format!("| {} | {} | {:.0} tokens/s | {:.2} | {:.2} | {:.0} % | {gib:.1} GiB |", name(shape), name(held), tokens as f64 / seconds, 1e3 * seconds, 1e3 * floor, 100.0 * floor / seconds))
+}
+
+/// Ways to multiply codes, and what they are called.
+const WAYS: [(&str, GpuPath); 3] = [("dense", GpuPath::Dense), ("dense_forward", GpuPath::DenseForward), ("lists", GpuPath::Lists)];
+
+/// Seconds a step of the next `steps`, and the last one's loss.
+fn paced(trainer: &mut Trainer, steps: usize) -> Result<(f64, f64)> {
+    let start = Instant::now();
+    let history = trainer.run_steps(steps)?;
+    Ok((start.elapsed().as_secs_f64() / steps as f64, history.last().map_or(f64::NAN, |sample| sample.reconstruction)))
 }
 
 /// Activations in memory, of no model.

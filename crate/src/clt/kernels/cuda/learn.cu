@@ -130,8 +130,9 @@ __device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& te
     if (threadIdx.x == 0 && norms) norms[(size_t)tile * gridDim.x + feature] = norm;
 }
 
+// A block has up to 1,024 threads (8,192 columns), and of small ones many should be there at once: at most 56 registers each.
 #define PASS_OF(name, S, M, PASS)                                                                                                                                           \
-    extern "C" __global__ void __launch_bounds__(1024) name(S* w, M moments, u32 row, u32 d, Terms<S> terms, Told told, float* products, u32 room, float* squares,            \
+    extern "C" __global__ void __maxnreg__(56) name(S* w, M moments, u32 row, u32 d, Terms<S> terms, Told told, float* products, u32 room, float* squares,                    \
                                                             float* norms) {                                                                                                  \
         feature_pass<S, M, PASS>(w, moments, row, d, terms, told, products, room, squares, norms);                                                                           \
     }

@@ -89,10 +89,15 @@ impl Gpu {
         Ok(Gpu(Arc::new(Inner { device: device.clone(), stream, functions: Mutex::default(), tf32: device::tf32() })))
     }
 
-    /// Free and total bytes.
+    /// Bytes that can be had, and all that there are.
     pub fn memory(&self) -> Result<(u64, u64)> {
+        device::memory(self.0.stream.context()).map_err(|error| fault("ask for free memory", error))
+    }
+
+    /// Bytes that are taken from the device, those kept for reuse among them, by everyone.
+    pub fn taken(&self) -> Result<u64> {
         let (free, total) = self.0.stream.context().mem_get_info().map_err(|error| fault("ask for free memory", error))?;
-        Ok((free as u64, total as u64))
+        Ok((total - free) as u64)
     }
 
     /// The card's name.

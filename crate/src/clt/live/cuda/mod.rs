@@ -17,10 +17,9 @@ mod store;
 mod tables;
 mod training;
 
-pub(crate) use path::Path;
 pub(crate) use training::CudaTraining;
 
-use super::{Cut, LiveClt, StepOptions, StepReport};
+use super::{Cut, GpuPath, LiveClt, StepOptions, StepReport};
 use crate::activations::Batch;
 use crate::clt::config::Tied;
 use crate::clt::kernels::cuda::{Buffer, Gpu, Numbers, Stored};
@@ -158,7 +157,7 @@ pub(crate) struct CudaClt {
     decoder_bias: Vector,
     shared: Shared,
     tables: tables::Tables,
-    path: Path,
+    path: GpuPath,
     /// Steps of which the figures were read, and tokens of each step since.
     told: u64,
     tokens: Vec<usize>,
@@ -304,7 +303,7 @@ impl CudaClt {
     }
 
     /// Lets `path` decide between dense products and lists.
-    pub fn take(&mut self, path: Path) {
+    pub fn take(&mut self, path: GpuPath) {
         self.path = path;
     }
 

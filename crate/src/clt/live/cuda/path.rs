@@ -12,6 +12,7 @@
 
 use super::CudaClt;
 use crate::clt::kernels::cuda::Stored;
+use crate::clt::live::GpuPath;
 use crate::clt::Activation;
 
 /// Which half of a step.
@@ -21,22 +22,12 @@ pub(super) enum Side {
     Backward,
 }
 
-/// Who decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Path {
-    Reckoned,
-    Dense,
-    Lists,
-}
-
-impl Path {
-    /// As the environment says.
-    pub fn wanted() -> Self {
-        match std::env::var("CLTLAB_CUDA_PATH").as_deref() {
-            Ok("dense") => Path::Dense,
-            Ok("lists") => Path::Lists,
-            _ => Path::Reckoned,
-        }
+/// As the environment says.
+pub(super) fn wanted() -> GpuPath {
+    match std::env::var("CLTLAB_CUDA_PATH").as_deref() {
+        Ok("dense") => GpuPath::Dense,
+        Ok("lists") => GpuPath::Lists,
+        _ => GpuPath::Reckoned,
     }
 }
 
@@ -67,9 +58,10 @@ impl CudaClt {
             _ => self.layers[layer].density * features as f64,
         };
         match self.path {
-            Path::Reckoned => dense_pays(side, tokens, features, kept, self.stored),
-            Path::Dense => true,
-            Path::Lists => false,
+            GpuPath::Reckoned => dense_pays(side, tokens, features, kept, self.stored),
+            GpuPath::Dense => true,
+            GpuPath::Lists => false,
+            GpuPath::DenseForward => side == Side::Forward,
         }
     }
 }

@@ -2,7 +2,7 @@
 //! trained.
 
 use super::tables::Tables;
-use super::{CudaClt, Cut, Entries, Layer, LiveClt, Matrix, Moments, Path, Shared, Vector, LINE, RING};
+use super::{CudaClt, Cut, Entries, Layer, LiveClt, Matrix, Moments, Shared, Vector, LINE, RING};
 use crate::clt::kernels::cuda::{Gpu, Numbers, Stored};
 use crate::clt::live::param::{self, Param};
 use crate::clt::CltConfig;
@@ -152,7 +152,7 @@ impl CudaClt {
         let mut shared = Shared::new(gpu, stored, &config)?;
         shared.hints.write(&live.layers.iter().map(|layer| layer.cut.last).collect::<Vec<f32>>())?;
         let tables = Tables::new(gpu)?;
-        let mut clt = CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, tables, path: Path::wanted(), told: live.steps, tokens: Vec::new() };
+        let mut clt = CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, tables, path: super::path::wanted(), told: live.steps, tokens: Vec::new() };
         clt.tell_vectors()?;
         Ok(clt)
     }

@@ -5,7 +5,7 @@ use super::{check, CudaClt, DeviceBatch, Wanted};
 use crate::activations::{Reader, Scale};
 use crate::clt::kernels::cuda::{Gpu, Stored};
 use crate::clt::CltConfig;
-use crate::clt::live::{LiveClt, StepOptions, StepReport};
+use crate::clt::live::{GpuPath, LiveClt, StepOptions, StepReport};
 use crate::device::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::Device;
@@ -102,9 +102,13 @@ impl CudaTraining {
         self.clt.download()
     }
 
-    /// Bytes of the device that are in use, by everyone.
+    /// Lets `path` decide between dense products and lists.
+    pub fn take(&mut self, path: GpuPath) {
+        self.clt.take(path);
+    }
+
+    /// Bytes that are taken from the device, by everyone.
     pub fn used(&self) -> Result<u64> {
-        let (free, total) = self.clt.gpu().memory()?;
-        Ok(total - free)
+        self.clt.gpu().taken()
     }
 }

@@ -5,7 +5,7 @@
 
 use super::scale::Affine;
 use super::{stream, Batch, Outliers};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 /// Rows that are summed together in f32; such sums are added in f64.
@@ -38,7 +38,8 @@ impl Filling {
     }
 }
 
-/// Inputs and targets of the same tokens, f32, of which the first `tokens` rows count: `[room, d]` each.
+/// Inputs and targets of the same tokens, of which the first `tokens` rows count: `[room, d]` each; in bf16 where the model
+/// runs in it, else f32.
 #[derive(Clone, Default)]
 pub(crate) struct Held {
     pub tokens: usize,
@@ -47,10 +48,15 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    /// How it holds what a model that runs in `dtype` makes.
+    pub fn dtype_for(dtype: DType) -> DType {
+        if dtype == DType::BF16 { dtype } else { DType::F32 }
+    }
+
     /// Empties it, with room for `room` tokens.
-    pub fn fit(&mut self, layers: usize, room: usize, d: usize, device: &Device) -> Result<()> {
+    pub fn fit(&mut self, layers: usize, room: usize, d: usize, dtype: DType, device: &Device) -> Result<()> {
         self.tokens = 0;
-        let fits = |side: &[Tensor]| side.len() == layers && side.iter().all(|held| held.dims() == [room, d]);
+        let fits = |side: &[Tensor]| side.len() == layers && side.iter().all(|held| held.dims() == [room, d] && held.dtype() == dtype);
         if fits(&self.inputs) && fits(&self.targets) {
             return Ok(());
         }
@@ -58,7 +64,7 @@ impl Held {
             // The old ones first: both may not fit.
             side.clear();
             for _ in 0..layers {
-                side.push(Tensor::zeros((room, d), DType::F32, device)?);
+                side.push(Tensor::zeros((room, d), dtype, device)?);
             }
         }
         Ok(())
@@ -71,9 +77,9 @@ impl Held {
         let sites = sites.iter().map(|site| Ok(site.reshape((rows, ()))?)).collect::<Result<Vec<_>>>()?;
         if max_norm.is_some() {
             let mut outliers = Outliers::new(max_norm, stream::counts(kept, context));
-            let norms = sites.iter().map(|site| Ok(site.to_dtype(DType::F32)?.sqr()?.sum(1)?.sqrt()?)).collect::<Result<Vec<_>>>()?;
-            for norms in Tensor::cat(&norms, 0)?.to_vec1::<f32>()?.chunks_exact(rows) {
-                let norms: Vec<f32> = norms.iter().zip(&*kept).filter(|(_, &kept)| kept).map(|(norm, _)| *norm).collect();
+            let squares = sites.iter().map(|site| Ok(site.to_dtype(DType::F32)?.sqr()?.sum(1)?)).collect::<Result<Vec<_>>>()?;
+            for squares in Tensor::cat(&squares, 0)?.to_vec1::<f32>()?.chunks_exact(rows) {
+                let norms: Vec<f32> = squares.iter().zip(&*kept).filter(|(_, &kept)| kept).map(|(square, _)| square.sqrt()).collect();
                 outliers.see_norms(&norms);
             }
             outliers.narrow(kept);
@@ -83,7 +89,7 @@ impl Held {
             let (count, index) = (index.len(), Tensor::new(index, first.device())?);
             for (layer, pair) in sites.chunks_exact(2).enumerate() {
                 for (side, site) in [&self.inputs, &self.targets].into_iter().zip(pair) {
-                    side[layer].slice_set(&site.index_select(&index, 0)?.to_dtype(DType::F32)?, 0, self.tokens)?;
+                    side[layer].slice_set(&site.index_select(&index, 0)?.to_dtype(side[layer].dtype())?, 0, self.tokens)?;
                 }
             }
             self.tokens += count;
@@ -93,7 +99,7 @@ impl Held {
 
     /// Means and scale of one side of one layer, of which sums alone are read: of each run of rows by dimension, and one a token.
     pub fn measure(&self, side: &Tensor, d: usize) -> Result<Affine> {
-        let runs = || (0..self.tokens).step_by(RUN).map(|from| side.narrow(0, from, RUN.min(self.tokens - from)));
+        let runs = || (0..self.tokens).step_by(RUN).map(|from| Ok::<_, Error>(side.narrow(0, from, RUN.min(self.tokens - from))?.to_dtype(DType::F32)?));
         let mut sums = vec![0f64; d];
         for run in runs() {
             sums.iter_mut().zip(run?.sum(0)?.to_vec1::<f32>()?).for_each(|(sum, part)| *sum += f64::from(part));

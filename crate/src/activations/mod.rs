@@ -293,6 +293,14 @@ impl Activations {
         self.rounds().map_or(0, |rounds| rounds.bytes(self.layers(), self.width(), served, self.ahead()))
     }
 
+    /// The same for a training whose fillings stay where the model runs.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        match &self.0.source {
+            Source::Stream(stream) => self.buffer_bytes() / 4 * stream.held_bytes(),
+            _ => self.buffer_bytes(),
+        }
+    }
+
     /// How fillings follow each other; activations in memory have one, used without end.
     fn rounds(&self) -> Option<&Rounds> {
         match &self.0.source {

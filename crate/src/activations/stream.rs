@@ -130,7 +130,7 @@ impl Runner {
     /// As [`Runner::run`].
     pub fn run_in_place(&self, order: &[usize], held: &mut Held, cancel: Option<&AtomicBool>) -> Result<()> {
         let room = order.len() * (self.context - self.exclude_first);
-        held.fit(self.model.layers(), room, self.model.width(), self.model.device())?;
+        held.fit(self.model.layers(), room, self.model.width(), Held::dtype_for(self.model.dtype()), self.model.device())?;
         self.each(order, cancel, |tokens, kept| {
             let mut sites = Vec::with_capacity(2 * self.model.layers());
             self.model.visit_mlp(tokens, &mut |_, site| {
@@ -225,6 +225,11 @@ impl Stream {
     /// Checksum of the token ids.
     pub fn text(&self) -> String {
         self.runner.blocks.fingerprint()
+    }
+
+    /// Bytes of a number that stays where the model runs.
+    pub fn held_bytes(&self) -> u64 {
+        Held::dtype_for(self.runner.model.dtype()).size_in_bytes() as u64
     }
 
     /// Tokens that are served of each block.

@@ -32,7 +32,7 @@ pub(super) fn require(activations: &Activations, clt: &CltConfig, config: &Train
     // A training on a GPU begins on the host.
     if held { need } else { need.with_buffer(activations) }.require(clt, config)?;
     if device.is_cuda() {
-        let buffer = if held { activations.buffer_bytes() } else { 0 };
+        let buffer = if held { activations.held_bytes() } else { 0 };
         CudaTraining::require(clt, &device, config.weights == Weights::Bf16, config.moments == Moments::EightBit, config.batch_tokens, buffer)?;
     }
     Ok(())

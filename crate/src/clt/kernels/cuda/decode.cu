@@ -167,22 +167,24 @@ extern "C" __global__ void pick_rows_bf16(const bf16* from, const u32* rows, u32
     pick_rows(from, rows, held, tokens, first, d, out);
 }
 
-// The same from layers that lie anywhere, f32, normalised: `(x - mean) · factor`.
-template <typename S>
-__device__ void pick_normal(const float* const* layers, const float* means, const float* factors, const u32* rows, u32 tokens, u32 first, u32 d, S* out) {
+// The same from layers that lie anywhere, normalised: `(x - mean) · factor`.
+template <typename From, typename S>
+__device__ void pick_normal(const void* const* layers, const float* means, const float* factors, const u32* rows, u32 tokens, u32 first, u32 d, S* out) {
     const u32 column = 8 * threadIdx.x;
     if (column >= d) return;
     float v[8], mean[8];
-    load8(layers[blockIdx.y] + (size_t)rows[blockIdx.x] * d + column, v);
+    load8(reinterpret_cast<const From*>(layers[blockIdx.y]) + (size_t)rows[blockIdx.x] * d + column, v);
     load8(means + blockIdx.y * d + column, mean);
     const float factor = factors[blockIdx.y];
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i] = (v[i] - mean[i]) * factor;
     store8(out + ((size_t)blockIdx.y * tokens + first + blockIdx.x) * d + column, v, 0);
 }
-extern "C" __global__ void pick_normal_f32(const float* const* layers, const float* means, const float* factors, const u32* rows, u32 tokens, u32 first, u32 d, float* out) {
-    pick_normal(layers, means, factors, rows, tokens, first, d, out);
-}
-extern "C" __global__ void pick_normal_bf16(const float* const* layers, const float* means, const float* factors, const u32* rows, u32 tokens, u32 first, u32 d, bf16* out) {
-    pick_normal(layers, means, factors, rows, tokens, first, d, out);
-}
+#define PICK_NORMAL(name, From, S)                                                                                                                                           \
+    extern "C" __global__ void name(const void* const* layers, const float* means, const float* factors, const u32* rows, u32 tokens, u32 first, u32 d, S* out) {             \
+        pick_normal<From>(layers, means, factors, rows, tokens, first, d, out);                                                                                              \
+    }
+PICK_NORMAL(pick_normal_f32_f32, float, float)
+PICK_NORMAL(pick_normal_f32_bf16, float, bf16)
+PICK_NORMAL(pick_normal_bf16_f32, bf16, float)
+PICK_NORMAL(pick_normal_bf16_bf16, bf16, bf16)

@@ -15,7 +15,7 @@ pub(crate) use gemm::{Operand, Product};
 use crate::device;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::cuda_backend::cudarc::driver::{sys, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, ValidAsZeroBits};
-use candle_core::{CudaDevice, Device, Storage, Tensor};
+use candle_core::{CudaDevice, DType, Device, Storage, Tensor};
 use half::bf16;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -131,10 +131,19 @@ impl Gpu {
 
     /// Where a tensor of f32 lies on the device, which must be contiguous.
     pub fn place(&self, tensor: &Tensor) -> Result<At> {
+        match self.find(tensor)? {
+            (at, Stored::F32) => Ok(at),
+            (_, Stored::Bf16) => Err(Error::new(ErrorKind::Tensor, "GPU: a tensor: got bf16, expected f32")),
+        }
+    }
+
+    /// Where a tensor lies on the device, which must be contiguous, and how.
+    pub fn find(&self, tensor: &Tensor) -> Result<(At, Stored)> {
         let (storage, layout) = tensor.storage_and_layout();
-        match (&*storage, layout.contiguous_offsets()) {
-            (Storage::Cuda(values), Some((start, _))) => Ok(values.as_cuda_slice::<f32>()?.device_ptr(&self.0.stream).0 + 4 * start as u64),
-            _ => Err(Error::new(ErrorKind::Tensor, "a contiguous f32 tensor on the GPU was needed")),
+        match (&*storage, layout.contiguous_offsets(), tensor.dtype()) {
+            (Storage::Cuda(values), Some((start, _)), DType::F32) => Ok((values.as_cuda_slice::<f32>()?.device_ptr(&self.0.stream).0 + 4 * start as u64, Stored::F32)),
+            (Storage::Cuda(values), Some((start, _)), DType::BF16) => Ok((values.as_cuda_slice::<bf16>()?.device_ptr(&self.0.stream).0 + 2 * start as u64, Stored::Bf16)),
+            _ => Err(Error::new(ErrorKind::Tensor, "a contiguous tensor of f32 or bf16 on the GPU was needed")),
         }
     }
 

@@ -20,8 +20,9 @@ pub(super) struct Feed {
     targets: Numbers,
     /// Which filling that is, or which one `places` names.
     filling: Option<u64>,
-    /// Where inputs and targets of each layer lie, `[2, L]`.
+    /// Where inputs and targets of each layer lie, `[2, L]`, and how.
     places: Buffer<u64>,
+    made: Stored,
     /// What they are centred by, `[2, L, d]`, and multiplied with, `[2, L]`; empty until a filling needs them.
     means: Buffer<f32>,
     factors: Buffer<f32>,
@@ -40,6 +41,7 @@ impl Feed {
             targets: Numbers::zeros(gpu, stored, 0)?,
             filling: None,
             places: gpu.zeros(2 * config.layers)?,
+            made: stored,
             means: gpu.zeros(0)?,
             factors: gpu.zeros(0)?,
             scaled: false,
@@ -93,8 +95,9 @@ impl Feed {
             self.scaled = true;
         }
         if self.filling != Some(part.filling) {
-            let places = held.inputs.iter().chain(&held.targets).map(|side| self.gpu.place(side)).collect::<Result<Vec<_>>>()?;
-            self.places.write(&places)?;
+            let places = held.inputs.iter().chain(&held.targets).map(|side| self.gpu.find(side)).collect::<Result<Vec<_>>>()?;
+            self.made = places.first().map_or(self.stored, |(_, made)| *made);
+            self.places.write(&places.iter().map(|(at, _)| *at).collect::<Vec<_>>())?;
             self.filling = Some(part.filling);
         }
         Ok(())
@@ -113,7 +116,7 @@ impl Feed {
                     Filling::Host(filling) => self.gpu.launch(&format!("pick_rows_{kind}"), grid, block, &[&from.at(), &rows, &(filling.tokens as u32), &all, &first, &d, &into.at()])?,
                     Filling::Held(_) => {
                         let (places, means, factors) = (self.places.from(side * l), self.means.from(side * l * self.width), self.factors.from(side * l));
-                        self.gpu.launch(&format!("pick_normal_{kind}"), grid, block, &[&places, &means, &factors, &rows, &all, &first, &d, &into.at()])?;
+                        self.gpu.launch(&format!("pick_normal_{}_{kind}", self.made.name()), grid, block, &[&places, &means, &factors, &rows, &all, &first, &d, &into.at()])?;
                     }
                 }
             }

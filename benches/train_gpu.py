@@ -1,24 +1,27 @@
 #!/usr/bin/env python3
 """Training steps on one GPU side by side with PyTorch: the same loss, shapes and random activations.
 
-    python3 benches/train_gpu.py CLTLAB [--shapes seed,seed-4096,sparse,smollm2,attribution] [--steps 40] [--json FILE]
+    python3 benches/train_gpu.py CLTLAB [--shapes sparse,seed-4096,smollm2,seed,attribution] [--steps 40] [--minutes 9] [--json FILE]
 
 CLTLAB is the program that ./x build-cuda makes; it needs nothing else. Loss: sum over layers of the squared error a
 token, TopK after a ReLU, Adam; no sparsity term and no clipping on either side. Ours holds weights and moments in
 bf16 and eight bits, f32 and eight bits, or f32 and f32. PyTorch's variants hold weights and moments in f32:
 
-- dense: one decoder [d, F] a pair of layers, bf16 autocast, fused Adam, torch.compile (and without it, where that fails)
-- bag: a row [F, (L - l) d] a feature, embedding_bag in bf16, fused Adam: gradients of decoders are dense
+- dense: a row [F, (L - l) d] a feature, so one product a source layer; bf16 autocast, fused Adam, torch.compile (and without
+  it, where that fails)
+- bag: the same rows, embedding_bag in bf16, fused Adam: gradients of decoders are dense
 - triton: the same rows, decode and gradients by Triton kernels of this file from (feature, value) lists, fused Adam
 - openclt: the loop of openCLT (MIT) written anew so that it runs: dense codes in f32, 78 products one by one, Adam
   not fused
 
 smollm2 is end to end: each step's activations come from the forward pass in bf16 of a random model of SmolLM2-135M's
-shape (contexts of 128 tokens, torch's own attention). attribution is ours alone; benches/attribution.py --device cuda
-runs circuit-tracer beside it where that is installed.
+shape (contexts of 128 tokens, torch's own attention, blocks compiled). attribution is ours alone; benches/attribution.py
+--device cuda runs circuit-tracer beside it where that is installed.
 
-Each variant has the card to itself in a process of its own; ours and theirs alternate. tokens/s is over all timed
-steps together, memory the most that the process had reserved. The floor is ours, see `cltlab bench --help`.
+Ours and theirs have the card in turns, shape by shape: ours in one process, theirs in another, one variant after the other with
+its memory given back between. tokens/s is over all timed steps together, memory the most that a variant had reserved. The floor
+is ours, see `cltlab bench --help`; beside it are the times of our step when codes go through dense products, through lists, or
+through the one forward and the other backward. With --minutes what does not begin in time is left out and named.
 """
 
 import argparse
@@ -26,6 +29,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 SHAPES = {
@@ -38,6 +43,8 @@ SHAPES = {
     "tiny-graph": None,
     "tiny": dict(layers=2, width=64, features=128, k=4, tokens=32),
 }
+# Those that can be the best first.
+ORDER = {"sparse": "triton,bag,dense,openclt", "smollm2": "dense,bag,triton,openclt"}
 PEERS = {"dense": "PyTorch dense, bf16 autocast, fused Adam, compiled", "bag": "PyTorch embedding_bag, bf16, fused Adam", "triton": "PyTorch + Triton sparse, bf16, fused Adam", "openclt": "openCLT's loop"}
 
 
@@ -71,49 +78,38 @@ def llama(torch, s, device, dtype):
     turn = lambda x: (x * cos + torch.cat((-x[..., h // 2 :], x[..., : h // 2]), -1) * sin).to(dtype)
     norm = lambda x: F.rms_norm(x.float(), (d,)).to(dtype)
 
+    def layer(stream, q, k, v, o, gate, up, down):
+        n = norm(stream)
+        split = lambda weight, count: F.linear(n, weight).unflatten(-1, (count, h)).transpose(1, 2)
+        queries, keys, values = turn(split(q, heads)), turn(split(k, kv)), split(v, kv)
+        mixed = F.scaled_dot_product_attention(queries, keys.repeat_interleave(heads // kv, 1), values.repeat_interleave(heads // kv, 1), is_causal=True)
+        stream = stream + F.linear(mixed.transpose(1, 2).flatten(2), o)
+        n = norm(stream)
+        y = F.linear(F.silu(F.linear(n, gate)) * F.linear(n, up), down)
+        return stream, y
+
     @torch.no_grad()
-    def run():
+    def run(layer):
         stream = embedding[torch.randint(m["vocab"], (s["tokens"] // T, T), device=device)].float()
         xs, ys = [], []
         for block in blocks:
-            n = norm(stream)
-            split = lambda name, count: F.linear(n, block[name]).unflatten(-1, (count, h)).transpose(1, 2)
-            q, k, v = turn(split("q", heads)), turn(split("k", kv)), split("v", kv)
-            mixed = F.scaled_dot_product_attention(q, k.repeat_interleave(heads // kv, 1), v.repeat_interleave(heads // kv, 1), is_causal=True)
-            stream = stream + F.linear(mixed.transpose(1, 2).flatten(2), block["o"])
-            n = norm(stream)
-            y = F.linear(F.silu(F.linear(n, block["gate"])) * F.linear(n, block["up"]), block["down"])
+            stream, y = layer(stream, **block)
             xs.append(stream.flatten(0, 1))
             ys.append(y.flatten(0, 1))
             stream = stream + y
         return torch.stack(xs), torch.stack(ys)
 
-    return run
-
-
-def dense_loss(torch, s):
-    L, k = s["layers"], s["k"]
-
-    def loss(clt, x, y):
-        codes = []
-        for l in range(L):
-            h = torch.relu(torch.nn.functional.linear(x[l], clt.encoder[l], clt.encoder_bias[l]))
-            kept = h.topk(k, dim=1, sorted=False)
-            codes.append(torch.zeros_like(h).scatter(1, kept.indices, kept.values))
-        total, pair = 0.0, 0
-        for t in range(L):
-            out = clt.decoder_bias[t]
-            for source in range(t + 1):
-                out = out + torch.nn.functional.linear(codes[source], clt.decoder[pair])
-                pair += 1
-            total = total + (out.float() - y[t].float()).square().sum()
-        return total / x.shape[1]
-
-    return loss
+    compiled = torch.compile(layer)
+    try:
+        run(compiled)
+    except Exception as error:  # as with the step
+        print(f"model not compiled: {type(error).__name__}", file=sys.stderr)
+        compiled = layer
+    return lambda: run(compiled)
 
 
 def sparse_loss(torch, s, decode):
-    """As above over rows; `decode(indices, values, rows)` gives [tokens, (L - l) d]."""
+    """`decode(indices, values, rows)` gives [tokens, (L - l) d]."""
     L, d, k = s["layers"], s["width"], s["k"]
 
     def loss(clt, x, y):
@@ -128,6 +124,14 @@ def sparse_loss(torch, s, decode):
         return sum((out - y[t].float()).square().sum() for t, out in enumerate(outs)) / tokens
 
     return loss
+
+
+def dense_decode(torch, features):
+    def decode(indices, values, rows):
+        codes = torch.zeros(indices.shape[0], features, device=rows.device, dtype=values.dtype)
+        return codes.scatter(1, indices, values) @ rows
+
+    return decode
 
 
 def bag(torch):
@@ -227,14 +231,14 @@ def openclt_loss(torch, s):
 
 
 def peer(name, s, steps, device="cuda"):
-    """Prints tokens/s, memory and the last loss of one variant."""
+    """tokens/s, memory and the last loss of one variant."""
     import torch
 
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = name != "openclt"
-    rows = name in ("bag", "triton")
-    clt = parameters(torch, s, device, rows)
-    loss = {"dense": dense_loss, "openclt": openclt_loss}.get(name, lambda torch, s: sparse_loss(torch, s, bag(torch) if name == "bag" else triton_decode(torch)))(torch, s)
+    decode = {"dense": lambda: dense_decode(torch, s["features"]), "bag": lambda: bag(torch), "triton": lambda: triton_decode(torch)}
+    loss = openclt_loss(torch, s) if name == "openclt" else sparse_loss(torch, s, decode[name]())
+    clt = parameters(torch, s, device, name != "openclt")
     adam = torch.optim.Adam(clt.parameters(), lr=1e-4, **({} if name == "openclt" else {"fused": True}))
     dtype = torch.float32 if name == "openclt" else torch.bfloat16
     model = llama(torch, s, device, torch.bfloat16 if device == "cuda" else torch.float32) if s.get("model") else None
@@ -267,63 +271,102 @@ def peer(name, s, steps, device="cuda"):
     synchronise()
     seconds = (time.perf_counter() - start) / steps
     memory = torch.cuda.max_memory_reserved() / 2**30 if device == "cuda" else 0.0
-    print(json.dumps(dict(tokens_per_second=s["tokens"] / seconds, ms=1e3 * seconds, gib=memory, loss=value.item())))
+    return dict(tokens_per_second=s["tokens"] / seconds, ms=1e3 * seconds, gib=memory, loss=value.item())
+
+
+def peers(names, s, steps, device):
+    """One variant after the other; prints a line of JSON for each."""
+    import gc, torch
+
+    for name in names:
+        try:
+            found = peer(name, s, steps, device)
+        except Exception as error:
+            found = dict(error=f"{type(error).__name__}: {error}".splitlines()[0][:200])
+        print(json.dumps(dict(found, side=name)), flush=True)
+        gc.collect()
+        torch._dynamo.reset()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
 
 # ---- the run -------------------------------------------------------------------------------------
 
-def lines(command, **more):
-    done = subprocess.run(command, capture_output=True, text=True, **more)
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return found, done
+def lines(command, limit):
+    """Lines of JSON that a program printed before it ended or `limit` seconds were over, and what it said last."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        watch = threading.Timer(limit, process.kill)
+        watch.start()
+        found = [json.loads(line) for line in process.stdout if line.startswith("{")]
+        code = process.wait()
+        late = not watch.is_alive()
+        watch.cancel()
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or ["no output"])[-1]
+    return found, "no time" if late else f"exit status {code}: {last[:90]}" if code else ""
+
+
+def ours(given, shape, left, rows, results):
+    found, why = lines([given.cltlab, "bench", "--device", "cuda", "--shapes", shape, "--timed", str(given.steps)], left())
+    for line in found:
+        if "ceilings" in line:
+            c = line["ceilings"]
+            print(f"card: copy {c['copy'] / 1e9:.0f} GB/s, products {c['bf16'] / 1e12:.0f} TFLOP/s bf16, {c['f32'] / 1e12:.0f} f32")
+        elif "rows_per_second" in line:
+            print(f"attribution, {line['tokens']} tokens: {line['rows']} rows of {line['active']} active features, {line['rows_per_second']:.0f} rows/s, {line['attribute_s']:.2f} s, floor {line['floor_s']:.3f} s, {100 * line['share']:.0f} %")
+        elif "error" in line:
+            rows.append((f"ours, {line['held']}", None, None, line["error"]))
+        else:
+            ways = ", ".join(f"{way} {line[way + '_ms']:.2f}" for way in ("dense", "dense_forward", "lists"))
+            rows.append((f"ours, {line['held']}", line["tokens_per_second"], line["used_gib"], f"{line['ms']:.2f} ms ({ways}), floor {line['floor_ms']:.2f} ms, {100 * line['share']:.0f} %"))
+    if why:
+        rows.append(("ours", None, None, why))
+    results += [dict(line, side="ours") for line in found]
+
+
+def theirs(given, shape, left, rows, results):
+    names = [name for name in (given.peers or ORDER.get(shape, "dense,bag,triton,openclt")).split(",") if name]
+    if not names:
+        return
+    found, why = lines([sys.executable, os.path.abspath(__file__), "-", "--as-peers", json.dumps([names, shape, given.steps, given.device])], left())
+    for line in found:
+        rows.append((PEERS[line["side"]], line.get("tokens_per_second"), line.get("gib"), line.get("error") or f"{line['ms']:.2f} ms"))
+        results.append(dict(line, shape=shape))
+    for name in names[len(found):]:
+        rows.append((PEERS[name], None, None, why))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cltlab")
-    parser.add_argument("--shapes", default="seed,seed-4096,sparse,smollm2,attribution")
-    parser.add_argument("--peers", default="dense,bag,triton,openclt")
+    parser.add_argument("--shapes", default="sparse,seed-4096,smollm2,seed,attribution")
+    parser.add_argument("--peers", help="which, in which order; none with an empty word")
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--device", default="cuda", help="cpu only to see that the other side runs")
     parser.add_argument("--json")
-    parser.add_argument("--as-peer", help=argparse.SUPPRESS)
+    parser.add_argument("--as-peers", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.as_peer:
-        name, shape, steps, device = json.loads(given.as_peer)
-        return peer(name, SHAPES[shape], steps, device)
-    results = []
+    if given.as_peers:
+        names, shape, steps, device = json.loads(given.as_peers)
+        return peers(names, SHAPES[shape], steps, device)
+    end, results = time.monotonic() + 60 * given.minutes, []
+    left = lambda: max(end - time.monotonic(), 1)
     for shape in given.shapes.split(","):
-        s = SHAPES[shape]
+        if left() < 10:
+            print(f"{shape}: left out, no time")
+            continue
         rows = []
         if given.cltlab != "-":
-            found, done = lines([given.cltlab, "bench", "--device", "cuda", "--shapes", shape, "--timed", str(given.steps)])
-            if done.returncode != 0:
-                print(done.stderr, file=sys.stderr)
-            for line in found:
-                if "ceilings" in line:
-                    c = line["ceilings"]
-                    print(f"card: copy {c['copy'] / 1e9:.0f} GB/s, products {c['bf16'] / 1e12:.0f} TFLOP/s bf16, {c['f32'] / 1e12:.0f} f32")
-                elif "rows_per_second" in line:
-                    print(f"attribution, {line['tokens']} tokens: {line['rows']} rows of {line['active']} active features, {line['rows_per_second']:.0f} rows/s, {line['attribute_s']:.2f} s, floor {line['floor_s']:.3f} s, {100 * line['share']:.0f} %")
-                elif "error" in line:
-                    rows.append((f"ours, {line['held']}", None, None, line["error"]))
-                else:
-                    rows.append((f"ours, {line['held']}", line["tokens_per_second"], line["used_gib"], f"{line['ms']:.2f} ms, floor {line['floor_ms']:.2f} ms, {100 * line['share']:.0f} %"))
-            results += [dict(line, side="ours") for line in found]
+            ours(given, shape, left, rows, results)
             write(given, results)
-        if s is None:
-            continue
-        for name in given.peers.split(","):
-            found, done = lines([sys.executable, os.path.abspath(__file__), "-", "--as-peer", json.dumps([name, shape, given.steps, given.device])])
-            if found:
-                rows.append((PEERS[name], found[-1]["tokens_per_second"], found[-1]["gib"], f"{found[-1]['ms']:.2f} ms"))
-                results.append(dict(found[-1], side=name, shape=shape))
-            else:
-                why = (done.stderr.strip().splitlines() or ["no output"])[-1]
-                rows.append((PEERS[name], None, None, why[:90]))
-                results.append(dict(side=name, shape=shape, error=why))
+        if SHAPES[shape]:
+            theirs(given, shape, left, rows, results)
         best = max((row[1] for row in rows if row[1] and not row[0].startswith("ours") and not row[0].startswith("openCLT")), default=None)
-        print(f"\n{shape}: {s}\n| program | tokens/s | x best PyTorch | GiB | |\n|---|---|---|---|---|")
+        if rows:
+            print(f"\n{shape}: {SHAPES[shape]}\n| program | tokens/s | x best PyTorch | GiB | |\n|---|---|---|---|---|")
         for name, rate, memory, note in rows:
             ratio = f"{rate / best:.2f}" if rate and best else ""
             print(f"| {name} | {f'{rate:.0f}' if rate else '-'} | {ratio} | {f'{memory:.1f}' if memory else ''} | {note} |")

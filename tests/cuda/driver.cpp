@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -166,6 +167,14 @@ static const size_t GUARD = 64;
 static std::recursive_mutex one;
 static std::map<At, size_t> allocations;
 static size_t held;
+// Memory of the host that is pinned, and copies to it that nobody has waited for.
+static std::set<void*> pinned;
+static std::vector<std::pair<void*, std::vector<unsigned char>>> on_their_way;
+static void deliver() {
+    std::lock_guard<std::recursive_mutex> lock(one);
+    for (auto& [to, values] : on_their_way) std::memcpy(to, values.data(), values.size());
+    on_their_way.clear();
+}
 
 static size_t limit() {
     const char* wish = std::getenv("CLTLAB_EMULATED_BYTES");
@@ -239,16 +248,16 @@ Status cuDevicePrimaryCtxRetain(void** context, int) { return *context = reinter
 Status cuDevicePrimaryCtxRelease_v2(int) { return DONE; }
 Status cuCtxSetCurrent(void*) { return DONE; }
 Status cuCtxGetCurrent(void** context) { return *context = reinterpret_cast<void*>(0x10), DONE; }
-Status cuCtxSynchronize() { return look_at_guards(), DONE; }
+Status cuCtxSynchronize() { return deliver(), look_at_guards(), DONE; }
 Status cuStreamCreate(void** stream, unsigned) { return *stream = reinterpret_cast<void*>(0x20), DONE; }
 Status cuStreamCreateWithPriority(void** stream, unsigned, int) { return *stream = reinterpret_cast<void*>(0x20), DONE; }
 Status cuStreamDestroy_v2(void*) { return DONE; }
-Status cuStreamSynchronize(void*) { return look_at_guards(), DONE; }
+Status cuStreamSynchronize(void*) { return deliver(), look_at_guards(), DONE; }
 Status cuStreamWaitEvent(void*, void*, unsigned) { return DONE; }
 Status cuStreamIsCapturing(void*, int* status) { return *status = 0, DONE; }
 Status cuEventCreate(void** event, unsigned) { return *event = reinterpret_cast<void*>(0x30), DONE; }
 Status cuEventRecord(void*, void*) { return DONE; }
-Status cuEventSynchronize(void*) { return DONE; }
+Status cuEventSynchronize(void*) { return deliver(), DONE; }
 Status cuEventQuery(void*) { return DONE; }
 Status cuEventDestroy_v2(void*) { return DONE; }
 Status cuMemGetInfo_v2(size_t* available, size_t* total) { return *total = limit(), *available = limit() - held, DONE; }
@@ -261,8 +270,16 @@ Status cuMemAllocAsync(At* at, size_t bytes, void*) { return allocate(at, bytes)
 Status cuMemFree_v2(At at) { return release_memory(at); }
 Status cuMemFreeAsync(At at, void*) { return release_memory(at); }
 Status cuMemAllocHost_v2(void** at, size_t bytes) { return *at = std::malloc(bytes), DONE; }
-Status cuMemHostAlloc(void** at, size_t bytes, unsigned) { return *at = std::malloc(bytes), DONE; }
-Status cuMemFreeHost(void* at) { return std::free(at), DONE; }
+Status cuMemHostAlloc(void** at, size_t bytes, unsigned) {
+    std::lock_guard<std::recursive_mutex> lock(one);
+    *at = std::malloc(bytes);
+    std::memset(*at, 0xff, bytes);
+    return pinned.insert(*at), DONE;
+}
+Status cuMemFreeHost(void* at) {
+    std::lock_guard<std::recursive_mutex> lock(one);
+    return deliver(), pinned.erase(at), std::free(at), DONE;
+}
 static Status move(void* to, const void* from, size_t bytes, At device) {
     std::lock_guard<std::recursive_mutex> lock(one);
     if (inside(device, bytes) != DONE) return std::fprintf(stderr, "emulator: a copy outside of any allocation\n"), INVALID;
@@ -278,7 +295,15 @@ static struct Left {
 Status cuMemcpyHtoD_v2(At to, const void* from, size_t bytes) { return move(reinterpret_cast<void*>(to), from, bytes, to); }
 Status cuMemcpyHtoDAsync_v2(At to, const void* from, size_t bytes, void*) { return cuMemcpyHtoD_v2(to, from, bytes); }
 Status cuMemcpyDtoH_v2(void* to, At from, size_t bytes) { return left.bytes += bytes, move(to, reinterpret_cast<void*>(from), bytes, from); }
-Status cuMemcpyDtoHAsync_v2(void* to, At from, size_t bytes, void*) { return cuMemcpyDtoH_v2(to, from, bytes); }
+// What goes to memory that is pinned arrives when it is waited for.
+Status cuMemcpyDtoHAsync_v2(void* to, At from, size_t bytes, void*) {
+    std::lock_guard<std::recursive_mutex> lock(one);
+    if (!pinned.count(to)) return cuMemcpyDtoH_v2(to, from, bytes);
+    std::vector<unsigned char> values(bytes);
+    const Status status = cuMemcpyDtoH_v2(values.data(), from, bytes);
+    on_their_way.emplace_back(to, std::move(values));
+    return status;
+}
 Status cuMemcpyDtoD_v2(At to, At from, size_t bytes) { return move(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes, inside(from, bytes) == DONE ? to : 0); }
 Status cuMemcpyDtoDAsync_v2(At to, At from, size_t bytes, void*) { return cuMemcpyDtoD_v2(to, from, bytes); }
 Status cuMemsetD8_v2(At to, unsigned char value, size_t bytes) {

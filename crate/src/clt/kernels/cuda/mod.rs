@@ -14,7 +14,7 @@ pub(crate) use gemm::{Operand, Product};
 
 use crate::device;
 use crate::error::{Error, ErrorKind, Result};
-use candle_core::cuda_backend::cudarc::driver::{sys, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, ValidAsZeroBits};
+use candle_core::cuda_backend::cudarc::driver::{sys, CudaEvent, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, PinnedHostSlice, ValidAsZeroBits};
 use candle_core::{CudaDevice, DType, Device, Storage, Tensor};
 use half::bf16;
 use std::collections::HashMap;
@@ -210,21 +210,27 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
         self.write_at(0, values)
     }
 
-    /// Fills it from its `index`-th value on.
+    /// Fills it from its `index`-th value on; waits where the driver may read `values` after it has returned.
     pub fn write_at(&mut self, index: usize, values: &[T]) -> Result<()> {
+        // Up to here it copies them first, on every system.
+        const COPIED: usize = 64 << 10;
         let Gpu(inner) = &self.gpu;
         let mut into = self.slice.slice_mut(index..index + values.len());
-        inner.stream.memcpy_htod(values, &mut into).map_err(|error| fault("copy to the device", error))
+        inner.stream.memcpy_htod(values, &mut into).map_err(|error| fault("copy to the device", error))?;
+        if std::mem::size_of_val(values) > COPIED { self.gpu.wait() } else { Ok(()) }
     }
 
     /// Everything in it, on the host; waits.
     pub fn read(&self) -> Result<Vec<T>> {
-        self.gpu.0.stream.clone_dtoh(&self.slice).map_err(|error| fault("copy from the device", error))
+        self.read_first(self.len())
     }
 
     /// Its first `n` values, on the host; waits.
     pub fn read_first(&self, n: usize) -> Result<Vec<T>> {
-        self.gpu.0.stream.clone_dtoh(&self.slice.slice(..n)).map_err(|error| fault("copy from the device", error))
+        let values = self.gpu.0.stream.clone_dtoh(&self.slice.slice(..n)).map_err(|error| fault("copy from the device", error))?;
+        // Not every system copies before it returns.
+        self.gpu.wait()?;
+        Ok(values)
     }
 
     /// Copies another of the same length.
@@ -250,6 +256,37 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
             self.slice = self.gpu.zeros::<T>(n)?.slice;
         }
         Ok(())
+    }
+}
+
+/// A number that the device sends while it goes on.
+pub(crate) struct Sent {
+    gpu: Gpu,
+    host: PinnedHostSlice<u32>,
+    arrived: Option<CudaEvent>,
+}
+
+impl Sent {
+    pub fn new(gpu: &Gpu) -> Result<Self> {
+        // SAFETY: it is read after it was written only.
+        let host = unsafe { gpu.0.stream.context().alloc_pinned_with_flags(1, 0) }.map_err(|error| fault("memory on the host", error))?;
+        Ok(Sent { gpu: gpu.clone(), host, arrived: None })
+    }
+
+    /// Asks for the number in `from`, as it is when everything that was asked for before is done.
+    pub fn send(&mut self, from: &Buffer<u32>) -> Result<()> {
+        let stream = &self.gpu.0.stream;
+        stream.memcpy_dtoh(&from.slice.slice(..1), &mut self.host).map_err(|error| fault("copy from the device", error))?;
+        self.arrived = Some(stream.record_event(None).map_err(|error| fault("event", error))?);
+        Ok(())
+    }
+
+    /// Waits for it, not for what was asked for after it.
+    pub fn wait(&self) -> Result<u32> {
+        if let Some(arrived) = &self.arrived {
+            arrived.synchronize().map_err(|error| fault("wait", error))?;
+        }
+        Ok(self.host.as_slice().map_err(|error| fault("wait", error))?[0])
     }
 }
 

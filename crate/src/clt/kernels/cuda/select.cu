@@ -230,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(256) write_rows(const float* h, con
                                                              float reach, const u32* starts, const u32* counts, u32* out_feature, float* out_value, float* out_pre, u32* out_token, u32* lengths) {
     __shared__ u32 room[66];
     const u32 token = blockIdx.x;
-    Rule rule = {ranking ? ranking->cut : 0.f, ties[token], log_threshold, reach, nullptr};
+    Rule rule = {ranking ? ranking->cut : 0.f, ties ? ties[token] : 0u, log_threshold, reach, nullptr};
     write_row(h + (size_t)token * features, bias, features, rule, token, starts[token], counts[token], out_feature, out_value, out_pre, out_token, lengths, room);
 }
 

@@ -1,7 +1,7 @@
 //! Forward, first half: pre-activations, which of them are kept, and the lists of both orders.
 
 use super::{CudaClt, DeviceBatch, Matrix};
-use crate::clt::kernels::cuda::{At, Operand, Product};
+use crate::clt::kernels::cuda::{At, Operand, Product, Sent};
 use crate::clt::Activation;
 use crate::error::Result;
 
@@ -32,6 +32,9 @@ impl CudaClt {
         let places = self.places(tokens);
         let shared = &mut self.shared;
         shared.h.fit(tokens * f)?;
+        if places.is_none() {
+            shared.second.fit(tokens * f)?;
+        }
         shared.slab.fit(tokens * l * d)?;
         shared.errors.fit(l * tokens)?;
         shared.above.fit(tokens)?;
@@ -88,19 +91,39 @@ impl CudaClt {
         }
     }
 
-    /// Entries of one layer, by token.
-    pub(super) fn encode(&mut self, index: usize, batch: &DeviceBatch) -> Result<()> {
+    /// Entries of all layers, by token.
+    pub(super) fn encode(&mut self, batch: &DeviceBatch) -> Result<()> {
+        let tokens = batch.tokens;
+        for index in 0..self.config.layers {
+            match self.config.activation {
+                Activation::TopK { k } => {
+                    self.pre_activations(index, batch)?;
+                    self.top(index, tokens, k)?;
+                }
+                Activation::BatchTopK { k } => {
+                    self.pre_activations(index, batch)?;
+                    self.ranked(index, tokens, k)?;
+                }
+                _ => self.above(index, batch)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Where pre-activations of a layer lie.
+    fn h(&self, index: usize) -> At {
+        let second = self.layers[index].entries.counted.is_some() && index % 2 == 1;
+        if second { self.shared.second.at() } else { self.shared.h.at() }
+    }
+
+    /// `x W_encᵀ` of one layer, without the bias.
+    fn pre_activations(&self, index: usize, batch: &DeviceBatch) -> Result<()> {
         let (d, f, tokens) = (self.config.width, self.config.features, batch.tokens);
         let x = Operand { at: batch.inputs.from(index * tokens * d), stored: self.stored, stride: d, turned: false };
         let weights = self.layers[index].encoder.factor(0, true);
-        let product = Product { rows: tokens, depth: d, columns: f, left: x, right: weights, out: self.shared.h.at(), stride: f, add: false };
+        let product = Product { rows: tokens, depth: d, columns: f, left: x, right: weights, out: self.h(index), stride: f, add: false };
         // SAFETY: inputs are [T, d], weights [F, d], `h` has room for [T, F].
-        unsafe { self.gpu.product(&product)? };
-        match self.config.activation {
-            Activation::TopK { k } => self.top(index, tokens, k),
-            Activation::BatchTopK { k } => self.ranked(index, tokens, k),
-            _ => self.above(index, tokens),
-        }
+        unsafe { self.gpu.product(&product) }
     }
 
     /// The k largest of each token.
@@ -143,9 +166,22 @@ impl CudaClt {
     }
 
     /// All above 0, or above their thresholds less half the window: counted first, since nobody knows how many there are.
-    fn above(&mut self, index: usize, tokens: usize) -> Result<()> {
-        self.count(index, tokens, 0)?;
-        let places = self.layers[index].entries.total.read()?[0] as usize;
+    /// The next layer is encoded before this one's count is waited for, so that the device has work meanwhile.
+    fn above(&mut self, index: usize, batch: &DeviceBatch) -> Result<()> {
+        let tokens = batch.tokens;
+        for next in if index == 0 { 0..2 } else { index + 1..index + 2 } {
+            if next >= self.config.layers {
+                break;
+            }
+            self.pre_activations(next, batch)?;
+            self.count(next, tokens, 0)?;
+            let entries = &mut self.layers[next].entries;
+            if let Some(counted) = &mut entries.counted {
+                counted.send(&entries.total)?;
+            }
+        }
+        let counted = self.layers[index].entries.counted.as_ref().map_or(Ok(0), Sent::wait)?;
+        let places = counted as usize;
         self.fit_entries(index, places)?;
         self.layers[index].density = places as f64 / (tokens * self.config.features) as f64;
         self.write(index, tokens, 0)
@@ -156,7 +192,7 @@ impl CudaClt {
         let (e, log) = (&layer.entries, layer.log_threshold.as_ref().map_or(0, |log| log.w.at()));
         // SAFETY: one block a token, then one block over all of them; every buffer has a number a token.
         unsafe {
-            self.gpu.launch("count_rows", (tokens, 1), ROW, &[&shared.h.at(), &layer.encoder_bias.w.at(), &f, &ranking, &log, &reach, &shared.above.at(), &shared.equal.at()])?;
+            self.gpu.launch("count_rows", (tokens, 1), ROW, &[&self.h(index), &layer.encoder_bias.w.at(), &f, &ranking, &log, &reach, &shared.above.at(), &shared.equal.at()])?;
             self.gpu.launch("scan_rows", (1, 1), 1024, &[&shared.above.at(), &shared.equal.at(), &t, &ranking, &e.starts.at(), &e.counts.at(), &e.cuts.at(), &e.total.at()])
         }
     }
@@ -164,6 +200,8 @@ impl CudaClt {
     fn write(&self, index: usize, tokens: usize, ranking: At) -> Result<()> {
         let (f, layer, shared, reach) = (self.config.features as u32, &self.layers[index], &self.shared, self.reach());
         let (e, log) = (&layer.entries, layer.log_threshold.as_ref().map_or(0, |log| log.w.at()));
+        // Those of a ranking only: the next layer's may be counted already.
+        let ties = if ranking == 0 { 0 } else { shared.equal.at() };
         let (pre, lengths) = (if log == 0 { 0 } else { e.pre.at() }, shared.lengths.from(index * self.config.features));
         // SAFETY: one block a token; runs begin and end where they were counted.
         unsafe {
@@ -171,7 +209,7 @@ impl CudaClt {
                 "write_rows",
                 (tokens, 1),
                 ROW,
-                &[&shared.h.at(), &layer.encoder_bias.w.at(), &f, &ranking, &shared.equal.at(), &log, &reach, &e.starts.at(), &e.counts.at(), &e.features.at(), &e.values.at(), &pre, &e.tokens.at(), &lengths],
+                &[&self.h(index), &layer.encoder_bias.w.at(), &f, &ranking, &ties, &log, &reach, &e.starts.at(), &e.counts.at(), &e.features.at(), &e.values.at(), &pre, &e.tokens.at(), &lengths],
             )
         }
     }

@@ -1,8 +1,8 @@
 //! A CLT in training on a GPU: the same step as on the CPU ([`super::LiveClt`] is its twin), in one stream.
 //!
 //! In: batches on the device. Out: weights one Adam step further, and lines of figures that stay on the device until
-//! somebody asks ([`CudaClt::reports`]); no step waits for the host unless the number of active features is not
-//! known beforehand (ReLU, JumpReLU). [`encode`] keeps entries and sorts them by feature, [`step`] decodes and
+//! somebody asks ([`CudaClt::reports`]). No step waits for the host; where the number of active features is not known
+//! beforehand (ReLU, JumpReLU) the host waits for a layer's while the device encodes the next. [`encode`] keeps entries and sorts them by feature, [`step`] decodes and
 //! learns, [`store`] brings weights from and to the host. Weights in f32 or in bf16 with rounding at random, moments
 //! in f32 or eight bits: 12, 8, 6 or 4 bytes a weight.
 //!
@@ -22,7 +22,7 @@ pub(crate) use training::CudaTraining;
 use super::{Cut, GpuPath, LiveClt, StepOptions, StepReport};
 use crate::activations::Batch;
 use crate::clt::config::Tied;
-use crate::clt::kernels::cuda::{Buffer, Gpu, Numbers, Stored};
+use crate::clt::kernels::cuda::{Buffer, Gpu, Numbers, Sent, Stored};
 use crate::clt::{Activation, CltConfig};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -87,6 +87,8 @@ struct Entries {
     total: Buffer<u32>,
     /// What `total` was set to from here, 0 where the device counts.
     given: usize,
+    /// `total` on its way here, where only counting tells.
+    counted: Option<Sent>,
     offsets: Buffer<u32>,
     /// Places of entries, before they are sorted.
     list: Buffer<u32>,
@@ -106,6 +108,8 @@ struct Entries {
 struct Shared {
     /// Pre-activations, or products with all decoder rows, `[T, F]`.
     h: Buffer<f32>,
+    /// Pre-activations of every other layer, where they are counted while those of the one before wait.
+    second: Buffer<f32>,
     /// A dense code or its gradient, `[T, F]`; only where a layer is dense.
     code: Numbers,
     /// A dense gradient of a whole matrix; only where a layer is dense.
@@ -236,7 +240,8 @@ impl CudaClt {
         let batch = 2 * l * t * d * weight;
         let entries = t * kept * (l * 44 + 4 * config.slots(0) as u64);
         let slabs = t * l * d * (weight + if dense { 4 } else { 0 });
-        let matrices = t * f * (4 + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.slots(0) as u64 * d } else { 0 };
+        let both = if matches!(config.activation, Activation::TopK { .. } | Activation::BatchTopK { .. }) { 4 } else { 8 };
+        let matrices = t * f * (both + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.slots(0) as u64 * d } else { 0 };
         weights + skips + batch + entries + slabs + matrices
     }
 
@@ -286,9 +291,7 @@ impl CudaClt {
         assert!(self.steps - self.told < RING, "figures are read in time");
         self.fit(batch.tokens)?;
         self.begin()?;
-        for layer in 0..self.config.layers {
-            self.encode(layer, batch)?;
-        }
+        self.encode(batch)?;
         self.list(batch.tokens)?;
         self.decode(batch, options)?;
         self.learn(batch, options)?;

@@ -3,9 +3,9 @@
 
 use super::tables::Tables;
 use super::{CudaClt, Cut, Entries, Layer, LiveClt, Matrix, Moments, Shared, Vector, LINE, RING};
-use crate::clt::kernels::cuda::{Gpu, Numbers, Stored};
+use crate::clt::kernels::cuda::{Gpu, Numbers, Sent, Stored};
 use crate::clt::live::param::{self, Param};
-use crate::clt::CltConfig;
+use crate::clt::{Activation, CltConfig};
 use crate::error::Result;
 
 impl Matrix {
@@ -72,6 +72,7 @@ impl Entries {
             cuts: gpu.zeros(0)?,
             total: gpu.zeros(1)?,
             given: 0,
+            counted: (!matches!(config.activation, Activation::TopK { .. } | Activation::BatchTopK { .. })).then(|| Sent::new(gpu)).transpose()?,
             offsets: gpu.zeros(f + 1)?,
             list: gpu.zeros(0)?,
             list_tokens: gpu.zeros(0)?,
@@ -92,6 +93,7 @@ impl Shared {
         let (l, d, f) = (config.layers, config.width, config.features);
         Ok(Shared {
             h: gpu.zeros(0)?,
+            second: gpu.zeros(0)?,
             code: Numbers::zeros(gpu, stored, 0)?,
             gradient: gpu.zeros(0)?,
             products: gpu.zeros(0)?,

@@ -2,7 +2,7 @@
 
 use crate::activations::Batch;
 use crate::clt::live::{LiveClt, StepOptions, StepReport};
-use crate::clt::Activation;
+use crate::clt::{Activation, Tied};
 
 /// What [`LiveClt::step`] should report of the forward pass on `batch`.
 pub(super) fn report(live: &LiveClt, batch: &Batch, options: &StepOptions) -> StepReport {
@@ -30,9 +30,14 @@ pub(super) fn report(live: &LiveClt, batch: &Batch, options: &StepOptions) -> St
         for p in 0..tokens {
             let mut sum: Vec<f64> = live.layers[target].decoder_bias.w.iter().map(|&b| f64::from(b)).collect();
             for source in config.first_source(target)..=target {
-                let layer = &live.layers[source];
+                let (owner, column) = match config.tied {
+                    Tied::No => (source, (target - source) * d),
+                    Tied::PerSource => (source, 0),
+                    Tied::PerTarget => (target, 0),
+                };
+                let decoder = &live.layers[owner].decoder;
                 for (j, &a) in codes[source][p * f..(p + 1) * f].iter().enumerate().filter(|(_, &a)| a != 0.0) {
-                    let row = &layer.decoder.w[j * layer.decoder.row + (target - source) * d..][..d];
+                    let row = &decoder.w[j * decoder.row + column..][..d];
                     sum.iter_mut().zip(row).for_each(|(sum, &w)| *sum += a * f64::from(w));
                 }
             }
@@ -50,9 +55,17 @@ pub(super) fn report(live: &LiveClt, batch: &Batch, options: &StepOptions) -> St
         let variance = squares - sums.iter().map(|sum| sum * sum).sum::<f64>() / tokens as f64;
         report.layers.push((error / tokens as f64, variance / tokens as f64));
     }
-    for (code, layer) in codes.iter().zip(&live.layers) {
+    // Squared norms of rows over all targets that a source writes to.
+    let square = |decoder: &[f32], row: usize| decoder.chunks_exact(row).map(|row| row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>()).collect::<Vec<_>>();
+    for (index, (code, layer)) in codes.iter().zip(&live.layers).enumerate() {
         report.l0.push(code.iter().filter(|&&a| a > 0.0).count() as f64 / tokens as f64);
-        let norms: Vec<f64> = layer.decoder.w.chunks_exact(layer.decoder.row).map(|row| row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt()).collect();
+        let mut squares = square(&layer.decoder.w, layer.decoder.row);
+        match config.tied {
+            Tied::No => {}
+            Tied::PerSource => squares.iter_mut().for_each(|square| *square *= config.slots(index) as f64),
+            Tied::PerTarget => live.layers[index + 1..].iter().for_each(|later| squares.iter_mut().zip(square(&later.decoder.w, d)).for_each(|(sum, square)| *sum += square)),
+        }
+        let norms: Vec<f64> = squares.into_iter().map(f64::sqrt).collect();
         let tanh: f64 = code.chunks_exact(f).flat_map(|row| row.iter().zip(&norms)).map(|(a, norm)| (options.tanh_scale * norm * a).tanh()).sum();
         report.sparsity += options.sparsity * tanh / tokens as f64;
     }

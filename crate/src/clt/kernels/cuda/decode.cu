@@ -16,6 +16,54 @@ struct Source {
     u32 unused;
 };
 
+// Adds what one source writes for one token to eight columns of `decoder`, four rows on their way at a time.
+template <typename S>
+__device__ __forceinline__ void add_entries(const Source& source, const S* decoder, u32 token, float sum[8]) {
+    const u32 begin = source.starts[token], end = begin + source.counts[token];
+    u32 e = begin;
+    for (; e + 4 <= end; e += 4) {
+        float w[4][8], a[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            a[j] = source.values[e + j];
+            load8(decoder + (size_t)source.features[e + j] * source.row, w[j]);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) sum[i] = fmaf(a[j], w[j][i], sum[i]);
+        }
+    }
+    for (; e < end; ++e) {
+        float w[8], a = source.values[e];
+        load8(decoder + (size_t)source.features[e] * source.row, w);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum[i] = fmaf(a, w[i], sum[i]);
+    }
+}
+
+// Adds eight columns of f32.
+__device__ __forceinline__ void add8(const float* from, float sum[8]) {
+    float more[8];
+    load8(from, more);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i] += more[i];
+}
+
+// Turns eight columns of a reconstruction into its gradient; returns their squared error.
+template <typename S>
+__device__ __forceinline__ float compare(const S* target, float scale, float sum[8]) {
+    float y[8], square = 0.f;
+    load8(target, y);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const float error = sum[i] - y[i];
+        square = fmaf(error, error, square);
+        sum[i] = scale * error;
+    }
+    return square;
+}
+
 // One token and target a block, eight columns a thread. `base [tokens, stride]` (may be null) is what dense
 // products gave. Writes the gradient `scale (ŷ − y)` and the squared error; without targets ŷ alone.
 template <typename S>
@@ -24,71 +72,82 @@ __device__ void decode(const Source* sources, u32 layers, const float* base, con
     __shared__ float room[33];
     const u32 token = blockIdx.x, target = blockIdx.y, column = 8 * threadIdx.x;
     const bool mine = column < d;
-    float sum[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum[i] = 0.f;
+    float sum[8], square = 0.f;
     if (mine) {
         load8(bias + target * d + column, sum);
-        if (base) {
-            float more[8];
-            load8(base + (size_t)token * stride + target * d + column, more);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) sum[i] += more[i];
-        }
+        if (base) add8(base + (size_t)token * stride + target * d + column, sum);
         for (u32 l = 0; l < layers; ++l) {
             const Source source = sources[l];
             if (target < source.first || target - source.first >= source.targets) continue;
-            const S* decoder = reinterpret_cast<const S*>(source.decoder) + (size_t)(target - source.first) * d + column;
-            const u32 begin = source.starts[token], end = begin + source.counts[token];
-            u32 e = begin;
-            // Four rows on their way at a time.
-            for (; e + 4 <= end; e += 4) {
-                float w[4][8], a[4];
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    a[j] = source.values[e + j];
-                    load8(decoder + (size_t)source.features[e + j] * source.row, w[j]);
-                }
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-#pragma unroll
-                    for (int i = 0; i < 8; ++i) sum[i] = fmaf(a[j], w[j][i], sum[i]);
-                }
-            }
-            for (; e < end; ++e) {
-                float w[8], a = source.values[e];
-                load8(decoder + (size_t)source.features[e] * source.row, w);
-#pragma unroll
-                for (int i = 0; i < 8; ++i) sum[i] = fmaf(a, w[i], sum[i]);
-            }
+            add_entries(source, reinterpret_cast<const S*>(source.decoder) + (size_t)(target - source.first) * d + column, token, sum);
         }
-    }
-    float square = 0.f;
-    if (mine) {
-        if (targets) {
-            float y[8];
-            load8(targets + ((size_t)target * tokens + token) * d + column, y);
-            const float scale = scales[target];
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                const float error = sum[i] - y[i];
-                square = fmaf(error, error, square);
-                sum[i] = scale * error;
-            }
-        }
+        if (targets) square = compare(targets + ((size_t)target * tokens + token) * d + column, scales[target], sum);
         store8(slab + (size_t)token * stride + target * d + column, sum, 0);
     }
     if (!errors) return;
     square = block_sum(square, room);
     if (threadIdx.x == 0) errors[(size_t)target * tokens + token] = square;
 }
-#define DECODE(S, name)                                                                                                                                                      \
+
+// The same where each source writes the same to all its targets: a block goes through a token's targets and adds one source
+// at each.
+template <typename S>
+__device__ void decode_tied(const Source* sources, u32 layers, const float* base, const float* bias, const S* targets, u32 tokens, u32 d, u32 stride, const float* scales,
+                            S* slab, float* errors) {
+    __shared__ float room[33];
+    const u32 token = blockIdx.x, column = 8 * threadIdx.x;
+    const bool mine = column < d;
+    float all[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) all[i] = 0.f;
+    for (u32 target = 0; target < layers; ++target) {
+        float square = 0.f;
+        if (mine) {
+            const Source source = sources[target];
+            add_entries(source, reinterpret_cast<const S*>(source.decoder) + column, token, all);
+            float sum[8];
+            load8(bias + target * d + column, sum);
+            if (base) add8(base + (size_t)token * stride + target * d + column, sum);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) sum[i] += all[i];
+            square = compare(targets + ((size_t)target * tokens + token) * d + column, scales[target], sum);
+            store8(slab + (size_t)token * stride + target * d + column, sum, 0);
+        }
+        square = block_sum(square, room);
+        if (threadIdx.x == 0) errors[(size_t)target * tokens + token] = square;
+    }
+}
+
+// What a source that writes the same to all its targets gets back: gradients at targets become sums over it and those after
+// it. One token a block.
+template <typename S>
+__device__ void sum_later(S* slab, u32 layers, u32 d, u32 stride) {
+    const u32 column = 8 * threadIdx.x;
+    if (column >= d) return;
+    float sum[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i] = 0.f;
+    for (u32 target = layers; target-- > 0;) {
+        S* at = slab + (size_t)blockIdx.x * stride + target * d + column;
+        float e[8];
+        load8(at, e);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum[i] += e[i];
+        store8(at, sum, 0);
+    }
+}
+extern "C" __global__ void sum_later_f32(float* slab, u32 layers, u32 d, u32 stride) { sum_later(slab, layers, d, stride); }
+extern "C" __global__ void sum_later_bf16(bf16* slab, u32 layers, u32 d, u32 stride) { sum_later(slab, layers, d, stride); }
+
+#define DECODE(name, body, S)                                                                                                                                                \
     extern "C" __global__ void name(const Source* sources, u32 layers, const float* base, const float* bias, const S* targets, u32 tokens, u32 d, u32 stride,                 \
                                     const float* scales, S* slab, float* errors) {                                                                                           \
-        decode(sources, layers, base, bias, targets, tokens, d, stride, scales, slab, errors);                                                                               \
+        body(sources, layers, base, bias, targets, tokens, d, stride, scales, slab, errors);                                                                                 \
     }
-DECODE(float, decode_f32)
-DECODE(bf16, decode_bf16)
+DECODE(decode_f32, decode, float)
+DECODE(decode_bf16, decode, bf16)
+DECODE(decode_tied_f32, decode_tied, float)
+DECODE(decode_tied_bf16, decode_tied, bf16)
 
 // Adds 32 rows of 64 numbers that a block holds, eight a thread; columns from `first` on.
 __device__ __forceinline__ void add_rows(const float v[8], float room[32][64], u32 y, u32 part, u32 first, u32 columns, float* out) {

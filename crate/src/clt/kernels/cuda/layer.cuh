@@ -27,7 +27,7 @@ struct Layer {
     float* dead_term;
     u32* fired;
     u32* idle;
-    // `[slots, features]`, of decoder rows.
+    // `[parts, features]`, of decoder rows.
     const float* squares;
     const void* encoder;
     const float* bias;
@@ -37,5 +37,6 @@ struct Layer {
     float* threshold_gradient;
     const float* input_sums;
     float* hint;
-    u32 slots, unused;
+    // Parts of a decoder row with squares of their own, and targets that get the same part.
+    u32 parts, copies;
 };

@@ -12,14 +12,16 @@
 #define MEASURE 4u
 
 // Where rows' gradients come from and what they meet: `Σ_i coefficients[i] · slab[tokens[i]] + own · w + common · sums`,
-// or `dense` as it lies, plus the last two.
+// or `dense` as it lies, plus the last two. Rows that several layers share meet the lists of all of these.
 template <typename S>
 struct Terms {
     const u32* offsets;
     const u32* tokens;
     const float* coefficients;
+    // Null, or the first of `count` layers whose values are the coefficients.
+    const Layer* layers;
     const S* slab;
-    u32 stride, at;
+    u32 stride, at, count, unused;
     const float* own;
     const float* common;
     const float* sums;
@@ -46,7 +48,8 @@ __device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& te
     const bool mine = column < d;
     const u32 at = tile * d + column;
     const size_t index = (size_t)feature * row + at;
-    const u32 begin = terms.dense ? 0 : terms.offsets[feature], end = terms.dense ? 0 : terms.offsets[feature + 1];
+    const u32 lists = terms.dense ? 0 : terms.layers ? terms.count : 1;
+    if (PASS == PRODUCTS && (lists == 0 || terms.offsets[feature] == terms.offsets[feature + 1])) return;
     float weights[8], g[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) weights[i] = g[i] = 0.f;
@@ -54,38 +57,44 @@ __device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& te
     if ((PASS & SPEND) && mine) fetch(moments, index);
     const S* slab = terms.slab + terms.at + (size_t)tile * d + column;
     const u32 chunk = blockDim.x < 256 ? blockDim.x : 256;
-    for (u32 base = begin; base < end; base += chunk) {
-        const u32 count = end - base < chunk ? end - base : chunk;
-        __syncthreads();
-        if (threadIdx.x < count) {
-            tokens[threadIdx.x] = terms.tokens[base + threadIdx.x];
-            coefficients[threadIdx.x] = terms.coefficients[base + threadIdx.x];
-        }
-        __syncthreads();
-        for (u32 i = 0; i < count; i += 8) {
-            float dots[8];
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                dots[j] = 0.f;
-                if (i + j >= count || !mine) continue;
-                float e[8];
-                load8(slab + (size_t)tokens[i + j] * terms.stride, e);
-#pragma unroll
-                for (int c = 0; c < 8; ++c) {
-                    if (PASS & PRODUCTS) dots[j] = fmaf(e[c], weights[c], dots[j]);
-                    if (PASS & (SPEND | MEASURE)) g[c] = fmaf(coefficients[i + j], e[c], g[c]);
-                }
+    for (u32 list = 0; list < lists; ++list) {
+        const u32* offsets = terms.layers ? terms.layers[list].offsets : terms.offsets;
+        const u32* of = terms.layers ? terms.layers[list].list_tokens : terms.tokens;
+        const float* with = terms.layers ? terms.layers[list].list_values : terms.coefficients;
+        const u32 begin = offsets[feature], end = offsets[feature + 1];
+        for (u32 base = begin; base < end; base += chunk) {
+            const u32 count = end - base < chunk ? end - base : chunk;
+            __syncthreads();
+            if (threadIdx.x < count) {
+                tokens[threadIdx.x] = of[base + threadIdx.x];
+                coefficients[threadIdx.x] = with[base + threadIdx.x];
             }
-            if (PASS & PRODUCTS) {
-                const float sum = warp_sum8(dots);
-                if ((lane & 3) == 0) parts[warp][of_lane(lane)] = sum;
-                __syncthreads();
-                if (threadIdx.x < 8 && i + threadIdx.x < count) {
-                    float total = 0.f;
-                    for (u32 k = 0; k < warps; ++k) total += parts[k][threadIdx.x];
-                    products[(size_t)tile * room_of_products + base + i + threadIdx.x] = total;
+            __syncthreads();
+            for (u32 i = 0; i < count; i += 8) {
+                float dots[8];
+#pragma unroll
+                for (int j = 0; j < 8; ++j) {
+                    dots[j] = 0.f;
+                    if (i + j >= count || !mine) continue;
+                    float e[8];
+                    load8(slab + (size_t)tokens[i + j] * terms.stride, e);
+#pragma unroll
+                    for (int c = 0; c < 8; ++c) {
+                        if (PASS & PRODUCTS) dots[j] = fmaf(e[c], weights[c], dots[j]);
+                        if (PASS & (SPEND | MEASURE)) g[c] = fmaf(coefficients[i + j], e[c], g[c]);
+                    }
                 }
-                __syncthreads();
+                if (PASS & PRODUCTS) {
+                    const float sum = warp_sum8(dots);
+                    if ((lane & 3) == 0) parts[warp][of_lane(lane)] = sum;
+                    __syncthreads();
+                    if (threadIdx.x < 8 && i + threadIdx.x < count) {
+                        float total = 0.f;
+                        for (u32 k = 0; k < warps; ++k) total += parts[k][threadIdx.x];
+                        products[(size_t)tile * room_of_products + base + i + threadIdx.x] = total;
+                    }
+                    __syncthreads();
+                }
             }
         }
     }
@@ -93,7 +102,8 @@ __device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& te
     if (mine) {
         if (terms.dense) load8(terms.dense + index, g);
         if (terms.own) {
-            const float own = terms.own[feature];
+            float own = 0.f;
+            for (u32 list = 0; list < (terms.layers ? terms.count : 1u); ++list) own += terms.layers ? terms.layers[list].own[feature] : terms.own[feature];
 #pragma unroll
             for (int c = 0; c < 8; ++c) g[c] = fmaf(own, weights[c], g[c]);
         }
@@ -166,8 +176,8 @@ __device__ void feature_terms(const Penalty& p, const Layer& layer, float cut_su
     if (f >= p.features) return;
     const u32 begin = layer.offsets[f], end = layer.offsets[f + 1];
     float square = 0.f;
-    for (u32 t = lane; t < layer.slots; t += 32) square += layer.squares[(size_t)t * p.features + f];
-    const float norm = sqrtf(warp_sum(square)), scale = p.scale * norm, gain = p.sparsity * scale;
+    for (u32 t = lane; t < layer.parts; t += 32) square += layer.squares[(size_t)t * p.features + f];
+    const float norm = sqrtf(layer.copies * warp_sum(square)), scale = p.scale * norm, gain = p.sparsity * scale;
     float total = 0.f, moment = 0.f;
     for (u32 i = begin + lane; i < end; i += 32) {
         float slope = 0.f;
@@ -181,7 +191,7 @@ __device__ void feature_terms(const Penalty& p, const Layer& layer, float cut_su
     }
     total = warp_sum(total);
     moment = warp_sum(moment);
-    float mine = norm > 0.f ? p.sparsity * p.scale * moment / norm : 0.f, shared = 0.f, threshold = 0.f, dead = 0.f;
+    float mine = norm > 0.f ? p.sparsity * p.scale * moment * layer.copies / norm : 0.f, shared = 0.f, threshold = 0.f, dead = 0.f;
     if (p.dead > 0.f && layer.idle[f] >= p.dead_window) {
         const S* encoder = reinterpret_cast<const S*>(layer.encoder) + (size_t)f * p.d;
         const float theta = layer.log_threshold ? expf(layer.log_threshold[f]) : 0.f;
@@ -198,7 +208,7 @@ __device__ void feature_terms(const Penalty& p, const Layer& layer, float cut_su
         fired = warp_sum(fired);
         dead = p.dead * norm * gap;
         shared = -p.dead * norm;
-        if (norm > 0.f) mine += p.dead * gap / norm;
+        if (norm > 0.f) mine += p.dead * gap * layer.copies / norm;
         if (layer.log_threshold) threshold = p.dead * norm * (float)(p.tokens - fired) * theta;
     }
     if (lane != 0) return;

@@ -6,8 +6,9 @@
 //! learns, [`store`] brings weights from and to the host. Weights in f32 or in bf16 with rounding at random, moments
 //! in f32 or eight bits: 12, 8, 6 or 4 bytes a weight.
 //!
-//! Where a layer's code is dense enough its products are cuBLAS' ([`path`]).
+//! Where a layer's code is dense enough its products are cuBLAS' ([`path`]). Decoders may be tied ([`tied`]).
 
+mod decode;
 mod encode;
 mod feed;
 mod path;
@@ -15,13 +16,13 @@ mod skip;
 mod step;
 mod store;
 mod tables;
+mod tied;
 mod training;
 
 pub(crate) use training::CudaTraining;
 
 use super::{Cut, GpuPath, LiveClt, StepOptions, StepReport};
 use crate::activations::Batch;
-use crate::clt::config::Tied;
 use crate::clt::kernels::cuda::{Buffer, Gpu, Numbers, Sent, Stored};
 use crate::clt::{Activation, CltConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -64,8 +65,6 @@ struct Layer {
     decoder: Matrix,
     /// `[d, d]` (input, output), if the CLT has skip connections.
     skip: Option<Vector>,
-    /// Squared norm of each target's part of each decoder row, `[slots, F]`.
-    squares: Buffer<f32>,
     /// Tokens since each feature last fired.
     idle: Buffer<u32>,
     cut: Cut,
@@ -116,6 +115,8 @@ struct Shared {
     gradient: Buffer<f32>,
     /// Products of entries with each target's part, `[slots, entries]`.
     products: Buffer<f32>,
+    /// Squared norm of each part of each decoder row, layer by layer `[parts, F]`, see [`CudaClt::squares_from`].
+    squares: Buffer<f32>,
     /// Squared norms of gradient rows, see [`CudaClt::norms_from`].
     norms: Buffer<f32>,
     /// Sums of parts of them and of vectors.
@@ -197,9 +198,6 @@ impl DeviceBatch {
 /// Refuses what is trained on the CPU only.
 pub(crate) fn check(config: &CltConfig, options: Wanted, eight: bool) -> Result<()> {
     let refuse = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::Unsupported, format_args!("{field} on CUDA"), got, expected).help("train it on the CPU"));
-    if config.tied != Tied::No {
-        return refuse("CltConfig::tied", config.tied.label().into(), "no");
-    }
     if config.activation.ranks_layers() {
         return refuse("CltConfig::activation", config.activation.label(), "relu, jump_relu, top_k or batch_top_k");
     }

@@ -13,7 +13,7 @@
 use super::CudaClt;
 use crate::clt::kernels::cuda::Stored;
 use crate::clt::live::GpuPath;
-use crate::clt::Activation;
+use crate::clt::{Activation, Tied};
 
 /// Which half of a step.
 #[derive(Clone, Copy, PartialEq)]
@@ -52,6 +52,10 @@ pub(super) fn dense_pays(side: Side, tokens: usize, features: usize, kept: f64, 
 impl CudaClt {
     /// Whether this layer's half of the step goes through dense products.
     pub(super) fn is_dense(&self, layer: usize, tokens: usize, side: Side) -> bool {
+        // Tied rows are walked along once for all targets forward; shared ones belong to several sources' lists.
+        if self.config.tied == Tied::PerTarget || (self.config.tied == Tied::PerSource && side == Side::Forward) {
+            return false;
+        }
         let features = self.config.features;
         let kept = match self.config.activation {
             Activation::TopK { k } | Activation::BatchTopK { k } => k as f64,

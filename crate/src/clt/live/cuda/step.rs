@@ -1,18 +1,18 @@
-//! Forward, second half, and all that follows: reconstructions, gradients, update, figures.
+//! Backward and update: gradients, Adam, figures.
 
 use super::path::Side;
 use super::{CudaClt, DeviceBatch, Matrix, Moments, SHARES};
 use crate::clt::kernels::cuda::{Argument, At, Operand, Product};
 use crate::clt::kernels::AdamStep;
 use crate::clt::live::StepOptions;
-use crate::clt::Activation;
+use crate::clt::{Activation, Tied};
 use crate::error::Result;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 
 /// `Adam`, `Told`, `Terms`, `Penalty` and a matrix's moments as `learn.cu` has them.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Told {
+pub(super) struct Told {
     numbers: [f32; 6],
     key: u32,
     clip: At,
@@ -21,17 +21,20 @@ struct Told {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Terms {
-    offsets: At,
-    tokens: At,
-    coefficients: At,
-    slab: At,
-    stride: u32,
-    at: u32,
-    own: At,
-    common: At,
-    sums: At,
-    dense: At,
+pub(super) struct Terms {
+    pub offsets: At,
+    pub tokens: At,
+    pub coefficients: At,
+    pub layers: At,
+    pub slab: At,
+    pub stride: u32,
+    pub at: u32,
+    pub count: u32,
+    pub unused: u32,
+    pub own: At,
+    pub common: At,
+    pub sums: At,
+    pub dense: At,
 }
 
 #[repr(C)]
@@ -63,9 +66,19 @@ unsafe impl DeviceRepr for Penalty {}
 unsafe impl DeviceRepr for Full {}
 unsafe impl DeviceRepr for Small {}
 
+/// Rows that a pass goes over, what they meet, and where products, their own squared norms and those of their gradients go.
+pub(super) struct Rows<'a> {
+    pub matrix: &'a Matrix,
+    pub parts: usize,
+    pub terms: Terms,
+    pub products: At,
+    pub squares: At,
+    pub norms: At,
+}
+
 /// What a pass over rows does.
 #[derive(Clone, Copy, PartialEq)]
-enum Pass {
+pub(super) enum Pass {
     Products,
     Measure,
     Spend,
@@ -80,55 +93,13 @@ impl Told {
 }
 
 impl CudaClt {
-    /// Reconstructs every target and turns what is wrong into the gradient there.
-    pub(super) fn decode(&mut self, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
-        let (l, d, f, tokens) = (self.config.layers, self.config.width, self.config.features, batch.tokens);
-        let stride = l * d;
-        let dense: Vec<bool> = (0..l).map(|layer| self.is_dense(layer, tokens, Side::Forward)).collect();
-        let any = self.config.skip || dense.contains(&true);
-        if any {
-            self.shared.base.fit(tokens * stride)?;
-            self.shared.base.clear()?;
-        }
-        for layer in 0..l {
-            self.add_skip(layer, batch)?;
-        }
-        for layer in (0..l).filter(|&layer| dense[layer]) {
-            self.scatter(layer, tokens, self.layers[layer].entries.list_values.at())?;
-            let decoder = &self.layers[layer].decoder;
-            let product = Product { rows: tokens, depth: f, columns: decoder.row, left: self.code(false), right: decoder.factor(0, false), out: self.shared.base.from(layer * d), stride, add: true };
-            // SAFETY: the code is [T, F], decoder rows write to columns from l·d on, of L·d.
-            unsafe { self.gpu.product(&product)? };
-        }
-        self.tell_sources(&dense)?;
-        let (shared, gpu) = (&self.shared, &self.gpu);
-        let (t32, d32, l32) = (tokens as u32, d as u32, l as u32);
-        let base = if any { shared.base.at() } else { 0 };
-        let (variances, scales) = (shared.variances.at(), shared.scales.at());
-        let name = |kernel: &str| format!("{kernel}_{}", self.stored.name());
-        // SAFETY: all of these are [T, L·d], [L, T, d], [L·d] or [L], as their kernels read them.
-        unsafe {
-            gpu.launch(&name("column_sums"), (d.div_ceil(64), l), 256, &[&batch.targets.at(), &t32, &d32, &d32, &shared.target_sums.at(), &shared.target_squares.at()])?;
-            gpu.launch("target_scales", (l, 1), 256, &[&shared.target_sums.at(), &shared.target_squares.at(), &t32, &d32, &u32::from(options.fvu), &variances, &scales])?;
-            let arguments: [&dyn Argument; 11] =
-                [&self.tables.sources.at(), &l32, &base, &self.decoder_bias.w.at(), &batch.targets.at(), &t32, &d32, &(stride as u32), &scales, &shared.slab.at(), &shared.errors.at()];
-            gpu.launch(&name("decode"), (tokens, l), threads(d), &arguments)?;
-            gpu.launch("report_errors", (l, 1), 256, &[&shared.errors.at(), &variances, &t32, &self.line(0), &shared.go.at(), &shared.broken.at(), &(options.step as u32)])?;
-            gpu.launch(&name("column_sums"), (stride.div_ceil(64), 1), 256, &[&shared.slab.at(), &t32, &(stride as u32), &(stride as u32), &self.decoder_bias.gradient.at(), &0u64])?;
-            if options.dead > 0.0 {
-                gpu.launch(&name("column_sums"), (d.div_ceil(64), l), 256, &[&batch.inputs.at(), &t32, &d32, &d32, &shared.input_sums.at(), &0u64])?;
-            }
-        }
-        Ok(())
-    }
-
     /// `[T, F]` in `shared.code`, as a factor.
-    fn code(&self, turned: bool) -> Operand {
+    pub(super) fn code(&self, turned: bool) -> Operand {
         Operand { at: self.shared.code.at(), stored: self.stored, stride: self.config.features, turned }
     }
 
     /// Entries as a dense matrix, in `shared.code`.
-    fn scatter(&mut self, layer: usize, tokens: usize, coefficients: At) -> Result<()> {
+    pub(super) fn scatter(&mut self, layer: usize, tokens: usize, coefficients: At) -> Result<()> {
         self.shared.code.fit(tokens * self.config.features)?;
         self.shared.code.clear()?;
         let e = &self.layers[layer].entries;
@@ -144,10 +115,14 @@ impl CudaClt {
         let told = Told::new(&adam, if options.clip.is_some() { self.shared.clip.at() } else { 0 }, self.shared.go.at());
         (0..l).try_for_each(|layer| self.skip_gradient(layer, batch))?;
         self.terms(batch, options)?;
+        // Rows that are read once a step; with a limit, or shared by several sources, they are read once more before.
+        let meets = options.clip.is_none() && self.config.tied != Tied::PerTarget;
+        for layer in 0..if meets { 0 } else { l } {
+            self.decoder_pass(layer, batch, Pass::Products, &told)?;
+            self.entry_gradients(layer, batch, options)?;
+        }
         if let Some(most) = options.clip {
             for layer in 0..l {
-                self.decoder_pass(layer, batch, Pass::Products, &told)?;
-                self.entry_gradients(layer, batch, options)?;
                 self.decoder_pass(layer, batch, Pass::Measure, &told)?;
                 self.encoder_pass(layer, batch, Pass::Measure, &told)?;
             }
@@ -157,11 +132,11 @@ impl CudaClt {
             unsafe { self.gpu.launch("clip_factor", (1, 1), 1, &[&self.square(), &(most as f32), &shared.clip.at(), &shared.go.at(), &shared.broken.at(), &(options.step as u32)])? };
         }
         for layer in 0..l {
-            if options.clip.is_some() {
-                self.decoder_pass(layer, batch, Pass::Spend, &told)?;
-            } else {
+            if meets {
                 self.decoder_pass(layer, batch, Pass::Meet, &told)?;
                 self.entry_gradients(layer, batch, options)?;
+            } else {
+                self.decoder_pass(layer, batch, Pass::Spend, &told)?;
             }
             self.encoder_pass(layer, batch, Pass::Spend, &told)?;
         }
@@ -224,11 +199,20 @@ impl CudaClt {
     fn entry_gradients(&self, index: usize, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
         let (shared, penalty) = (&self.shared, self.penalty(batch, options));
         // Where products were dense there is one part only.
-        let tiles = if self.is_dense(index, batch.tokens, Side::Backward) { 1 } else { self.config.slots(index) as u32 };
-        let room = (shared.products.len() / self.config.slots(0)) as u32;
+        let tiles = match self.config.tied {
+            _ if self.is_dense(index, batch.tokens, Side::Backward) => 1,
+            Tied::PerTarget => self.config.slots(index),
+            _ => self.parts(index),
+        } as u32;
+        let room = self.room() as u32;
         let arguments: [&dyn Argument; 6] = [&penalty, &self.tables.layers.at(), &(index as u32), &shared.products.at(), &room, &tiles];
         // SAFETY: as in `terms`; products have `room` numbers for each part.
         unsafe { self.gpu.launch("entry_gradients", (self.config.features.div_ceil(8), 1), 256, &arguments) }
+    }
+
+    /// Numbers that `shared.products` has for each part.
+    pub(super) fn room(&self) -> usize {
+        self.shared.products.len() / self.config.slots(0)
     }
 
     /// `Σ_p coefficients · met` of all features of a layer, in `shared.gradient`; `met` is `[T, columns]`.
@@ -236,7 +220,7 @@ impl CudaClt {
         let f = self.config.features;
         self.scatter(index, tokens, coefficients)?;
         // As large as the first layer's decoder at once: a buffer that grows would have to be given back.
-        self.shared.gradient.fit(f * self.config.slots(0) * self.config.width)?;
+        self.shared.gradient.fit(f * self.layers[0].decoder.row)?;
         let product = Product { rows: f, depth: tokens, columns, left: self.code(true), right: met, out: self.shared.gradient.at(), stride: columns, add: false };
         // SAFETY: the code is [T, F], `gradient` has room for the largest decoder.
         unsafe { self.gpu.product(&product) }
@@ -244,6 +228,9 @@ impl CudaClt {
 
     /// A pass over the decoder rows of one layer.
     fn decoder_pass(&mut self, index: usize, batch: &DeviceBatch, pass: Pass, told: &Told) -> Result<()> {
+        if self.config.tied == Tied::PerTarget {
+            return self.shared_pass(index, pass, told);
+        }
         let (l, d, f, tokens) = (self.config.layers, self.config.width, self.config.features, batch.tokens);
         let stride = l * d;
         let dense = self.is_dense(index, tokens, Side::Backward);
@@ -279,7 +266,8 @@ impl CudaClt {
             ..Terms::default()
         };
         let pass = if dense && pass == Pass::Meet { Pass::Spend } else { pass };
-        self.pass(&layer.decoder, (f, row / d, d), terms, pass, told, layer.squares.at(), shared.norms.from(self.norms_from(index)))
+        let rows = Rows { matrix: &layer.decoder, parts: row / d, terms, products: shared.products.at(), squares: shared.squares.from(self.squares_from(index)), norms: shared.norms.from(self.norms_from(index)) };
+        self.pass(&rows, pass, told)
     }
 
     /// A pass over the encoder rows of one layer.
@@ -303,14 +291,13 @@ impl CudaClt {
             dense: if dense { shared.gradient.at() } else { 0 },
             ..Terms::default()
         };
-        self.pass(&layer.encoder, (f, 1, d), terms, pass, told, 0, shared.norms.from(self.norms_from(index) + self.config.slots(index) * f))
+        let norms = shared.norms.from(self.norms_from(index) + self.parts(index) * f);
+        self.pass(&Rows { matrix: &layer.encoder, parts: 1, terms, products: 0, squares: 0, norms }, pass, told)
     }
 
-    /// `feature_pass` over `tiles` parts of d columns of each of `f` rows, whose squared norms go to `squares` and those of their gradients to `norms`.
-    #[allow(clippy::too_many_arguments)]
-    fn pass(&self, matrix: &Matrix, (f, tiles, d): (usize, usize, usize), terms: Terms, pass: Pass, told: &Told, squares: At, norms: At) -> Result<()> {
-        let (shared, stored) = (&self.shared, self.stored.name());
-        let room = (shared.products.len() / self.config.slots(0)) as u32;
+    /// `feature_pass` over rows, of which each part of d columns is a block's.
+    pub(super) fn pass(&self, rows: &Rows<'_>, pass: Pass, told: &Told) -> Result<()> {
+        let (matrix, stored, room) = (rows.matrix, self.stored.name(), self.room() as u32);
         let (kind, full, small) = match &matrix.moments {
             Moments::Full { m, v } => ("full", Some(Full([m.at(), v.at()])), None),
             Moments::Small { m, v, scales } => ("small", None, Some(Small([m.at(), v.at(), scales.at()]))),
@@ -328,14 +315,14 @@ impl CudaClt {
             (_, Some(small), _) => small,
             _ => &none,
         };
-        let (at, row, width) = (matrix.w.at(), matrix.row as u32, d as u32);
-        let arguments: [&dyn Argument; 10] = [&at, moments, &row, &width, &terms, told, &shared.products.at(), &room, &squares, &norms];
+        let (at, row, d) = (matrix.w.at(), matrix.row as u32, self.config.width as u32);
+        let arguments: [&dyn Argument; 10] = [&at, moments, &row, &d, &rows.terms, told, &rows.products, &room, &rows.squares, &rows.norms];
         // SAFETY: a block a row and part; the lists' tokens are below T, and every row has its moments.
-        unsafe { self.gpu.launch(&name, (f, tiles), threads(d), &arguments) }
+        unsafe { self.gpu.launch(&name, (self.config.features, rows.parts), threads(self.config.width), &arguments) }
     }
 }
 
 /// Threads of a block of which each has eight of `d` columns: whole warps.
-fn threads(d: usize) -> usize {
+pub(super) fn threads(d: usize) -> usize {
     d.div_ceil(8).next_multiple_of(32)
 }

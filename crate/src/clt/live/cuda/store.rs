@@ -97,7 +97,8 @@ impl Shared {
             code: Numbers::zeros(gpu, stored, 0)?,
             gradient: gpu.zeros(0)?,
             products: gpu.zeros(0)?,
-            norms: gpu.zeros((config.decoders() + l) * f)?,
+            squares: gpu.zeros(0)?,
+            norms: gpu.zeros(0)?,
             sums: gpu.zeros((3 * l + 2) * super::SHARES)?,
             histogram: gpu.zeros(2048)?,
             ranking: gpu.zeros(6)?,
@@ -127,22 +128,16 @@ impl CudaClt {
     /// A copy on the device. `live` must have no row at rest ([`LiveClt::settle_all`]).
     pub fn upload(live: &LiveClt, gpu: &Gpu, stored: Stored) -> Result<Self> {
         let config = live.config.clone();
-        let (d, f) = (config.width, config.features);
         let mut layers = Vec::with_capacity(config.layers);
         let fresh = live.steps == 0;
-        for (l, layer) in live.layers.iter().enumerate() {
+        for layer in &live.layers {
             let decoder = Matrix::of(gpu, stored, &layer.decoder, fresh)?;
-            let squares = gpu.zeros::<f32>(config.slots(l) * f)?;
-            let name = format!("square_rows_{}", stored.name());
-            // SAFETY: one warp a row, of as many rows and parts as the buffers have; the grid covers them exactly or with single warps.
-            unsafe { gpu.launch(&name, (f, config.slots(l)), 32, &[&decoder.w.at(), &(decoder.row as u32), &(d as u32), &squares.at()])? };
             layers.push(Layer {
                 encoder: Matrix::of(gpu, stored, &layer.encoder, fresh)?,
                 encoder_bias: Vector::of_param(gpu, &layer.encoder_bias)?,
                 log_threshold: layer.log_threshold.as_ref().map(|log| Vector::of_param(gpu, log)).transpose()?,
                 decoder,
                 skip: layer.skip.as_ref().map(|skip| Vector::of_param(gpu, skip)).transpose()?,
-                squares,
                 idle: gpu.copy(&layer.idle)?,
                 cut: layer.cut,
                 density: f64::from(layer.density),
@@ -155,7 +150,16 @@ impl CudaClt {
         shared.hints.write(&live.layers.iter().map(|layer| layer.cut.last).collect::<Vec<f32>>())?;
         let tables = Tables::new(gpu)?;
         let mut clt = CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, tables, path: super::path::wanted(), told: live.steps, tokens: Vec::new() };
+        let parts = (0..clt.config.layers).map(|index| clt.parts(index)).sum::<usize>();
+        clt.shared.squares = gpu.zeros(parts * clt.config.features)?;
+        clt.shared.norms = gpu.zeros((parts + clt.config.layers) * clt.config.features)?;
         clt.tell_vectors()?;
+        let name = format!("square_rows_{}", stored.name());
+        for (index, layer) in clt.layers.iter().enumerate() {
+            let (row, d, into) = (layer.decoder.row as u32, clt.config.width as u32, clt.shared.squares.from(clt.squares_from(index)));
+            // SAFETY: one warp a row and part, of as many as the buffers have.
+            unsafe { gpu.launch(&name, (clt.config.features, clt.parts(index)), 32, &[&layer.decoder.w.at(), &row, &d, &into])? };
+        }
         Ok(clt)
     }
 

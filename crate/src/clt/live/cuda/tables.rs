@@ -4,6 +4,7 @@
 
 use super::{CudaClt, Layer, Vector};
 use crate::clt::kernels::cuda::{At, Buffer, Gpu};
+use crate::clt::Tied;
 use crate::error::Result;
 
 /// Words on the device, and what they are.
@@ -31,6 +32,9 @@ impl Table {
         self.there.at()
     }
 }
+
+/// Words of a source.
+const SOURCE: usize = 7;
 
 /// Two numbers of 32 bits beside each other.
 fn pair(low: usize, high: usize) -> u64 {
@@ -71,21 +75,42 @@ impl CudaClt {
             let [pre, list_pre] = if log == 0 { [0, 0] } else { [e.pre.at(), e.list_pre.at()] };
             words.extend([e.features.at(), e.values.at(), e.tokens.at(), pre, e.total.at(), e.counts.at(), e.cuts.at()]);
             words.extend([shared.lengths.from(index * f), e.offsets.at(), e.list.at(), e.list_tokens.at(), e.list_values.at(), list_pre, e.gradients.at()]);
-            words.extend([e.own.at(), e.common.at(), e.sparsity.at(), e.dead_term.at(), e.fired.at(), layer.idle.at(), layer.squares.at()]);
+            words.extend([e.own.at(), e.common.at(), e.sparsity.at(), e.dead_term.at(), e.fired.at(), layer.idle.at(), shared.squares.from(self.squares_from(index))]);
             words.extend([layer.encoder.w.at(), layer.encoder_bias.w.at(), layer.encoder_bias.gradient.at(), log, threshold, shared.input_sums.from(index * d), shared.hints.from(index)]);
-            words.push(pair(self.config.slots(index), 0));
+            // Tied by target, a source's row goes on in the rows of all later targets, whose squares follow.
+            words.push(match self.config.tied {
+                Tied::No => pair(self.parts(index), 1),
+                Tied::PerSource => pair(1, self.config.slots(index)),
+                Tied::PerTarget => pair(self.config.layers - index, 1),
+            });
         }
         self.tables.layers.tell(words)
     }
 
-    /// What each layer writes to the reconstruction; nothing where `dense` products did.
+    /// What each layer writes to the reconstruction; nothing where `dense` products did. Tied by target, what each layer up to
+    /// it writes to a target, target after target.
     pub(super) fn tell_sources(&mut self, dense: &[bool]) -> Result<()> {
-        let mut words = Vec::with_capacity(self.layers.len() * 7);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let (e, targets) = (&layer.entries, if dense[index] { 0 } else { self.config.slots(index) });
-            words.extend([e.features.at(), e.values.at(), e.starts.at(), e.counts.at(), layer.decoder.w.at(), pair(layer.decoder.row, index), pair(targets, 0)]);
+        let mut words = Vec::new();
+        let lists = |index: usize| {
+            let e = &self.layers[index].entries;
+            [e.features.at(), e.values.at(), e.starts.at(), e.counts.at()]
+        };
+        if self.config.tied == Tied::PerTarget {
+            for (target, decoder) in self.layers.iter().map(|layer| &layer.decoder).enumerate() {
+                (0..=target).for_each(|source| words.extend(lists(source).into_iter().chain([decoder.w.at(), pair(decoder.row, 0), pair(1, 0)])));
+            }
+        } else {
+            for (index, layer) in self.layers.iter().enumerate() {
+                let targets = if dense[index] { 0 } else { self.config.slots(index) };
+                words.extend(lists(index).into_iter().chain([layer.decoder.w.at(), pair(layer.decoder.row, index), pair(targets, 0)]));
+            }
         }
         self.tables.sources.tell(words)
+    }
+
+    /// Where in the table of sources those of a target begin, tied by target.
+    pub(super) fn sources_of(&self, target: usize) -> At {
+        self.tables.sources.at() + (8 * SOURCE * target * (target + 1) / 2) as u64
     }
 
     /// Everything that is trained as a vector.
@@ -107,8 +132,18 @@ impl CudaClt {
         self.vectors().fold((0, 0), |(count, most), vector| (count + 1, most.max(vector.w.len())))
     }
 
-    /// Where in `shared.norms` a layer's rows begin: those of its decoder, target by target, then of its encoder.
+    /// Parts of d columns of a layer's decoder rows: its targets, or 1 where they are tied.
+    pub(super) fn parts(&self, layer: usize) -> usize {
+        self.layers[layer].decoder.row / self.config.width
+    }
+
+    /// Where in `shared.squares` a layer's begin.
+    pub(super) fn squares_from(&self, layer: usize) -> usize {
+        (0..layer).map(|layer| self.parts(layer) * self.config.features).sum()
+    }
+
+    /// Where in `shared.norms` a layer's rows begin: those of its decoder, part by part, then of its encoder.
     pub(super) fn norms_from(&self, layer: usize) -> usize {
-        (0..layer).map(|layer| (self.config.slots(layer) + 1) * self.config.features).sum()
+        (0..layer).map(|layer| (self.parts(layer) + 1) * self.config.features).sum()
     }
 }

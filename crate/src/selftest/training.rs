@@ -46,8 +46,10 @@ fn cases() -> Vec<Case> {
         case("top_k 1, decaying, fvu", config(Activation::TopK { k: 1 }), StepOptions { weight_decay: 0.1, fvu: true, ..options.clone() }),
         case("batch_top_k 8, clipped", config(Activation::BatchTopK { k: 8 }), StepOptions { clip: Some(0.1), dead: 1e-2, ..options.clone() }),
         case("top_k 8, skip connections, clipped", CltConfig { skip: true, ..config(Activation::TopK { k: 8 }) }, StepOptions { clip: Some(0.5), weight_decay: 0.1, ..options.clone() }),
-        case("relu, tied per source, sparsity and dead terms", CltConfig { tied: Tied::PerSource, ..config(Activation::Relu) }, StepOptions { lr: 0.2, ..penalties.clone() }),
-        case("top_k 8, tied per target, skip connections", CltConfig { tied: Tied::PerTarget, skip: true, ..config(Activation::TopK { k: 8 }) }, StepOptions { fvu: true, dead: 1e-2, ..options.clone() }),
+        case("relu, tied per source, skip connections, sparsity and dead terms", CltConfig { tied: Tied::PerSource, skip: true, ..config(Activation::Relu) }, StepOptions { lr: 0.2, ..penalties.clone() }),
+        case("top_k 8, three groups, sparsity term", config(Activation::TopK { k: 8 }), StepOptions { groups: vec![30, 90, 200], sparsity: 2.0, ..options.clone() }),
+        case("batch_top_k 8, tied per source, two groups, clipped", CltConfig { tied: Tied::PerSource, ..config(Activation::BatchTopK { k: 8 }) }, StepOptions { groups: vec![64, 200], clip: Some(0.5), ..options.clone() }),
+        case("top_k 8, tied per target, two groups, skip connections", CltConfig { tied: Tied::PerTarget, skip: true, ..config(Activation::TopK { k: 8 }) }, StepOptions { groups: vec![50, 200], fvu: true, dead: 1e-2, ..options.clone() }),
         case("jump_relu, tied per target, clipped", CltConfig { tied: Tied::PerTarget, ..config(Activation::JumpRelu { threshold: 0.6, bandwidth: 0.5 }) }, StepOptions { clip: Some(0.5), ..penalties.clone() }),
         case("batch_top_k 1, per layer", CltConfig { per_layer: true, ..config(Activation::BatchTopK { k: 1 }) }, options),
     ]

@@ -33,7 +33,7 @@ pub(super) fn require(activations: &Activations, clt: &CltConfig, config: &Train
     if held { need } else { need.with_buffer(activations) }.require(clt, config)?;
     if device.is_cuda() {
         let buffer = if held { activations.held_bytes() } else { 0 };
-        CudaTraining::require(clt, &device, config.weights == Weights::Bf16, config.moments == Moments::EightBit, config.batch_tokens, buffer)?;
+        CudaTraining::require(clt, &device, config.weights == Weights::Bf16, config.moments == Moments::EightBit, config.batch_tokens, config.matryoshka.len() + 1, buffer)?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ pub(crate) struct Wanted {
 pub(crate) enum CudaTraining {}
 
 impl CudaTraining {
-    pub fn require(_: &CltConfig, _: &Device, _: bool, _: bool, _: usize, _: u64) -> Result<()> {
+    pub fn require(_: &CltConfig, _: &Device, _: bool, _: bool, _: usize, _: usize, _: u64) -> Result<()> {
         Ok(())
     }
 

@@ -65,22 +65,26 @@ __device__ __forceinline__ float compare(const S* target, float scale, float sum
 }
 
 // One token and target a block, eight columns a thread. `base [tokens, stride]` (may be null) is what dense
-// products gave. Writes the gradient `scale (ŷ − y)` and the squared error; without targets ŷ alone.
+// products gave, or sources before these. Writes the gradient `scale (ŷ − y)` and the squared error; without targets ŷ alone. `running`,
+// if there, gets ŷ too.
 template <typename S>
 __device__ void decode(const Source* sources, u32 layers, const float* base, const float* bias, const S* targets, u32 tokens, u32 d, u32 stride, const float* scales, S* slab,
-                       float* errors) {
+                       float* errors, float* running) {
     __shared__ float room[33];
     const u32 token = blockIdx.x, target = blockIdx.y, column = 8 * threadIdx.x;
     const bool mine = column < d;
     float sum[8], square = 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i] = 0.f;
     if (mine) {
-        load8(bias + target * d + column, sum);
+        if (bias) load8(bias + target * d + column, sum);
         if (base) add8(base + (size_t)token * stride + target * d + column, sum);
         for (u32 l = 0; l < layers; ++l) {
             const Source source = sources[l];
             if (target < source.first || target - source.first >= source.targets) continue;
             add_entries(source, reinterpret_cast<const S*>(source.decoder) + (size_t)(target - source.first) * d + column, token, sum);
         }
+        if (running) store8(running + (size_t)token * stride + target * d + column, sum, 0);
         if (targets) square = compare(targets + ((size_t)target * tokens + token) * d + column, scales[target], sum);
         store8(slab + (size_t)token * stride + target * d + column, sum, 0);
     }
@@ -93,7 +97,7 @@ __device__ void decode(const Source* sources, u32 layers, const float* base, con
 // at each.
 template <typename S>
 __device__ void decode_tied(const Source* sources, u32 layers, const float* base, const float* bias, const S* targets, u32 tokens, u32 d, u32 stride, const float* scales,
-                            S* slab, float* errors) {
+                            S* slab, float* errors, float* running) {
     __shared__ float room[33];
     const u32 token = blockIdx.x, column = 8 * threadIdx.x;
     const bool mine = column < d;
@@ -106,10 +110,11 @@ __device__ void decode_tied(const Source* sources, u32 layers, const float* base
             const Source source = sources[target];
             add_entries(source, reinterpret_cast<const S*>(source.decoder) + column, token, all);
             float sum[8];
-            load8(bias + target * d + column, sum);
-            if (base) add8(base + (size_t)token * stride + target * d + column, sum);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) sum[i] += all[i];
+            for (int i = 0; i < 8; ++i) sum[i] = all[i];
+            if (bias) add8(bias + target * d + column, sum);
+            if (base) add8(base + (size_t)token * stride + target * d + column, sum);
+            if (running) store8(running + (size_t)token * stride + target * d + column, sum, 0);
             square = compare(targets + ((size_t)target * tokens + token) * d + column, scales[target], sum);
             store8(slab + (size_t)token * stride + target * d + column, sum, 0);
         }
@@ -141,8 +146,8 @@ extern "C" __global__ void sum_later_bf16(bf16* slab, u32 layers, u32 d, u32 str
 
 #define DECODE(name, body, S)                                                                                                                                                \
     extern "C" __global__ void name(const Source* sources, u32 layers, const float* base, const float* bias, const S* targets, u32 tokens, u32 d, u32 stride,                 \
-                                    const float* scales, S* slab, float* errors) {                                                                                           \
-        body(sources, layers, base, bias, targets, tokens, d, stride, scales, slab, errors);                                                                                 \
+                                    const float* scales, S* slab, float* errors, float* running) {                                                                           \
+        body(sources, layers, base, bias, targets, tokens, d, stride, scales, slab, errors, running);                                                                        \
     }
 DECODE(decode_f32, decode, float)
 DECODE(decode_bf16, decode, bf16)
@@ -194,8 +199,10 @@ extern "C" __global__ void __launch_bounds__(256) column_sums_bf16(const bf16* x
     column_sums(x, tokens, stride, columns, sums, squares);
 }
 
-// Each target's variance (`Σ (y − ȳ)²` over the tokens) and the factor of its error in the gradient. One block a target.
-extern "C" __global__ void __launch_bounds__(256) target_scales(const float* sums, const float* squares, u32 tokens, u32 d, u32 fvu, float* variances, float* scales) {
+// Each target's variance (`Σ (y − ȳ)²` over the tokens) and the factor of its error in the gradient, of a mean over `groups`
+// reconstructions. One block a target.
+extern "C" __global__ void __launch_bounds__(256) target_scales(const float* sums, const float* squares, u32 tokens, u32 d, u32 fvu, u32 groups, float* variances,
+                                                                          float* scales) {
     __shared__ float room[33];
     float total = 0.f;
     for (u32 c = threadIdx.x; c < d; c += blockDim.x) {
@@ -206,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(256) target_scales(const float* sum
     if (threadIdx.x == 0) {
         variances[blockIdx.x] = total;
         const float over = fvu && total > 0.f ? total / tokens : 1.f;
-        scales[blockIdx.x] = 2.f / tokens / over;
+        scales[blockIdx.x] = 2.f / tokens / groups / over;
     }
 }
 

@@ -2,6 +2,7 @@
 #include "top.cu"
 #include "lists.cu"
 #include "decode.cu"
+#include "groups.cu"
 #include "learn.cu"
 #include "report.cu"
 #include "edges.cu"

@@ -9,6 +9,7 @@ struct Layer {
     const u32* tokens;
     const float* pre;
     const u32* total;
+    const u32* starts;
     const u32* counts;
     const float* cuts;
     // How many each feature has, then where its next one goes; where its list begins, `[features + 1]`; and the lists: places

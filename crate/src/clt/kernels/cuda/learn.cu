@@ -21,7 +21,11 @@ struct Terms {
     // Null, or the first of `count` layers whose values are the coefficients.
     const Layer* layers;
     const S* slab;
-    u32 stride, at, count, unused;
+    u32 stride, at, count;
+    // Where there are groups of features, each has a slab of its own, `apart` numbers behind the one before.
+    u32 groups;
+    const u32* ends;
+    u64 apart;
     const float* own;
     const float* common;
     const float* sums;
@@ -55,7 +59,9 @@ __device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& te
     for (int i = 0; i < 8; ++i) weights[i] = g[i] = 0.f;
     if (mine && (PASS & (PRODUCTS | SPEND) || terms.own)) load8(w + index, weights);
     if ((PASS & SPEND) && mine) fetch(moments, index);
-    const S* slab = terms.slab + terms.at + (size_t)tile * d + column;
+    u32 group = 0;
+    while (group + 1 < terms.groups && feature >= terms.ends[group]) ++group;
+    const S* slab = terms.slab + group * terms.apart + terms.at + (size_t)tile * d + column;
     const u32 chunk = blockDim.x < 256 ? blockDim.x : 256;
     for (u32 list = 0; list < lists; ++list) {
         const u32* offsets = terms.layers ? terms.layers[list].offsets : terms.offsets;

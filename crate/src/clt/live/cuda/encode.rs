@@ -35,7 +35,7 @@ impl CudaClt {
         if places.is_none() {
             shared.second.fit(tokens * f)?;
         }
-        shared.slab.fit(tokens * l * d)?;
+        shared.slab.fit(self.groups.len() * tokens * l * d)?;
         shared.errors.fit(l * tokens)?;
         shared.above.fit(tokens)?;
         shared.equal.fit(tokens)?;

@@ -24,7 +24,7 @@ pub(crate) use training::CudaTraining;
 use super::{Cut, GpuPath, LiveClt, StepOptions, StepReport};
 use crate::activations::Batch;
 use crate::clt::kernels::cuda::{Buffer, Gpu, Numbers, Sent, Stored};
-use crate::clt::{Activation, CltConfig};
+use crate::clt::{Activation, CltConfig, Tied};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Steps whose figures the device keeps until they are asked for.
@@ -131,7 +131,7 @@ struct Shared {
     skip: Numbers,
     /// Sums of reconstructions from dense layers and skip connections, `[T, L·d]`.
     base: Buffer<f32>,
-    /// Gradients at the targets, `[T, L·d]`.
+    /// Gradients at the targets, `[G, T, L·d]`.
     slab: Numbers,
     errors: Buffer<f32>,
     /// Column sums of inputs `[L, d]`, of targets and of their squares.
@@ -141,6 +141,10 @@ struct Shared {
     variances: Buffer<f32>,
     scales: Buffer<f32>,
     cut_sums: Buffer<f32>,
+    /// Where groups of features end, and which entries of each token and layer belong to each.
+    ends: Buffer<u32>,
+    group_starts: Buffer<u32>,
+    group_counts: Buffer<u32>,
     /// Where each layer's tokens were cut lately, `[L]`.
     hints: Buffer<f32>,
     lines: Buffer<f32>,
@@ -163,6 +167,8 @@ pub(crate) struct CudaClt {
     shared: Shared,
     tables: tables::Tables,
     path: GpuPath,
+    /// Where nested groups of features end, the last at F.
+    groups: Vec<usize>,
     /// Steps of which the figures were read, and tokens of each step since.
     told: u64,
     tokens: Vec<usize>,
@@ -201,9 +207,6 @@ pub(crate) fn check(config: &CltConfig, options: Wanted, eight: bool) -> Result<
     if config.activation.ranks_layers() {
         return refuse("CltConfig::activation", config.activation.label(), "relu, jump_relu, top_k or batch_top_k");
     }
-    if options.groups > 1 {
-        return refuse("TrainConfig::matryoshka", format!("{} groups", options.groups), "none");
-    }
     if options.aux {
         return refuse("TrainConfig::aux", "an auxiliary loss".into(), "0");
     }
@@ -223,7 +226,8 @@ pub(crate) struct Wanted {
 
 impl CudaClt {
     /// Bytes on the device for weights, moments and a step of `tokens`.
-    pub fn bytes(config: &CltConfig, stored: Stored, eight: bool, tokens: usize) -> u64 {
+    pub fn bytes(config: &CltConfig, stored: Stored, eight: bool, tokens: usize, groups: usize) -> u64 {
+        let g = groups as u64;
         let (l, d, f, t) = (config.layers as u64, config.width as u64, config.features as u64, tokens as u64);
         let weight = stored.bytes() as u64;
         let weights = config.trained_parameters() * if eight { weight * 64 + 130 } else { (weight + 8) * 64 } / 64;
@@ -233,13 +237,14 @@ impl CudaClt {
             _ => f / 2,
         };
         let pays = |side| path::dense_pays(side, tokens, config.features, kept as f64, stored);
-        let (dense, backward) = (config.skip || pays(path::Side::Forward), pays(path::Side::Backward));
+        let lists = groups > 1 || config.tied == Tied::PerTarget;
+        let (dense, backward) = (!lists && pays(path::Side::Forward), !lists && pays(path::Side::Backward));
         let skips = if config.skip { 16 * l * d * d + 2 * d * d } else { 0 };
         let batch = 2 * l * t * d * weight;
         let entries = t * kept * (l * 44 + 4 * config.slots(0) as u64);
-        let slabs = t * l * d * (weight + if dense { 4 } else { 0 });
+        let slabs = t * l * d * (g * weight + if dense || config.skip || groups > 1 { 4 } else { 0 });
         let both = if matches!(config.activation, Activation::TopK { .. } | Activation::BatchTopK { .. }) { 4 } else { 8 };
-        let matrices = t * f * (both + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.slots(0) as u64 * d } else { 0 };
+        let matrices = t * f * (both + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.columns(0) as u64 } else { 0 };
         weights + skips + batch + entries + slabs + matrices
     }
 
@@ -287,6 +292,12 @@ impl CudaClt {
     /// `OutOfMemory`, and faults of the device.
     pub fn step(&mut self, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
         assert!(self.steps - self.told < RING, "figures are read in time");
+        if self.groups != options.groups {
+            self.groups.clone_from(&options.groups);
+            let ends: Vec<u32> = self.groups.iter().map(|&end| end as u32).collect();
+            self.shared.ends.fit(ends.len())?;
+            self.shared.ends.write(&ends)?;
+        }
         self.fit(batch.tokens)?;
         self.begin()?;
         self.encode(batch)?;

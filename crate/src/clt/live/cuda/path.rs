@@ -52,8 +52,9 @@ pub(super) fn dense_pays(side: Side, tokens: usize, features: usize, kept: f64, 
 impl CudaClt {
     /// Whether this layer's half of the step goes through dense products.
     pub(super) fn is_dense(&self, layer: usize, tokens: usize, side: Side) -> bool {
-        // Tied rows are walked along once for all targets forward; shared ones belong to several sources' lists.
-        if self.config.tied == Tied::PerTarget || (self.config.tied == Tied::PerSource && side == Side::Forward) {
+        // Tied rows are walked along once for all targets forward; shared ones belong to several sources' lists, and groups of
+        // features meet gradients of their own.
+        if self.groups.len() > 1 || self.config.tied == Tied::PerTarget || (self.config.tied == Tied::PerSource && side == Side::Forward) {
             return false;
         }
         let features = self.config.features;

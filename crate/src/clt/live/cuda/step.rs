@@ -30,7 +30,9 @@ pub(super) struct Terms {
     pub stride: u32,
     pub at: u32,
     pub count: u32,
-    pub unused: u32,
+    pub groups: u32,
+    pub ends: At,
+    pub apart: u64,
     pub own: At,
     pub common: At,
     pub sums: At,
@@ -113,7 +115,6 @@ impl CudaClt {
         let l = self.config.layers;
         let adam = AdamStep::new(options.lr, options.betas, options.eps, options.weight_decay, self.steps + 1);
         let told = Told::new(&adam, if options.clip.is_some() { self.shared.clip.at() } else { 0 }, self.shared.go.at());
-        (0..l).try_for_each(|layer| self.skip_gradient(layer, batch))?;
         self.terms(batch, options)?;
         // Rows that are read once a step; with a limit, or shared by several sources, they are read once more before.
         let meets = options.clip.is_none() && self.config.tied != Tied::PerTarget;
@@ -226,10 +227,16 @@ impl CudaClt {
         unsafe { self.gpu.product(&product) }
     }
 
+    /// Gradients at the targets, for decoder rows to meet.
+    pub(super) fn at_targets(&self, tokens: usize) -> Terms {
+        let stride = self.config.layers * self.config.width;
+        Terms { slab: self.shared.slab.at(), stride: stride as u32, groups: self.groups.len() as u32, ends: self.shared.ends.at(), apart: (tokens * stride) as u64, ..Terms::default() }
+    }
+
     /// A pass over the decoder rows of one layer.
     fn decoder_pass(&mut self, index: usize, batch: &DeviceBatch, pass: Pass, told: &Told) -> Result<()> {
         if self.config.tied == Tied::PerTarget {
-            return self.shared_pass(index, pass, told);
+            return self.shared_pass(index, batch.tokens, pass, told);
         }
         let (l, d, f, tokens) = (self.config.layers, self.config.width, self.config.features, batch.tokens);
         let stride = l * d;
@@ -258,12 +265,10 @@ impl CudaClt {
             offsets: e.offsets.at(),
             tokens: e.list_tokens.at(),
             coefficients: e.list_values.at(),
-            slab: shared.slab.at(),
-            stride: stride as u32,
             at: (index * d) as u32,
             own: e.own.at(),
             dense: if dense { shared.gradient.at() } else { 0 },
-            ..Terms::default()
+            ..self.at_targets(tokens)
         };
         let pass = if dense && pass == Pass::Meet { Pass::Spend } else { pass };
         let rows = Rows { matrix: &layer.decoder, parts: row / d, terms, products: shared.products.at(), squares: shared.squares.from(self.squares_from(index)), norms: shared.norms.from(self.norms_from(index)) };

@@ -115,6 +115,9 @@ impl Shared {
             variances: gpu.zeros(l)?,
             scales: gpu.zeros(l)?,
             cut_sums: gpu.zeros(l)?,
+            ends: gpu.zeros(0)?,
+            group_starts: gpu.zeros(0)?,
+            group_counts: gpu.zeros(0)?,
             hints: gpu.zeros(l)?,
             lines: gpu.zeros(RING as usize * l * LINE)?,
             clip: gpu.zeros(1)?,
@@ -149,7 +152,7 @@ impl CudaClt {
         let mut shared = Shared::new(gpu, stored, &config)?;
         shared.hints.write(&live.layers.iter().map(|layer| layer.cut.last).collect::<Vec<f32>>())?;
         let tables = Tables::new(gpu)?;
-        let mut clt = CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, tables, path: super::path::wanted(), told: live.steps, tokens: Vec::new() };
+        let mut clt = CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, tables, path: super::path::wanted(), groups: Vec::new(), told: live.steps, tokens: Vec::new() };
         let parts = (0..clt.config.layers).map(|index| clt.parts(index)).sum::<usize>();
         clt.shared.squares = gpu.zeros(parts * clt.config.features)?;
         clt.shared.norms = gpu.zeros((parts + clt.config.layers) * clt.config.features)?;

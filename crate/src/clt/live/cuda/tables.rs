@@ -68,12 +68,12 @@ impl CudaClt {
     /// Layers and their entries, once these have room.
     pub(super) fn tell_layers(&mut self) -> Result<()> {
         let (d, f, shared) = (self.config.width, self.config.features, &self.shared);
-        let mut words = Vec::with_capacity(self.layers.len() * 29);
+        let mut words = Vec::with_capacity(self.layers.len() * 30);
         for (index, layer) in self.layers.iter().enumerate() {
             let e = &layer.entries;
             let [log, threshold] = layer.log_threshold.as_ref().map_or([0, 0], |log| [log.w.at(), log.gradient.at()]);
             let [pre, list_pre] = if log == 0 { [0, 0] } else { [e.pre.at(), e.list_pre.at()] };
-            words.extend([e.features.at(), e.values.at(), e.tokens.at(), pre, e.total.at(), e.counts.at(), e.cuts.at()]);
+            words.extend([e.features.at(), e.values.at(), e.tokens.at(), pre, e.total.at(), e.starts.at(), e.counts.at(), e.cuts.at()]);
             words.extend([shared.lengths.from(index * f), e.offsets.at(), e.list.at(), e.list_tokens.at(), e.list_values.at(), list_pre, e.gradients.at()]);
             words.extend([e.own.at(), e.common.at(), e.sparsity.at(), e.dead_term.at(), e.fired.at(), layer.idle.at(), shared.squares.from(self.squares_from(index))]);
             words.extend([layer.encoder.w.at(), layer.encoder_bias.w.at(), layer.encoder_bias.gradient.at(), log, threshold, shared.input_sums.from(index * d), shared.hints.from(index)]);
@@ -87,30 +87,34 @@ impl CudaClt {
         self.tables.layers.tell(words)
     }
 
-    /// What each layer writes to the reconstruction; nothing where `dense` products did. Tied by target, what each layer up to
-    /// it writes to a target, target after target.
-    pub(super) fn tell_sources(&mut self, dense: &[bool]) -> Result<()> {
-        let mut words = Vec::new();
-        let lists = |index: usize| {
-            let e = &self.layers[index].entries;
-            [e.features.at(), e.values.at(), e.starts.at(), e.counts.at()]
+    /// What each layer writes to the reconstruction, group after group; nothing where `dense` products did. Tied by target,
+    /// what each layer up to it writes to a target, target after target.
+    pub(super) fn tell_sources(&mut self, dense: &[bool], tokens: usize) -> Result<()> {
+        let (mut words, shared, l) = (Vec::new(), &self.shared, self.config.layers);
+        let lists = |group: usize, index: usize| {
+            let (e, at) = (&self.layers[index].entries, (group * l + index) * tokens);
+            let [starts, counts] = if self.groups.len() > 1 { [shared.group_starts.from(at), shared.group_counts.from(at)] } else { [e.starts.at(), e.counts.at()] };
+            [e.features.at(), e.values.at(), starts, counts]
         };
-        if self.config.tied == Tied::PerTarget {
-            for (target, decoder) in self.layers.iter().map(|layer| &layer.decoder).enumerate() {
-                (0..=target).for_each(|source| words.extend(lists(source).into_iter().chain([decoder.w.at(), pair(decoder.row, 0), pair(1, 0)])));
-            }
-        } else {
+        for group in 0..self.groups.len() {
             for (index, layer) in self.layers.iter().enumerate() {
-                let targets = if dense[index] { 0 } else { self.config.slots(index) };
-                words.extend(lists(index).into_iter().chain([layer.decoder.w.at(), pair(layer.decoder.row, index), pair(targets, 0)]));
+                let decoder = &layer.decoder;
+                if self.config.tied == Tied::PerTarget {
+                    (0..=index).for_each(|source| words.extend(lists(group, source).into_iter().chain([decoder.w.at(), pair(decoder.row, 0), pair(1, 0)])));
+                } else {
+                    let targets = if dense[index] { 0 } else { self.config.slots(index) };
+                    words.extend(lists(group, index).into_iter().chain([decoder.w.at(), pair(decoder.row, index), pair(targets, 0)]));
+                }
             }
         }
         self.tables.sources.tell(words)
     }
 
-    /// Where in the table of sources those of a target begin, tied by target.
-    pub(super) fn sources_of(&self, target: usize) -> At {
-        self.tables.sources.at() + (8 * SOURCE * target * (target + 1) / 2) as u64
+    /// Where in the table of sources those of a group begin; tied by target, those of a target.
+    pub(super) fn sources_of(&self, group: usize, target: usize) -> At {
+        let l = self.config.layers;
+        let first = if self.config.tied == Tied::PerTarget { group * l * (l + 1) / 2 + target * (target + 1) / 2 } else { group * l };
+        self.tables.sources.at() + (8 * SOURCE * first) as u64
     }
 
     /// Everything that is trained as a vector.

@@ -9,24 +9,25 @@ use crate::clt::kernels::cuda::{Argument, At};
 use crate::error::Result;
 
 impl CudaClt {
-    /// Reconstructs one target. `base`, where it is not 0, holds what skip connections gave.
-    pub(super) fn decode_shared(&self, target: usize, batch: &DeviceBatch, base: At) -> Result<()> {
-        let (d, tokens, shared) = (self.config.width, batch.tokens, &self.shared);
-        let (t32, d32, stride, count) = (tokens as u32, d as u32, (self.config.layers * d) as u32, target as u32 + 1);
-        let base = if base == 0 { 0 } else { shared.base.from(target * d) };
-        let arguments: [&dyn Argument; 11] = [
-            &self.sources_of(target), &count, &base, &self.decoder_bias.w.from(target * d), &batch.targets.from(target * tokens * d), &t32, &d32, &stride, &shared.scales.from(target),
-            &shared.slab.from(target * d), &shared.errors.from(target * tokens),
+    /// Reconstructs one target, as [`CudaClt::reconstruct`].
+    pub(super) fn decode_shared(&self, target: usize, group: usize, batch: &DeviceBatch, [base, running]: [At; 2]) -> Result<()> {
+        let (d, tokens, shared, stride) = (self.config.width, batch.tokens, &self.shared, self.config.layers * self.config.width);
+        let (t32, d32, s32, count) = (tokens as u32, d as u32, stride as u32, target as u32 + 1);
+        let [base, running] = [base, running].map(|at| if at == 0 { 0 } else { shared.base.from(target * d) });
+        let bias = if group == 0 { self.decoder_bias.w.from(target * d) } else { 0 };
+        let arguments: [&dyn Argument; 12] = [
+            &self.sources_of(group, target), &count, &base, &bias, &batch.targets.from(target * tokens * d), &t32, &d32, &s32, &shared.scales.from(target),
+            &shared.slab.from(group * tokens * stride + target * d), &shared.errors.from(target * tokens), &running,
         ];
         // SAFETY: a block a token; all of these have a target's part there, [T, d] with rows as far apart as those of all.
         unsafe { self.gpu.launch(&format!("decode_{}", self.stored.name()), (tokens, 1), threads(d), &arguments) }
     }
 
     /// For products the entries of layer `index` with the rows of its targets, else the rows of target `index`.
-    pub(super) fn shared_pass(&self, index: usize, pass: Pass, told: &Told) -> Result<()> {
+    pub(super) fn shared_pass(&self, index: usize, tokens: usize, pass: Pass, told: &Told) -> Result<()> {
         let (l, d, shared) = (self.config.layers, self.config.width, &self.shared);
         let e = &self.layers[index].entries;
-        let terms = Terms { slab: shared.slab.at(), stride: (l * d) as u32, ..Terms::default() };
+        let terms = self.at_targets(tokens);
         if pass == Pass::Products {
             return (index..l).try_for_each(|target| {
                 let terms = Terms { offsets: e.offsets.at(), tokens: e.list_tokens.at(), coefficients: e.list_values.at(), at: (target * d) as u32, ..terms };

@@ -26,9 +26,9 @@ pub(crate) struct CudaTraining {
 
 impl CudaTraining {
     /// Refuses a training that does not fit on `device` with `buffer` bytes of activations, with what would.
-    pub fn require(config: &CltConfig, device: &Device, half: bool, eight: bool, tokens: usize, buffer: u64) -> Result<()> {
+    pub fn require(config: &CltConfig, device: &Device, half: bool, eight: bool, tokens: usize, groups: usize, buffer: u64) -> Result<()> {
         let stored = if half { Stored::Bf16 } else { Stored::F32 };
-        let (need, (free, _)) = (CudaClt::bytes(config, stored, eight, tokens), Gpu::of(device)?.memory()?);
+        let (need, (free, _)) = (CudaClt::bytes(config, stored, eight, tokens, groups), Gpu::of(device)?.memory()?);
         if need + buffer <= free {
             return Ok(());
         }
@@ -52,7 +52,7 @@ impl CudaTraining {
         let gpu = Gpu::of(device)?;
         let stored = if half { Stored::Bf16 } else { Stored::F32 };
         // Activations may lie there already.
-        Self::require(&live.config, device, half, eight, tokens, 0)?;
+        Self::require(&live.config, device, half, eight, tokens, wanted.groups, 0)?;
         live.settle_all(betas, eps);
         let feed = Feed::new(&gpu, stored, &live.config)?;
         Ok(CudaTraining { clt: CudaClt::upload(&live, &gpu, stored)?, feed, batch: DeviceBatch::new(&gpu, stored)?, read: Instant::now(), fault: None })

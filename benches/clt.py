@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A CLT and a per-layer transcoder (PLT) of equal parameters, trained on real text for the same time.
 
-    python benches/clt.py CLTLAB MODEL TEXTS FOLDER [--minutes 20] [--features 1024] [--k 16] [--gpu]
+    python benches/clt.py CLTLAB MODEL TEXTS FOLDER [--minutes 20] [--features 1024] [--k 16] [--kinds clt,plt] [--gpu]
 
 TopK, moments in eight bits, two passes over each buffer of activations. The PLT has as many features as
 give it the CLT's number of weights. A short run of each says how many tokens a second the model and the
@@ -114,6 +114,7 @@ def main():
     parser.add_argument("--layers", type=int, default=30, help="of the model")
     parser.add_argument("--width", type=int, default=576, help="of the model")
     parser.add_argument("--rates", action="store_true", help="only say how many steps fill the minutes")
+    parser.add_argument("--kinds", default="clt,plt", help="clt alone where time is short")
     parser.add_argument("--gpu", action="store_true", help="train on CUDA")
     parser.add_argument("--steps", type=lambda text: [int(part) for part in text.split(",")], help="of the CLT and of the PLT, as --rates said on a quiet machine")
     given = parser.parse_args()
@@ -122,7 +123,8 @@ def main():
     size = (given.layers, given.width)
     wide = round(given.features * (1 + (given.layers + 1) / 2) / 2 / 64) * 64
     rows = []
-    for kind, features in (("clt", given.features), ("plt", wide)):
+    for kind in given.kinds.split(","):
+        features = wide if kind == "plt" else given.features
         folder = os.path.join(given.folder, kind)
         steps = given.steps and given.steps[kind == "plt"]
         if not steps:
@@ -143,6 +145,8 @@ def main():
         print(
             f"| {kind.upper()} | {features} | {weights / 1e6:.0f} M | {steps} | {wall / 60:.1f} | {fvu:.3f} | {l0:.1f} | {dead:.2%} "
             f"| {entropy} | {report['kl']:.3f} | {report['top1']:.2%} |", flush=True)
+    if "clt" not in given.kinds.split(","):
+        return
     subprocess.run([given.cltlab, "check", "--model", given.model, "--clt", os.path.join(given.folder, "clt", "run", "clt"), "--prompt", PROMPT], check=True)
 
 

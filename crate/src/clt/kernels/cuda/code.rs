@@ -1,5 +1,5 @@
 //! Sparse codes on a GPU outside training: which pre-activations are kept, and what a code decodes to. The same kernels as
-//! a training's (`select.cu`, `decode.cu`); their twins on the CPU are in [`crate::clt::activation`] and
+//! a training's (`select.cuh`, `decode.cu`); their twins on the CPU are in [`crate::clt::activation`] and
 //! [`crate::clt::decode`](mod@crate::clt).
 
 use super::{At, Buffer, Gpu};

@@ -1,12 +1,24 @@
 //! Forward, first half: pre-activations, which of them are kept, and the lists of both orders.
 
 use super::{CudaClt, DeviceBatch, Matrix};
-use crate::clt::kernels::cuda::{At, Operand, Product, Sent};
+use crate::clt::kernels::cuda::{Argument, At, Operand, Product, Sent};
 use crate::clt::Activation;
 use crate::error::Result;
+use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 
 /// Threads of kernels that walk along a row.
 const ROW: usize = 256;
+/// Warps that collect a row, and what each has room for: as in `found.cuh`.
+const WARPS: usize = 8;
+const CANDIDATES: usize = 256;
+
+/// As in `ranking.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Found([At; 4]);
+// SAFETY: plain numbers, as the kernels have them.
+unsafe impl DeviceRepr for Found {}
+
 /// Blocks a layer of kernels that walk along all entries.
 const WIDE: usize = 128;
 
@@ -32,6 +44,11 @@ impl CudaClt {
         let places = self.places(tokens);
         let shared = &mut self.shared;
         shared.h.fit(tokens * f)?;
+        if self.config.activation.ranks_batch() {
+            shared.found_features.fit(tokens * WARPS * CANDIDATES)?;
+            shared.found_values.fit(tokens * WARPS * CANDIDATES)?;
+            shared.found_counts.fit(tokens * WARPS)?;
+        }
         if places.is_none() {
             shared.second.fit(tokens * f)?;
         }
@@ -147,22 +164,28 @@ impl CudaClt {
     /// The k · T largest of the batch.
     fn ranked(&mut self, index: usize, tokens: usize, k: usize) -> Result<()> {
         let (f, t, wanted) = (self.config.features as u32, tokens as u32, (tokens * k) as u32);
-        let shared = &self.shared;
+        let (layer, shared) = (&self.layers[index], &self.shared);
+        let (e, bias, lengths) = (&layer.entries, layer.encoder_bias.w.at(), shared.lengths.from(index * self.config.features));
         let (h, histogram, ranking, hint) = (shared.h.at(), shared.histogram.at(), shared.ranking.at(), shared.hints.from(index));
-        let bias = self.layers[index].encoder_bias.w.at();
-        // SAFETY: the histogram has 2,048 bins, the ranking six numbers; rows are [T, F].
+        let found = Found([shared.found_features.at(), shared.found_values.at(), shared.found_counts.at(), shared.spilled.at()]);
+        let (above, equal) = (shared.above.at(), shared.equal.at());
+        // SAFETY: the histogram has 2,048 bins, the ranking six numbers; rows are [T, F]; each token has room for what is
+        // found; runs begin and end where they were counted.
         unsafe {
-            self.gpu.launch("ranking_begin", (1, 1), ROW, &[&ranking, &wanted, &hint, &histogram])?;
+            self.gpu.launch("ranking_begin", (1, 1), ROW, &[&ranking, &wanted, &hint, &histogram, &found])?;
+            self.gpu.launch("collect_rows", (tokens, 1), 32 * WARPS, &[&h, &bias, &f, &ranking, &found])?;
             for round in 0..3u32 {
                 // The first digit is looked for once more from 0 where the hint was too high.
                 for again in 0..if round == 0 { 2u32 } else { 1 } {
-                    self.gpu.launch("ranking_count", (tokens.min(1024), 1), ROW, &[&h, &bias, &f, &t, &ranking, &round, &again, &histogram])?;
+                    self.gpu.launch("ranking_count", (tokens.min(1024), 1), ROW, &[&h, &bias, &f, &t, &ranking, &round, &again, &histogram, &found])?;
                     self.gpu.launch("ranking_pick", (1, 1), ROW, &[&ranking, &round, &again, &histogram])?;
                 }
             }
+            self.gpu.launch("count_ranked", (tokens, 1), ROW, &[&h, &bias, &f, &ranking, &found, &above, &equal])?;
+            self.scan(index, tokens, ranking)?;
+            let arguments: [&dyn Argument; 12] = [&h, &bias, &f, &ranking, &found, &equal, &e.starts.at(), &e.counts.at(), &e.features.at(), &e.values.at(), &e.tokens.at(), &lengths];
+            self.gpu.launch("write_ranked", (tokens, 1), 32 * WARPS, &arguments)
         }
-        self.count(index, tokens, ranking)?;
-        self.write(index, tokens, ranking)
     }
 
     /// All above 0, or above their thresholds less half the window: counted first, since nobody knows how many there are.
@@ -174,7 +197,7 @@ impl CudaClt {
                 break;
             }
             self.pre_activations(next, batch)?;
-            self.count(next, tokens, 0)?;
+            self.count(next, tokens)?;
             let entries = &mut self.layers[next].entries;
             if let Some(counted) = &mut entries.counted {
                 counted.send(&entries.total)?;
@@ -184,34 +207,32 @@ impl CudaClt {
         let places = counted as usize;
         self.fit_entries(index, places)?;
         self.layers[index].density = places as f64 / (tokens * self.config.features) as f64;
-        self.write(index, tokens, 0)
+        self.write(index, tokens)
     }
 
-    fn count(&self, index: usize, tokens: usize, ranking: At) -> Result<()> {
-        let (f, t, layer, shared, reach) = (self.config.features as u32, tokens as u32, &self.layers[index], &self.shared, self.reach());
-        let (e, log) = (&layer.entries, layer.log_threshold.as_ref().map_or(0, |log| log.w.at()));
-        // SAFETY: one block a token, then one block over all of them; every buffer has a number a token.
-        unsafe {
-            self.gpu.launch("count_rows", (tokens, 1), ROW, &[&self.h(index), &layer.encoder_bias.w.at(), &f, &ranking, &log, &reach, &shared.above.at(), &shared.equal.at()])?;
-            self.gpu.launch("scan_rows", (1, 1), 1024, &[&shared.above.at(), &shared.equal.at(), &t, &ranking, &e.starts.at(), &e.counts.at(), &e.cuts.at(), &e.total.at()])
-        }
+    /// Where each token's run begins, once its entries are counted.
+    fn scan(&self, index: usize, tokens: usize, ranking: At) -> Result<()> {
+        let (t, shared, e) = (tokens as u32, &self.shared, &self.layers[index].entries);
+        // SAFETY: every buffer has a number a token.
+        unsafe { self.gpu.launch("scan_rows", (1, 1), 1024, &[&shared.above.at(), &shared.equal.at(), &t, &ranking, &e.starts.at(), &e.counts.at(), &e.cuts.at(), &e.total.at()]) }
     }
 
-    fn write(&self, index: usize, tokens: usize, ranking: At) -> Result<()> {
+    fn count(&self, index: usize, tokens: usize) -> Result<()> {
+        let (f, layer, shared, reach) = (self.config.features as u32, &self.layers[index], &self.shared, self.reach());
+        let log = layer.log_threshold.as_ref().map_or(0, |log| log.w.at());
+        // SAFETY: one block a token; every buffer has a number a token.
+        unsafe { self.gpu.launch("count_rows", (tokens, 1), ROW, &[&self.h(index), &layer.encoder_bias.w.at(), &f, &log, &reach, &shared.above.at(), &shared.equal.at()])? };
+        self.scan(index, tokens, 0)
+    }
+
+    fn write(&self, index: usize, tokens: usize) -> Result<()> {
         let (f, layer, shared, reach) = (self.config.features as u32, &self.layers[index], &self.shared, self.reach());
         let (e, log) = (&layer.entries, layer.log_threshold.as_ref().map_or(0, |log| log.w.at()));
-        // Those of a ranking only: the next layer's may be counted already.
-        let ties = if ranking == 0 { 0 } else { shared.equal.at() };
         let (pre, lengths) = (if log == 0 { 0 } else { e.pre.at() }, shared.lengths.from(index * self.config.features));
+        let arguments: [&dyn Argument; 12] =
+            [&self.h(index), &layer.encoder_bias.w.at(), &f, &log, &reach, &e.starts.at(), &e.counts.at(), &e.features.at(), &e.values.at(), &pre, &e.tokens.at(), &lengths];
         // SAFETY: one block a token; runs begin and end where they were counted.
-        unsafe {
-            self.gpu.launch(
-                "write_rows",
-                (tokens, 1),
-                ROW,
-                &[&self.h(index), &layer.encoder_bias.w.at(), &f, &ranking, &ties, &log, &reach, &e.starts.at(), &e.counts.at(), &e.features.at(), &e.values.at(), &pre, &e.tokens.at(), &lengths],
-            )
-        }
+        unsafe { self.gpu.launch("write_rows", (tokens, 1), ROW, &arguments) }
     }
 
     /// The entries of all layers by feature, tokens ascending.

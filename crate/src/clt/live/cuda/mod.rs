@@ -123,6 +123,11 @@ struct Shared {
     sums: Buffer<f32>,
     histogram: Buffer<u32>,
     ranking: Buffer<u32>,
+    /// Entries above the hint, for a ranking to look at.
+    found_features: Buffer<u32>,
+    found_values: Buffer<f32>,
+    found_counts: Buffer<u32>,
+    spilled: Buffer<u32>,
     above: Buffer<u32>,
     equal: Buffer<u32>,
     /// Entries of each feature, `[L, F]`.

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -209,6 +210,45 @@ folder = "streamed-{device}-{steps}"
     check(f"training on a model's activations: of {made} bytes more {more} left the device", 0 < more < made / 4)
 
 
+def memory(emulated, folder):
+    """What a training says that it needs of the device, when there is nothing, and what it takes when there is enough."""
+    folder = pathlib.Path(folder)
+    write_activations(folder / "m.safetensors", 3, 600, 64)
+    cases = [
+        ("TopK, bf16 and eight bits", "top_k = { k = 16 }", 'weights = "bf16"\nmoments = "eight_bit"', ""),
+        ("BatchTopK, nested", "batch_top_k = { k = 16 }", "matryoshka = [100, 400]", ""),
+        ("TopK, tied per source", "top_k = { k = 16 }", "", 'tied = "per_source"'),
+    ]
+    units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
+    for number, (name, activation, train, clt) in enumerate(cases):
+        (folder / "m.toml").write_text(
+            f"""[activations]
+file = "m.safetensors"
+[clt]
+features = 1024
+activation = {{ {activation} }}
+{clt}
+[train]
+steps = 2
+batch_tokens = 200
+device = "cuda"
+{train}
+[output]
+folder = "memory-{number}"
+"""
+        )
+        code, said = run("train", folder / "m.toml", emulated=emulated, CLTLAB_EMULATED_BYTES="1000")
+        need = re.search(r"a need of ([\d.]+) (\w+) and ([\d.]+) (\w+) for activations", said)
+        if code == 0 or not need:
+            check(f"memory of a training with {name}", False, said)
+            continue
+        told = float(need[1]) * units[need[2]] + float(need[3]) * units[need[4]]
+        code, said = run("train", folder / "m.toml", emulated=emulated, CLTLAB_EMULATED_TELL="1")
+        taken = re.search(r"at most (\d+) were taken", said)
+        share = int(taken[1]) / told if taken else 0
+        check(f"memory of a training with {name}: {share:.2f} of what was predicted", code == 0 and 0.8 < share <= 1.02, said)
+
+
 def tensors_of(raw, folder):
     path = pathlib.Path(folder) / "one.safetensors"
     path.write_bytes(raw)
@@ -227,6 +267,7 @@ def main():
         attribution(emulated, folder)
         resuming(emulated, folder)
         streaming(emulated, folder)
+        memory(emulated, folder)
         beside.join()
     print(f"{len(failed)} failed" if failed else "all passed")
     sys.exit(bool(failed))

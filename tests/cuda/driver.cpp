@@ -166,7 +166,7 @@ enum { DONE = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500 };
 static const size_t GUARD = 64;
 static std::recursive_mutex one;
 static std::map<At, size_t> allocations;
-static size_t held;
+static size_t held, most;
 // Memory of the host that is pinned, and copies to it that nobody has waited for.
 static std::set<void*> pinned;
 static std::vector<std::pair<void*, std::vector<unsigned char>>> on_their_way;
@@ -201,6 +201,7 @@ static Status allocate(At* at, size_t bytes) {
     *at = reinterpret_cast<At>(memory);
     allocations[*at] = bytes;
     held += bytes;
+    most = std::max(most, held);
     return DONE;
 }
 static Status release_memory(At at) {
@@ -264,6 +265,7 @@ Status cuMemGetInfo_v2(size_t* available, size_t* total) { return *total = limit
 // One pool; nothing that is freed stays in it.
 Status cuDeviceGetDefaultMemPool(void** pool, int) { return *pool = &held, DONE; }
 Status cuMemPoolSetAttribute(void*, int, void*) { return DONE; }
+Status cuMemPoolTrimTo(void*, size_t) { return DONE; }
 Status cuMemPoolGetAttribute(void*, int, void* value) { return *static_cast<uint64_t*>(value) = held, DONE; }
 Status cuMemAlloc_v2(At* at, size_t bytes) { return allocate(at, bytes); }
 Status cuMemAllocAsync(At* at, size_t bytes, void*) { return allocate(at, bytes); }
@@ -289,7 +291,7 @@ static Status move(void* to, const void* from, size_t bytes, At device) {
 static struct Left {
     size_t bytes = 0;
     ~Left() {
-        if (std::getenv("CLTLAB_EMULATED_TELL")) std::fprintf(stderr, "emulator: %zu bytes left the device\n", bytes);
+        if (std::getenv("CLTLAB_EMULATED_TELL")) std::fprintf(stderr, "emulator: %zu bytes left the device, at most %zu were taken there\n", bytes, most);
     }
 } left;
 Status cuMemcpyHtoD_v2(At to, const void* from, size_t bytes) { return move(reinterpret_cast<void*>(to), from, bytes, to); }

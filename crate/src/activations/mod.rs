@@ -293,11 +293,21 @@ impl Activations {
         self.rounds().map_or(0, |rounds| rounds.bytes(self.layers(), self.width(), served, self.ahead()))
     }
 
-    /// The same for a training whose fillings stay where the model runs.
+    /// The same for a training whose fillings stay where the model runs, and what the model takes to make them.
     pub(crate) fn held_bytes(&self) -> u64 {
         match &self.0.source {
-            Source::Stream(stream) => self.buffer_bytes() / 4 * stream.held_bytes(),
+            Source::Stream(stream) => self.buffer_bytes() / 4 * stream.held_bytes() + stream.working_bytes(),
             _ => self.buffer_bytes(),
+        }
+    }
+
+    /// Tokens of one filling.
+    pub(crate) fn filling_tokens(&self) -> u64 {
+        let tokens = |rounds: &Rounds, served: usize| (rounds.chunk * served) as u64;
+        match &self.0.source {
+            Source::Stream(stream) => tokens(stream.rounds(), stream.served()),
+            Source::Store(store) => tokens(store.rounds(), store.served()),
+            Source::Memory(_) => self.tokens(),
         }
     }
 

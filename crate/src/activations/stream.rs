@@ -232,6 +232,17 @@ impl Stream {
         Held::dtype_for(self.runner.model.dtype()).size_in_bytes() as u64
     }
 
+    /// Bytes that a run of the model takes besides its weights: all sites, which are kept until the run is done, and one layer
+    /// at its widest. An estimate.
+    pub fn working_bytes(&self) -> u64 {
+        let (config, number) = (self.runner.model.config(), self.runner.model.dtype().size_in_bytes());
+        let (width, contexts, context) = (config.width.max(config.heads * config.head_dim), self.runner.batch, self.runner.context);
+        let sites = 2 * config.layers * config.width * number;
+        let layer = (3 * config.mlp_width + 8 * width) * number;
+        let patterns = config.heads * context * (2 * number + 4);
+        (contexts * context * (sites + layer + patterns)) as u64
+    }
+
     /// Tokens that are served of each block.
     pub fn served(&self) -> usize {
         self.runner.context - self.runner.exclude_first

@@ -139,6 +139,14 @@ mod backend {
             }
         }
 
+        /// Gives back what is kept and not in use.
+        pub fn trim(context: &CudaContext) {
+            if context.has_async_alloc() {
+                // SAFETY: as above; what is in use stays.
+                let _ = unsafe { device::get_default_mem_pool(context.cu_device()).and_then(|pool| mem_pool::trim_to(pool, 0)) };
+            }
+        }
+
         /// Bytes that are kept and not in use.
         pub fn idle(context: &CudaContext) -> u64 {
             let one = |attribute| {
@@ -153,6 +161,8 @@ mod backend {
             one(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT).saturating_sub(one(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT))
         }
     }
+
+    pub(crate) use pool::trim;
 
     /// Bytes that can be had on a GPU, those that this process keeps for reuse among them, and all that it has.
     pub fn memory(context: &CudaContext) -> std::result::Result<(u64, u64), candle_core::cuda_backend::cudarc::driver::DriverError> {
@@ -171,7 +181,7 @@ mod backend {
 }
 
 #[cfg(feature = "cuda")]
-pub(crate) use backend::memory;
+pub(crate) use backend::{memory, trim};
 
 #[cfg(not(feature = "cuda"))]
 mod backend {

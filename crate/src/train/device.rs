@@ -32,7 +32,10 @@ pub(super) fn require(activations: &Activations, clt: &CltConfig, config: &Train
     // A training on a GPU begins on the host.
     if held { need } else { need.with_buffer(activations) }.require(clt, config)?;
     if device.is_cuda() {
-        let buffer = if held { activations.held_bytes() } else { 0 };
+        // A filling that is made elsewhere is copied to the device whole.
+        let number = if config.weights == Weights::Bf16 { 2 } else { 4 };
+        let copy = 2 * number * activations.filling_tokens() * (clt.layers * clt.width) as u64;
+        let buffer = if held { activations.held_bytes() } else { copy };
         CudaTraining::require(clt, &device, config.weights == Weights::Bf16, config.moments == Moments::EightBit, config.batch_tokens, config.matryoshka.len() + 1, buffer)?;
     }
     Ok(())

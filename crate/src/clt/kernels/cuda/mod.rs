@@ -108,7 +108,17 @@ impl Gpu {
     /// `n` zeros.
     pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, n: usize) -> Result<Buffer<T>> {
         // Nothing of length 0 has an address.
-        let slice = self.0.stream.alloc_zeros(n.max(1)).map_err(|error| self.refused(n * std::mem::size_of::<T>(), error))?;
+        let zeros = || self.0.stream.alloc_zeros(n.max(1));
+        let slice = zeros().or_else(|error| {
+            // Pieces that are kept for reuse may be too small, and in the way.
+            if error.0 != sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                return Err(error);
+            }
+            self.0.stream.synchronize()?;
+            device::trim(self.0.stream.context());
+            zeros()
+        });
+        let slice = slice.map_err(|error| self.refused(n * std::mem::size_of::<T>(), error))?;
         Ok(Buffer { slice, gpu: self.clone() })
     }
 

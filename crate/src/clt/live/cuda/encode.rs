@@ -11,6 +11,8 @@ const ROW: usize = 256;
 /// Warps that collect a row, and what each has room for: as in `found.cuh`.
 const WARPS: usize = 8;
 const CANDIDATES: usize = 256;
+/// Entries that a token has room for while a ranking looks for the largest.
+pub(super) const FOUND: usize = WARPS * CANDIDATES;
 
 /// As in `ranking.cu`.
 #[repr(C)]
@@ -45,8 +47,8 @@ impl CudaClt {
         let shared = &mut self.shared;
         shared.h.fit(tokens * f)?;
         if self.config.activation.ranks_batch() {
-            shared.found_features.fit(tokens * WARPS * CANDIDATES)?;
-            shared.found_values.fit(tokens * WARPS * CANDIDATES)?;
+            shared.found_features.fit(tokens * FOUND)?;
+            shared.found_values.fit(tokens * FOUND)?;
             shared.found_counts.fit(tokens * WARPS)?;
         }
         if places.is_none() {

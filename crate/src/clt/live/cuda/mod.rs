@@ -250,7 +250,11 @@ impl CudaClt {
         let slabs = t * l * d * (g * weight + if dense || config.skip || groups > 1 { 4 } else { 0 });
         let both = if matches!(config.activation, Activation::TopK { .. } | Activation::BatchTopK { .. }) { 4 } else { 8 };
         let matrices = t * f * (both + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.columns(0) as u64 } else { 0 };
-        weights + skips + batch + entries + slabs + matrices
+        let found = if config.activation.ranks_batch() { 8 * t * encode::FOUND as u64 } else { 0 };
+        // Norms of rows, before and of gradients, and some ten numbers a feature.
+        let parts = (0..config.layers).map(|layer| config.columns(layer) as u64 / d).sum::<u64>();
+        let figures = f * (8 * parts + 48 * l);
+        weights + skips + batch + entries + slabs + matrices + found + figures
     }
 
     /// The figures of all steps since the last call, oldest first, and the first step whose numbers were not finite;

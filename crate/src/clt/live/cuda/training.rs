@@ -25,7 +25,7 @@ pub(crate) struct CudaTraining {
 }
 
 impl CudaTraining {
-    /// Refuses a training that does not fit on `device` with `buffer` bytes of activations, with what would.
+    /// Refuses a training that does not fit on `device` with `buffer` bytes for activations, with what would.
     pub fn require(config: &CltConfig, device: &Device, half: bool, eight: bool, tokens: usize, groups: usize, buffer: u64) -> Result<()> {
         let stored = if half { Stored::Bf16 } else { Stored::F32 };
         let (need, (free, _)) = (CudaClt::bytes(config, stored, eight, tokens, groups), Gpu::of(device)?.memory()?);
@@ -33,11 +33,11 @@ impl CudaTraining {
             return Ok(());
         }
         let remedy = if buffer > need {
-            "lower StreamConfig::buffer_tokens, or set StreamConfig::ahead to false"
+            "lower StreamConfig::buffer_tokens or batch, or set StreamConfig::ahead to false"
         } else {
             "take TrainConfig::weights bf16 and moments eight_bit (4 bytes a weight instead of 12), fewer features, or fewer tokens in a step"
         };
-        let got = format!("a need of {} and {} of activations", format_bytes(need), format_bytes(buffer));
+        let got = format!("a need of {} and {} for activations", format_bytes(need), format_bytes(buffer));
         Err(Error::expected(ErrorKind::OutOfMemory, "training on CUDA", got, format_args!("at most the {} that are free on the device", format_bytes(free))).help(remedy))
     }
 

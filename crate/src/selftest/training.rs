@@ -49,6 +49,12 @@ fn cases() -> Vec<Case> {
         case("relu, tied per source, skip connections, sparsity and dead terms", CltConfig { tied: Tied::PerSource, skip: true, ..config(Activation::Relu) }, StepOptions { lr: 0.2, ..penalties.clone() }),
         case("top_k 8, three groups, sparsity term", config(Activation::TopK { k: 8 }), StepOptions { groups: vec![30, 90, 200], sparsity: 2.0, ..options.clone() }),
         case("batch_top_k 8, tied per source, two groups, clipped", CltConfig { tied: Tied::PerSource, ..config(Activation::BatchTopK { k: 8 }) }, StepOptions { groups: vec![64, 200], clip: Some(0.5), ..options.clone() }),
+        case("top_k 4, auxiliary loss", config(Activation::TopK { k: 4 }), StepOptions { aux: 0.5, aux_k: 12, dead_window: 60, dead: 1e-2, sparsity: 2.0, lr: 0.2, ..options.clone() }),
+        case(
+            "batch_top_k 4, auxiliary loss, tied per source, two groups, clipped",
+            CltConfig { tied: Tied::PerSource, ..config(Activation::BatchTopK { k: 4 }) },
+            StepOptions { aux: 0.5, aux_k: 12, dead_window: 60, groups: vec![80, 200], clip: Some(0.5), lr: 0.2, ..options.clone() },
+        ),
         case("top_k 8, tied per target, two groups, skip connections", CltConfig { tied: Tied::PerTarget, skip: true, ..config(Activation::TopK { k: 8 }) }, StepOptions { groups: vec![50, 200], fvu: true, dead: 1e-2, ..options.clone() }),
         case("jump_relu, tied per target, clipped", CltConfig { tied: Tied::PerTarget, ..config(Activation::JumpRelu { threshold: 0.6, bandwidth: 0.5 }) }, StepOptions { clip: Some(0.5), ..penalties.clone() }),
         case("batch_top_k 1, per layer", CltConfig { per_layer: true, ..config(Activation::BatchTopK { k: 1 }) }, options),
@@ -183,9 +189,9 @@ fn compare(case: &Case, gpu: &crate::clt::kernels::cuda::Gpu, stored: crate::clt
         on_gpu.step(&there, &options)?;
         let expected = live.step(&batch, &mut scratch, &options)?;
         for got in on_gpu.reports()?.0 {
-            let more = |report: &StepReport| [report.dead_term, report.grad_norm, report.dead as f64];
+            let more = |report: &StepReport| [report.dead_term, report.grad_norm, report.dead as f64, report.aux];
             let (a, b) = (more(&got), more(&expected));
-            let rest = (0..3).map(|i| deviation([a[i]], [b[i]])).fold(0.0, f64::max);
+            let rest = (0..4).map(|i| deviation([a[i]], [b[i]])).fold(0.0, f64::max);
             // A long training is about its loss: which of two equal features stays is not.
             let next = if steps > 3 { deviation(got.layers.iter().map(|layer| layer.0), expected.layers.iter().map(|layer| layer.0)) } else { forward(&got, &expected).max(rest) };
             worst = if next <= worst { worst } else { next };

@@ -25,6 +25,11 @@ pub(super) fn read(activations: &Activations, config: &TrainConfig, position: Po
     if activations.stay_on(&wanted(activations, config)?) { Reader::in_place(activations, position) } else { Reader::new(activations, position) }
 }
 
+/// What of the loss a GPU needs room for.
+fn asked(clt: &CltConfig, config: &TrainConfig) -> Wanted {
+    Wanted { groups: config.matryoshka.len() + 1, aux_k: config.aux_k_for(clt.width) }
+}
+
 /// Refuses what does not fit, before anything is allocated.
 pub(super) fn require(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Result<()> {
     let (device, need) = (wanted(activations, config)?, MemoryNeed::of(clt, config));
@@ -36,7 +41,7 @@ pub(super) fn require(activations: &Activations, clt: &CltConfig, config: &Train
         let number = if config.weights == Weights::Bf16 { 2 } else { 4 };
         let copy = 2 * number * activations.filling_tokens() * (clt.layers * clt.width) as u64;
         let buffer = if held { activations.held_bytes() } else { copy };
-        CudaTraining::require(clt, &device, config.weights == Weights::Bf16, config.moments == Moments::EightBit, config.batch_tokens, config.matryoshka.len() + 1, buffer)?;
+        CudaTraining::require(clt, &device, config.weights == Weights::Bf16, config.moments == Moments::EightBit, config.batch_tokens, asked(clt, config), buffer)?;
     }
     Ok(())
 }
@@ -50,8 +55,7 @@ pub(super) fn place(live: LiveClt, activations: &Activations, config: &TrainConf
         }
         return Ok((live, None));
     }
-    let asked = Wanted { groups: config.matryoshka.len() + 1, aux: config.aux > 0.0 };
-    let shell = live.shell();
+    let (shell, asked) = (live.shell(), asked(&live.config, config));
     let gpu = CudaTraining::begin(live, &device, config.weights == Weights::Bf16, asked, config.batch_tokens, config.betas, config.eps)?;
     Ok((shell, Some(gpu)))
 }

@@ -11,13 +11,13 @@ use candle_core::Device;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
     pub groups: usize,
-    pub aux: bool,
+    pub aux_k: usize,
 }
 
 pub(crate) enum CudaTraining {}
 
 impl CudaTraining {
-    pub fn require(_: &CltConfig, _: &Device, _: bool, _: bool, _: usize, _: usize, _: u64) -> Result<()> {
+    pub fn require(_: &CltConfig, _: &Device, _: bool, _: bool, _: usize, _: Wanted, _: u64) -> Result<()> {
         Ok(())
     }
 

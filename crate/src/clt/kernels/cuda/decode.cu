@@ -123,6 +123,50 @@ __device__ void decode_tied(const Source* sources, u32 layers, const float* base
     }
 }
 
+// What dead features make of a token's error, into the slabs' rows behind those of the tokens: `factor (scale ê + e)`, where the last
+// slab's row has e = scale (ŷ − y). `tied`: each source writes the same to all its targets. One token a block.
+template <typename S>
+__device__ void decode_dead(const Source* sources, u32 layers, u32 tied, u32 tokens, u32 d, u32 stride, const float* scales, const float* factor, S* slabs, u32 groups, u64 apart,
+                            float* errors) {
+    __shared__ float room[33];
+    const u32 token = blockIdx.x, column = 8 * threadIdx.x;
+    const bool mine = column < d;
+    float all[8];
+    for (u32 target = 0; target < layers; ++target) {
+        const float scale = scales[target];
+        float square = 0.f;
+        if (mine) {
+            if (target == 0 || !tied) {
+#pragma unroll
+                for (int i = 0; i < 8; ++i) all[i] = 0.f;
+            }
+            for (u32 l = tied ? target : 0; l <= target; ++l) {
+                const Source source = sources[l];
+                if (!tied && target - source.first >= source.targets) continue;
+                add_entries(source, reinterpret_cast<const S*>(source.decoder) + (tied ? 0u : (size_t)(target - source.first) * d) + column, token, all);
+            }
+            float e[8];
+            const size_t at = target * d + column;
+            load8(slabs + (groups - 1) * apart + (size_t)token * stride + at, e);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                e[i] = *factor * fmaf(scale, all[i], e[i]);
+                square = fmaf(e[i], e[i], square);
+            }
+            for (u32 g = 0; g < groups; ++g) store8(slabs + g * apart + (size_t)(tokens + token) * stride + at, e, 0);
+        }
+        square = block_sum(square, room);
+        if (threadIdx.x == 0) errors[(size_t)target * tokens + token] = *factor > 0.f ? square / (2.f * *factor * scale) : 0.f;
+    }
+}
+#define DECODE_DEAD(name, S)                                                                                                                                                 \
+    extern "C" __global__ void name(const Source* sources, u32 layers, u32 tied, u32 tokens, u32 d, u32 stride, const float* scales, const float* factor, S* slabs,           \
+                                    u32 groups, u64 apart, float* errors) {                                                                                                  \
+        decode_dead(sources, layers, tied, tokens, d, stride, scales, factor, slabs, groups, apart, errors);                                                                 \
+    }
+DECODE_DEAD(decode_dead_f32, float)
+DECODE_DEAD(decode_dead_bf16, bf16)
+
 // What a source that writes the same to all its targets gets back: gradients at targets become sums over it and those after
 // it. One token a block.
 template <typename S>

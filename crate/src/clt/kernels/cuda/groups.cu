@@ -24,21 +24,21 @@ extern "C" __global__ void __launch_bounds__(256) cut_groups(const Layer* layers
     }
 }
 
-// A feature of a group is in every later reconstruction too: its gradients are the sums of theirs. `slabs [groups, n]`, eight
-// numbers a thread.
+// A feature of a group is in every later reconstruction too: its gradients are the sums of theirs. The first `n`
+// numbers of slabs that begin `apart` numbers behind each other, eight a thread.
 template <typename S>
-__device__ void sum_groups(S* slabs, u32 groups, u64 n) {
+__device__ void sum_groups(S* slabs, u32 groups, u64 n, u64 apart) {
     const u64 at = 8 * ((u64)blockIdx.x * blockDim.x + threadIdx.x);
     if (at >= n) return;
     float sum[8];
-    load8(slabs + (groups - 1) * n + at, sum);
+    load8(slabs + (groups - 1) * apart + at, sum);
     for (u32 g = groups - 1; g-- > 0;) {
         float e[8];
-        load8(slabs + g * n + at, e);
+        load8(slabs + g * apart + at, e);
 #pragma unroll
         for (int i = 0; i < 8; ++i) sum[i] += e[i];
-        store8(slabs + g * n + at, sum, 0);
+        store8(slabs + g * apart + at, sum, 0);
     }
 }
-extern "C" __global__ void __launch_bounds__(256) sum_groups_f32(float* slabs, u32 groups, u64 n) { sum_groups(slabs, groups, n); }
-extern "C" __global__ void __launch_bounds__(256) sum_groups_bf16(bf16* slabs, u32 groups, u64 n) { sum_groups(slabs, groups, n); }
+extern "C" __global__ void __launch_bounds__(256) sum_groups_f32(float* slabs, u32 groups, u64 n, u64 apart) { sum_groups(slabs, groups, n, apart); }
+extern "C" __global__ void __launch_bounds__(256) sum_groups_bf16(bf16* slabs, u32 groups, u64 n, u64 apart) { sum_groups(slabs, groups, n, apart); }

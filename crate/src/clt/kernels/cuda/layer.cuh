@@ -40,4 +40,6 @@ struct Layer {
     float* hint;
     // Parts of a decoder row with squares of their own, and targets that get the same part.
     u32 parts, copies;
+    // Entries of an auxiliary loss: `lent` places from `lent_from` on.
+    u32 lent_from, lent;
 };

@@ -26,6 +26,8 @@ struct Terms {
     u32 groups;
     const u32* ends;
     u64 apart;
+    // Where not 0, tokens from here on are those from 0 on once more.
+    u32 again, unused;
     const float* own;
     const float* common;
     const float* sums;
@@ -72,7 +74,8 @@ __device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& te
             const u32 count = end - base < chunk ? end - base : chunk;
             __syncthreads();
             if (threadIdx.x < count) {
-                tokens[threadIdx.x] = of[base + threadIdx.x];
+                const u32 token = of[base + threadIdx.x];
+                tokens[threadIdx.x] = terms.again && token >= terms.again ? token - terms.again : token;
                 coefficients[threadIdx.x] = with[base + threadIdx.x];
             }
             __syncthreads();
@@ -187,7 +190,8 @@ __device__ void feature_terms(const Penalty& p, const Layer& layer, float cut_su
     float total = 0.f, moment = 0.f;
     for (u32 i = begin + lane; i < end; i += 32) {
         float slope = 0.f;
-        if (p.sparsity > 0.f) {
+        // An auxiliary loss's entries, on tokens of their own, count for nothing else.
+        if (p.sparsity > 0.f && layer.list_tokens[i] < p.tokens) {
             const float a = layer.list_values[i], held = tanhf(scale * a);
             slope = 1.f - held * held;
             total += held;
@@ -206,7 +210,7 @@ __device__ void feature_terms(const Penalty& p, const Layer& layer, float cut_su
         for (u32 c = lane; c < p.d; c += 32) dot = fmaf(widen(encoder[c]), layer.input_sums[c], dot);
         for (u32 i = begin + lane; i < end; i += 32) {
             const float a = layer.list_values[i];
-            if (a == 0.f) continue;
+            if (a == 0.f || layer.list_tokens[i] >= p.tokens) continue;
             gap += a - (p.cuts ? layer.cuts[layer.list_tokens[i]] : theta);
             ++fired;
         }
@@ -250,10 +254,11 @@ extern "C" __global__ void __launch_bounds__(256) entry_gradients(Penalty p, con
             if (fabsf(h - theta) < 0.5f * p.bandwidth) threshold -= theta * (theta / p.bandwidth) * g;
             fires = h > theta;
         }
-        g = fires ? g - shared : 0.f;
+        const bool lent = layer.list_tokens[i] >= p.tokens;
+        g = !fires ? 0.f : lent ? g : g - shared;
         layer.gradients[i] = g;
         bias += g;
-        active += fires;
+        active += fires && !lent;
     }
     bias = warp_sum(bias);
     threshold = warp_sum(threshold);

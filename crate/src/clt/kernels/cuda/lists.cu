@@ -14,8 +14,8 @@ extern "C" __global__ void __launch_bounds__(1024) scan_features(const Layer* la
 extern "C" __global__ void __launch_bounds__(256) fill_features(const Layer* layers) {
     const Layer& layer = layers[blockIdx.y];
     const u32 total = *layer.total;
-    for (u32 e = blockIdx.x * blockDim.x + threadIdx.x; e < total; e += gridDim.x * blockDim.x) {
-        const u32 f = layer.features[e];
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < total + layer.lent; i += gridDim.x * blockDim.x) {
+        const u32 e = i < total ? i : layer.lent_from + i - total, f = layer.features[e];
         if (f != NONE) layer.list[atomicAdd(&layer.lengths[f], 1u)] = e;
     }
 }

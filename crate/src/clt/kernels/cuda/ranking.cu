@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(256) ranking_pick(Ranking* ranking,
 extern "C" __global__ void __launch_bounds__(256) count_ranked(const float* h, const float* bias, u32 features, const Ranking* ranking, Found found, u32* above, u32* equal) {
     __shared__ u32 room[33];
     const u32 token = blockIdx.x;
-    const Rule rule = {ranking->cut, ranking->ties, nullptr, 0.f, nullptr};
+    const Rule rule = {ranking->cut, ranking->ties, nullptr, 0.f, nullptr, nullptr, 0u};
     if (!is_quick(ranking, found)) {
         count_row(h + (size_t)token * features, bias, features, rule, &above[token], &equal[token], room);
         return;
@@ -120,6 +120,6 @@ extern "C" __global__ void __launch_bounds__(256) write_ranked(const float* h, c
                     out_token, lengths, room);
         return;
     }
-    const Rule rule = {ranking->cut, ties[token], nullptr, 0.f, nullptr};
+    const Rule rule = {ranking->cut, ties[token], nullptr, 0.f, nullptr, nullptr, 0u};
     write_row(h + (size_t)token * features, bias, features, rule, token, starts[token], counts[token], out_feature, out_value, nullptr, out_token, lengths, room);
 }

@@ -3,7 +3,7 @@
 
 // One layer's part of a step's report. `square` of the first layer is that of the whole gradient.
 struct Line {
-    float error, variance, sparsity, dead_term, active, dead, cut, square;
+    float error, variance, sparsity, dead_term, active, dead, cut, square, aux;
 };
 
 __device__ float sum_of(const float* values, u32 n, float* room) {
@@ -14,7 +14,7 @@ __device__ float sum_of(const float* values, u32 n, float* room) {
 
 // A step begins: its lines are empty, and weights may be changed if no step before it broke. One block.
 extern "C" __global__ void begin_step(Line* lines, u32 layers, u32* go, const u32* broken) {
-    const Line empty = {0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f};
+    const Line empty = {0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f};
     for (u32 l = threadIdx.x; l < layers; l += blockDim.x) lines[l] = empty;
     if (threadIdx.x == 0) *go = *broken == NONE;
 }
@@ -24,6 +24,31 @@ extern "C" __global__ void __launch_bounds__(1024) sum_cuts(const Layer* layers,
     __shared__ float room[33];
     const float sum = sum_of(layers[blockIdx.y].cuts, tokens, room);
     if (threadIdx.x == 0) out[blockIdx.y] = sum;
+}
+
+// Dead features of each layer, before the step. One block a layer.
+extern "C" __global__ void __launch_bounds__(1024) count_dead(const u32* const* idle, u32 features, u32 window, u32* dead) {
+    __shared__ u32 room[33];
+    u32 count = 0;
+    for (u32 f = threadIdx.x; f < features; f += blockDim.x) count += idle[blockIdx.y][f] >= window;
+    count = block_sum(count, room);
+    if (threadIdx.x == 0) dead[blockIdx.y] = count;
+}
+
+// The auxiliary loss's factor: α and the share of the wanted features that are dead, in a mean over groups of features. One
+// thread.
+extern "C" __global__ void aux_factor(const u32* dead, u32 layers, u32 k, float alpha, u32 groups, float* factor) {
+    u64 all = 0;
+    for (u32 l = 0; l < layers; ++l) all += dead[l];
+    const float share = (float)all / ((float)layers * (float)k);
+    *factor = alpha * (share < 1.f ? share : 1.f) * (float)groups;
+}
+
+// Adds up each target's auxiliary loss. One block a target.
+extern "C" __global__ void __launch_bounds__(256) report_aux(const float* errors, u32 tokens, Line* lines) {
+    __shared__ float room[33];
+    const float sum = sum_of(errors + (size_t)blockIdx.x * tokens, tokens, room);
+    if (threadIdx.x == 0) lines[blockIdx.x].aux = sum;
 }
 
 // Numbers that make up a part of the gradient's norm: as they are, or squared.

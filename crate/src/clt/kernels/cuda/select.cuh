@@ -59,9 +59,16 @@ struct Rule {
     const float* log_threshold;
     float reach;
     const float* threshold;
+    // Where there, only features that rested so long are looked at.
+    const u32* idle;
+    u32 window;
 };
 
 __device__ __forceinline__ bool stays(const Rule& rule, float h, u32 f, bool& tie) {
+    if (rule.idle && rule.idle[f] < rule.window) {
+        tie = false;
+        return false;
+    }
     if (rule.log_threshold) {
         tie = false;
         return h > expf(rule.log_threshold[f]) - rule.reach;

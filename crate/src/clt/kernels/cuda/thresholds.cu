@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(1024) scan_rows(const u32* above, u
 // Entries of each token above 0 or above the features' thresholds less half their window. One block a token.
 extern "C" __global__ void __launch_bounds__(256) count_rows(const float* h, const float* bias, u32 features, const float* log_threshold, float reach, u32* above, u32* equal) {
     __shared__ u32 room[33];
-    const Rule rule = {0.f, 0u, log_threshold, reach, nullptr};
+    const Rule rule = {0.f, 0u, log_threshold, reach, nullptr, nullptr, 0u};
     count_row(h + (size_t)blockIdx.x * features, bias, features, rule, &above[blockIdx.x], &equal[blockIdx.x], room);
 }
 
@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(256) write_rows(const float* h, con
                                                              const u32* counts, u32* out_feature, float* out_value, float* out_pre, u32* out_token, u32* lengths) {
     __shared__ u32 room[66];
     const u32 token = blockIdx.x;
-    const Rule rule = {0.f, 0u, log_threshold, reach, nullptr};
+    const Rule rule = {0.f, 0u, log_threshold, reach, nullptr, nullptr, 0u};
     write_row(h + (size_t)token * features, bias, features, rule, token, starts[token], counts[token], out_feature, out_value, out_pre, out_token, lengths, room);
 }
 
@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(256) write_rows(const float* h, con
 extern "C" __global__ void __launch_bounds__(256) count_kept(const float* h, const float* bias, u32 features, const float* threshold, u32* counts) {
     __shared__ u32 room[33];
     const float* row = h + (size_t)blockIdx.x * features;
-    const Rule rule = {0.f, 0u, nullptr, 0.f, threshold};
+    const Rule rule = {0.f, 0u, nullptr, 0.f, threshold, nullptr, 0u};
     u32 count = 0;
     for (u32 f = threadIdx.x; f < features; f += blockDim.x) {
         bool tie;
@@ -54,6 +54,6 @@ extern "C" __global__ void __launch_bounds__(256) write_kept(const float* h, con
                                                              float* out_value, u32* out_token) {
     __shared__ u32 room[66];
     const u32 token = blockIdx.x;
-    const Rule rule = {0.f, 0u, nullptr, 0.f, threshold};
+    const Rule rule = {0.f, 0u, nullptr, 0.f, threshold, nullptr, 0u};
     write_row(h + (size_t)token * features, bias, features, rule, token, starts[token], features, out_feature, out_value, nullptr, out_token, nullptr, room);
 }

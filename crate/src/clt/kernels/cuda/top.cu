@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(256) top_rows(const float* h, const
         prefix = longer(prefix, round, picked.bin);
         wanted = picked.wanted;
     }
-    Rule rule = {enough ? __uint_as_float(prefix) : 0.f, enough ? wanted : 0u, nullptr, 0.f, nullptr};
+    Rule rule = {enough ? __uint_as_float(prefix) : 0.f, enough ? wanted : 0u, nullptr, 0.f, nullptr, nullptr, 0u};
     u32 count = k;
     if (quick) {
         write_found(some_feature, some_value, found, rule.cut, rule.ties, token, token * k, out_feature, out_value, out_token, lengths, room);
@@ -69,5 +69,41 @@ extern "C" __global__ void __launch_bounds__(256) top_rows(const float* h, const
         starts[token] = token * k;
         counts[token] = count;
         cuts[token] = rule.cut;
+    }
+}
+
+// Of each token the k largest positive pre-activations of features that rested for `window` tokens, for an auxiliary loss. Its
+// entries stand for token `tokens + token`. One block a token; runs and unused places as above, `dead` such features.
+extern "C" __global__ void __launch_bounds__(256) top_dead(const float* h, const float* bias, u32 features, u32 k, const u32* idle, u32 window, const u32* dead, u32 tokens,
+                                                           u32* out_feature, float* out_value, u32* out_token, u32* starts, u32* counts, u32* lengths) {
+    __shared__ u32 hist[BINS];
+    __shared__ u32 room[66];
+    const u32 token = blockIdx.x;
+    h += (size_t)token * features;
+    u32 wanted = k, prefix = 0, count = 0;
+    bool enough = *dead > 0;
+    const bool any = enough;
+    for (u32 round = 0; round < 3 && enough; ++round) {
+        for (u32 i = threadIdx.x; i < BINS; i += blockDim.x) hist[i] = 0;
+        __syncthreads();
+        for (u32 f = threadIdx.x; f < features; f += blockDim.x) {
+            if (idle[f] < window) continue;
+            const float value = h[f] + bias[f];
+            if (value > 0.f) count_digit(value, round, prefix, hist);
+        }
+        __syncthreads();
+        const Picked picked = pick(hist, bins_of(round), wanted, room);
+        enough = picked.found;
+        prefix = enough ? longer(prefix, round, picked.bin) : 0u;
+        wanted = enough ? picked.wanted : 0u;
+    }
+    if (any) {
+        const Rule rule = {__uint_as_float(prefix), enough ? wanted : 0u, nullptr, 0.f, nullptr, idle, window};
+        count = write_row(h, bias, features, rule, tokens + token, token * k, k, out_feature, out_value, nullptr, out_token, lengths, room);
+    }
+    for (u32 i = count + threadIdx.x; i < k; i += blockDim.x) out_feature[token * k + i] = NONE;
+    if (threadIdx.x == 0) {
+        starts[token] = token * k;
+        counts[token] = count;
     }
 }

@@ -20,7 +20,8 @@ impl CudaClt {
         let (shared, gpu) = (&self.shared, &self.gpu);
         let (t32, d32, l32, s32, fvu) = (tokens as u32, d as u32, l as u32, stride as u32, u32::from(options.fvu));
         let (variances, scales) = (shared.variances.at(), shared.scales.at());
-        let name = |kernel: &str| format!("{kernel}_{}", self.stored.name());
+        let kind = self.stored.name();
+        let name = |kernel: &str| format!("{kernel}_{kind}");
         // SAFETY: all of these are [G, T, L·d], [L, T, d], [L·d] or [L], as their kernels read them.
         unsafe {
             gpu.launch(&name("column_sums"), (d.div_ceil(64), l), 256, &[&batch.targets.at(), &t32, &d32, &d32, &shared.target_sums.at(), &shared.target_squares.at()])?;
@@ -31,14 +32,19 @@ impl CudaClt {
                 self.reconstruct(group, batch, [base, running])?;
             }
             gpu.launch("report_errors", (l, 1), 256, &[&shared.errors.at(), &variances, &t32, &self.line(0), &shared.go.at(), &shared.broken.at(), &(options.step as u32)])?;
+        }
+        self.decode_dead(batch)?;
+        let (shared, gpu) = (&self.shared, &self.gpu);
+        // SAFETY: as above.
+        unsafe {
             if groups > 1 {
-                let n = tokens * stride;
-                gpu.launch(&name("sum_groups"), (n.div_ceil(8 * 256), 1), 256, &[&shared.slab.at(), &(groups as u32), &(n as u64)])?;
+                let (n, apart) = (tokens * stride, self.rows(tokens) * stride);
+                gpu.launch(&name("sum_groups"), (n.div_ceil(8 * 256), 1), 256, &[&shared.slab.at(), &(groups as u32), &(n as u64), &(apart as u64)])?;
             }
             gpu.launch(&name("column_sums"), (stride.div_ceil(64), 1), 256, &[&shared.slab.at(), &t32, &s32, &s32, &self.decoder_bias.gradient.at(), &0u64])?;
             (0..l).try_for_each(|layer| self.skip_gradient(layer, batch))?;
             if self.config.tied == Tied::PerSource {
-                gpu.launch(&name("sum_later"), (groups * tokens, 1), threads(d), &[&shared.slab.at(), &l32, &d32, &s32])?;
+                gpu.launch(&name("sum_later"), (groups * self.rows(tokens), 1), threads(d), &[&shared.slab.at(), &l32, &d32, &s32])?;
             }
             if options.dead > 0.0 {
                 gpu.launch(&name("column_sums"), (d.div_ceil(64), l), 256, &[&batch.inputs.at(), &t32, &d32, &d32, &shared.input_sums.at(), &0u64])?;
@@ -92,7 +98,7 @@ impl CudaClt {
         let stride = l * d;
         let (t32, d32, l32, s32) = (tokens as u32, d as u32, l as u32, stride as u32);
         let bias = if group == 0 { self.decoder_bias.w.at() } else { 0 };
-        let slab = shared.slab.from(group * tokens * stride);
+        let slab = shared.slab.from(group * self.rows(tokens) * stride);
         let arguments: [&dyn Argument; 12] =
             [&self.sources_of(group, 0), &l32, &base, &bias, &batch.targets.at(), &t32, &d32, &s32, &shared.scales.at(), &slab, &shared.errors.at(), &running];
         let kernel = |name: &str| format!("{name}_{}", self.stored.name());

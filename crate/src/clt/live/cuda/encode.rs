@@ -2,6 +2,7 @@
 
 use super::{CudaClt, DeviceBatch, Matrix};
 use crate::clt::kernels::cuda::{Argument, At, Operand, Product, Sent};
+use crate::clt::live::StepOptions;
 use crate::clt::Activation;
 use crate::error::Result;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
@@ -43,7 +44,7 @@ impl CudaClt {
     /// Makes room for batches of `tokens`.
     pub(super) fn fit(&mut self, tokens: usize) -> Result<()> {
         let (l, d, f) = (self.config.layers, self.config.width, self.config.features);
-        let places = self.places(tokens);
+        let (places, rows) = (self.places(tokens).map(|places| places + self.aux.k * tokens), self.rows(tokens));
         let shared = &mut self.shared;
         shared.h.fit(tokens * f)?;
         if self.config.activation.ranks_batch() {
@@ -54,7 +55,7 @@ impl CudaClt {
         if places.is_none() {
             shared.second.fit(tokens * f)?;
         }
-        shared.slab.fit(self.groups.len() * tokens * l * d)?;
+        shared.slab.fit(self.groups.len() * rows * l * d)?;
         shared.errors.fit(l * tokens)?;
         shared.above.fit(tokens)?;
         shared.equal.fit(tokens)?;
@@ -111,7 +112,7 @@ impl CudaClt {
     }
 
     /// Entries of all layers, by token.
-    pub(super) fn encode(&mut self, batch: &DeviceBatch) -> Result<()> {
+    pub(super) fn encode(&mut self, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
         let tokens = batch.tokens;
         for index in 0..self.config.layers {
             match self.config.activation {
@@ -125,6 +126,7 @@ impl CudaClt {
                 }
                 _ => self.above(index, batch)?,
             }
+            self.lend(index, tokens, options)?;
         }
         Ok(())
     }
@@ -239,13 +241,13 @@ impl CudaClt {
 
     /// The entries of all layers by feature, tokens ascending.
     pub(super) fn list(&mut self, tokens: usize) -> Result<()> {
-        self.tell_layers()?;
+        self.tell_layers(tokens)?;
         let (l, f, table) = (self.config.layers, self.config.features as u32, self.tables.layers.at());
         // SAFETY: features are below F or none, tokens below T, places below the total; a row of blocks a layer.
         unsafe {
             self.gpu.launch("scan_features", (1, l), 1024, &[&table, &f])?;
             self.gpu.launch("fill_features", (WIDE, l), ROW, &[&table])?;
-            self.gpu.launch("order_features", (self.config.features.div_ceil(8), l), ROW, &[&table, &f, &(tokens as u32)])
+            self.gpu.launch("order_features", (self.config.features.div_ceil(8), l), ROW, &[&table, &f, &(self.rows(tokens) as u32)])
         }
     }
 }

@@ -8,6 +8,7 @@
 //!
 //! Where a layer's code is dense enough its products are cuBLAS' ([`path`]). Decoders may be tied ([`tied`]).
 
+mod aux;
 mod decode;
 mod encode;
 mod feed;
@@ -34,7 +35,7 @@ const RING: u64 = 64;
 const SHARES: usize = 128;
 
 /// Numbers in one layer's line of figures, as `report.cu` has them.
-const LINE: usize = 8;
+const LINE: usize = 9;
 
 /// A matrix with Adam's moments.
 struct Matrix {
@@ -171,6 +172,7 @@ pub(crate) struct CudaClt {
     decoder_bias: Vector,
     shared: Shared,
     tables: tables::Tables,
+    aux: aux::Aux,
     path: GpuPath,
     /// Where nested groups of features end, the last at F.
     groups: Vec<usize>,
@@ -207,13 +209,10 @@ impl DeviceBatch {
 }
 
 /// Refuses what is trained on the CPU only.
-pub(crate) fn check(config: &CltConfig, options: Wanted, eight: bool) -> Result<()> {
+pub(crate) fn check(config: &CltConfig, eight: bool) -> Result<()> {
     let refuse = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::Unsupported, format_args!("{field} on CUDA"), got, expected).help("train it on the CPU"));
     if config.activation.ranks_layers() {
         return refuse("CltConfig::activation", config.activation.label(), "relu, jump_relu, top_k or batch_top_k");
-    }
-    if options.aux {
-        return refuse("TrainConfig::aux", "an auxiliary loss".into(), "0");
     }
     let multiple = if eight { 64 } else { 8 };
     if !config.width.is_multiple_of(multiple) || config.width > 8192 {
@@ -225,14 +224,17 @@ pub(crate) fn check(config: &CltConfig, options: Wanted, eight: bool) -> Result<
 /// What of a training's configuration decides whether a GPU can do it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
+    /// Nested groups of features.
     pub groups: usize,
-    pub aux: bool,
+    /// Dead features of a token and layer in an auxiliary loss; 0 without.
+    pub aux_k: usize,
 }
 
 impl CudaClt {
     /// Bytes on the device for weights, moments and a step of `tokens`.
-    pub fn bytes(config: &CltConfig, stored: Stored, eight: bool, tokens: usize, groups: usize) -> u64 {
-        let g = groups as u64;
+    pub fn bytes(config: &CltConfig, stored: Stored, eight: bool, tokens: usize, wanted: Wanted) -> u64 {
+        let (groups, aux) = (wanted.groups, wanted.aux_k as u64);
+        let g = if aux > 0 { 2 } else { 1 } * groups as u64;
         let (l, d, f, t) = (config.layers as u64, config.width as u64, config.features as u64, tokens as u64);
         let weight = stored.bytes() as u64;
         let weights = config.trained_parameters() * if eight { weight * 64 + 130 } else { (weight + 8) * 64 } / 64;
@@ -242,11 +244,11 @@ impl CudaClt {
             _ => f / 2,
         };
         let pays = |side| path::dense_pays(side, tokens, config.features, kept as f64, stored);
-        let lists = groups > 1 || config.tied == Tied::PerTarget;
+        let lists = groups > 1 || aux > 0 || config.tied == Tied::PerTarget;
         let (dense, backward) = (!lists && pays(path::Side::Forward), !lists && pays(path::Side::Backward));
         let skips = if config.skip { 16 * l * d * d + 2 * d * d } else { 0 };
         let batch = 2 * l * t * d * weight;
-        let entries = t * kept * (l * 44 + 4 * config.slots(0) as u64);
+        let entries = t * (kept + aux) * (l * 44 + 4 * config.slots(0) as u64);
         let slabs = t * l * d * (g * weight + if dense || config.skip || groups > 1 { 4 } else { 0 });
         let both = if matches!(config.activation, Activation::TopK { .. } | Activation::BatchTopK { .. }) { 4 } else { 8 };
         let matrices = t * f * (both + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.columns(0) as u64 } else { 0 };
@@ -269,11 +271,12 @@ impl CudaClt {
             let mut report = StepReport::default();
             for (index, layer) in self.layers.iter_mut().enumerate() {
                 let at = ((step % RING) as usize * l + index) * LINE;
-                let [error, variance, sparsity, dead_term, active, dead, cut, square]: [f32; LINE] = std::array::from_fn(|i| lines[at + i]);
+                let [error, variance, sparsity, dead_term, active, dead, cut, square, aux]: [f32; LINE] = std::array::from_fn(|i| lines[at + i]);
                 let per_token = |sum: f32| f64::from(sum) / tokens as f64;
                 report.layers.push((per_token(error), per_token(variance)));
                 report.sparsity += f64::from(sparsity);
                 report.dead_term += f64::from(dead_term);
+                report.aux += f64::from(aux);
                 report.l0.push(per_token(active));
                 report.dead += dead as usize;
                 layer.density = per_token(active) / self.config.features as f64;
@@ -307,9 +310,11 @@ impl CudaClt {
             self.shared.ends.fit(ends.len())?;
             self.shared.ends.write(&ends)?;
         }
+        self.aux.k = if options.aux > 0.0 { options.aux_k } else { 0 };
         self.fit(batch.tokens)?;
         self.begin()?;
-        self.encode(batch)?;
+        self.begin_aux(batch.tokens, options)?;
+        self.encode(batch, options)?;
         self.list(batch.tokens)?;
         self.decode(batch, options)?;
         self.learn(batch, options)?;

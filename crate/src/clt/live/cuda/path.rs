@@ -53,8 +53,8 @@ impl CudaClt {
     /// Whether this layer's half of the step goes through dense products.
     pub(super) fn is_dense(&self, layer: usize, tokens: usize, side: Side) -> bool {
         // Tied rows are walked along once for all targets forward; shared ones belong to several sources' lists, and groups of
-        // features meet gradients of their own.
-        if self.groups.len() > 1 || self.config.tied == Tied::PerTarget || (self.config.tied == Tied::PerSource && side == Side::Forward) {
+        // features, and entries lent to dead ones, meet gradients of their own.
+        if self.groups.len() > 1 || self.aux.k > 0 || self.config.tied == Tied::PerTarget || (self.config.tied == Tied::PerSource && side == Side::Forward) {
             return false;
         }
         let features = self.config.features;

@@ -33,6 +33,8 @@ pub(super) struct Terms {
     pub groups: u32,
     pub ends: At,
     pub apart: u64,
+    pub again: u32,
+    pub unused: u32,
     pub own: At,
     pub common: At,
     pub sums: At,
@@ -230,7 +232,7 @@ impl CudaClt {
     /// Gradients at the targets, for decoder rows to meet.
     pub(super) fn at_targets(&self, tokens: usize) -> Terms {
         let stride = self.config.layers * self.config.width;
-        Terms { slab: self.shared.slab.at(), stride: stride as u32, groups: self.groups.len() as u32, ends: self.shared.ends.at(), apart: (tokens * stride) as u64, ..Terms::default() }
+        Terms { slab: self.shared.slab.at(), stride: stride as u32, groups: self.groups.len() as u32, ends: self.shared.ends.at(), apart: (self.rows(tokens) * stride) as u64, ..Terms::default() }
     }
 
     /// A pass over the decoder rows of one layer.
@@ -290,6 +292,7 @@ impl CudaClt {
             tokens: e.list_tokens.at(),
             coefficients: e.gradients.at(),
             slab: batch.inputs.from(index * tokens * d),
+            again: if self.aux.k > 0 { tokens as u32 } else { 0 },
             stride: d as u32,
             common: e.common.at(),
             sums: shared.input_sums.from(index * d),

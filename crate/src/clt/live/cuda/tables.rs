@@ -19,7 +19,7 @@ impl Table {
     }
 
     /// Makes it say `words`.
-    fn tell(&mut self, words: Vec<u64>) -> Result<()> {
+    pub fn tell(&mut self, words: Vec<u64>) -> Result<()> {
         if words != self.words {
             self.there.fit(words.len())?;
             self.there.write(&words)?;
@@ -37,7 +37,7 @@ impl Table {
 const SOURCE: usize = 7;
 
 /// Two numbers of 32 bits beside each other.
-fn pair(low: usize, high: usize) -> u64 {
+pub(super) fn pair(low: usize, high: usize) -> u64 {
     low as u64 | ((high as u64) << 32)
 }
 
@@ -66,9 +66,9 @@ impl Layer {
 
 impl CudaClt {
     /// Layers and their entries, once these have room.
-    pub(super) fn tell_layers(&mut self) -> Result<()> {
+    pub(super) fn tell_layers(&mut self, tokens: usize) -> Result<()> {
         let (d, f, shared) = (self.config.width, self.config.features, &self.shared);
-        let mut words = Vec::with_capacity(self.layers.len() * 30);
+        let mut words = Vec::with_capacity(self.layers.len() * 31);
         for (index, layer) in self.layers.iter().enumerate() {
             let e = &layer.entries;
             let [log, threshold] = layer.log_threshold.as_ref().map_or([0, 0], |log| [log.w.at(), log.gradient.at()]);
@@ -83,6 +83,7 @@ impl CudaClt {
                 Tied::PerSource => pair(1, self.config.slots(index)),
                 Tied::PerTarget => pair(self.config.layers - index, 1),
             });
+            words.push(pair(self.lent_from(tokens), self.aux.k * tokens));
         }
         self.tables.layers.tell(words)
     }

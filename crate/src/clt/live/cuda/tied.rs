@@ -17,7 +17,7 @@ impl CudaClt {
         let bias = if group == 0 { self.decoder_bias.w.from(target * d) } else { 0 };
         let arguments: [&dyn Argument; 12] = [
             &self.sources_of(group, target), &count, &base, &bias, &batch.targets.from(target * tokens * d), &t32, &d32, &s32, &shared.scales.from(target),
-            &shared.slab.from(group * tokens * stride + target * d), &shared.errors.from(target * tokens), &running,
+            &shared.slab.from(group * self.rows(tokens) * stride + target * d), &shared.errors.from(target * tokens), &running,
         ];
         // SAFETY: a block a token; all of these have a target's part there, [T, d] with rows as far apart as those of all.
         unsafe { self.gpu.launch(&format!("decode_{}", self.stored.name()), (tokens, 1), threads(d), &arguments) }

@@ -26,9 +26,9 @@ pub(crate) struct CudaTraining {
 
 impl CudaTraining {
     /// Refuses a training that does not fit on `device` with `buffer` bytes for activations, with what would.
-    pub fn require(config: &CltConfig, device: &Device, half: bool, eight: bool, tokens: usize, groups: usize, buffer: u64) -> Result<()> {
+    pub fn require(config: &CltConfig, device: &Device, half: bool, eight: bool, tokens: usize, wanted: Wanted, buffer: u64) -> Result<()> {
         let stored = if half { Stored::Bf16 } else { Stored::F32 };
-        let (need, (free, _)) = (CudaClt::bytes(config, stored, eight, tokens, groups), Gpu::of(device)?.memory()?);
+        let (need, (free, _)) = (CudaClt::bytes(config, stored, eight, tokens, wanted), Gpu::of(device)?.memory()?);
         if need + buffer <= free {
             return Ok(());
         }
@@ -48,11 +48,11 @@ impl CudaTraining {
     /// allocated, with what would fit.
     pub fn begin(mut live: LiveClt, device: &Device, half: bool, wanted: Wanted, tokens: usize, betas: (f64, f64), eps: f64) -> Result<Self> {
         let eight = live.has_small_moments();
-        check(&live.config, wanted, eight)?;
+        check(&live.config, eight)?;
         let gpu = Gpu::of(device)?;
         let stored = if half { Stored::Bf16 } else { Stored::F32 };
         // Activations may lie there already.
-        Self::require(&live.config, device, half, eight, tokens, wanted.groups, 0)?;
+        Self::require(&live.config, device, half, eight, tokens, wanted, 0)?;
         live.settle_all(betas, eps);
         let feed = Feed::new(&gpu, stored, &live.config)?;
         Ok(CudaTraining { clt: CudaClt::upload(&live, &gpu, stored)?, feed, batch: DeviceBatch::new(&gpu, stored)?, read: Instant::now(), fault: None })

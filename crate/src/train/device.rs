@@ -104,8 +104,19 @@ impl Trainer {
         self.on_gpu.as_ref().map(CudaTraining::used).transpose()
     }
 
-    /// On a GPU: lets `path` decide from the next step on how codes are multiplied, to measure one way against another. Elsewhere
-    /// nothing.
+    /// On a GPU: lets `path` decide from the next step on how codes are multiplied, to measure one way against another (`cltlab bench
+    /// --device cuda` does). On the CPU it changes nothing.
+    ///
+    /// ```no_run
+    /// # use cltlab::prelude::*;
+    /// use cltlab::train::GpuPath;
+    /// # fn main() -> Result<()> {
+    /// let activations = Activations::open("activations.safetensors")?;
+    /// let mut trainer = Trainer::new(&activations, &CltConfig { layers: 12, width: 768, features: 9216, ..CltConfig::default() }, &TrainConfig::default())?;
+    /// trainer.set_gpu_path(GpuPath::Lists);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn set_gpu_path(&mut self, path: GpuPath) {
         if let Some(gpu) = &mut self.on_gpu {
             gpu.take(path);

@@ -111,7 +111,7 @@ impl Trainer {
     /// # use cltlab::prelude::*;
     /// use cltlab::train::GpuPath;
     /// # fn main() -> Result<()> {
-    /// let activations = Activations::open("activations.safetensors")?;
+    /// let activations = Activations::load("activations.safetensors")?;
     /// let mut trainer = Trainer::new(&activations, &CltConfig { layers: 12, width: 768, features: 9216, ..CltConfig::default() }, &TrainConfig::default())?;
     /// trainer.set_gpu_path(GpuPath::Lists);
     /// # Ok(())

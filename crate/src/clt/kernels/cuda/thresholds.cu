@@ -7,12 +7,14 @@
 extern "C" __global__ void __launch_bounds__(1024) scan_rows(const u32* above, u32* equal, u32 tokens, const Ranking* ranking, u32* starts, u32* counts, float* cuts, u32* total) {
     __shared__ u32 room[32];
     const u32 allowed = ranking ? ranking->ties : 0u;
+    const float cut = ranking ? ranking->cut : 0.f;
     scan(equal, starts, nullptr, tokens, room);
     for (u32 i = threadIdx.x; i < tokens; i += blockDim.x) {
         const u32 before = starts[i], mine = equal[i];
-        equal[i] = before >= allowed ? 0u : (mine < allowed - before ? mine : allowed - before);
-        counts[i] = above[i] + equal[i];
-        cuts[i] = ranking ? ranking->cut : 0.f;
+        const u32 kept = before >= allowed ? 0u : (mine < allowed - before ? mine : allowed - before);
+        equal[i] = kept;
+        counts[i] = above[i] + kept;
+        cuts[i] = cut;
     }
     __syncthreads();
     const u32 all = scan(counts, starts, nullptr, tokens, room);

@@ -74,10 +74,11 @@ def rates(given, folder, kind, features):
     """Tokens a second of the model and of the step, from a short run."""
     train(given, folder, kind, features, 40, held_out=0)
     with open(os.path.join(folder, "train.log")) as file:
-        filling = re.search(r"run the model for activations: ([0-9.:]+ ?[a-z]*)$", file.read(), re.M).group(1)
+        filling = re.search(r"run the model for activations: ([0-9.:]+ ?[a-z]*)$", file.read(), re.M)
     with open(os.path.join(folder, "metrics.jsonl")) as file:
         step = json.loads(file.readlines()[-1])["tokens_per_second"]
-    return BUFFER / seconds(filling), step
+    # A filling that is done at once has no line.
+    return BUFFER / seconds(filling.group(1)) if filling else float("inf"), step
 
 
 def seconds(text):

@@ -285,12 +285,7 @@ impl Activations {
 
     /// Bytes of the buffer that a training fills; 0 for activations in memory.
     pub(crate) fn buffer_bytes(&self) -> u64 {
-        let served = match &self.0.source {
-            Source::Stream(stream) => stream.served(),
-            Source::Store(store) => store.served(),
-            Source::Memory(_) => 0,
-        };
-        self.rounds().map_or(0, |rounds| rounds.bytes(self.layers(), self.width(), served, self.ahead()))
+        self.rounds().map_or(0, |rounds| rounds.bytes(self.layers(), self.width(), self.served(), self.ahead()))
     }
 
     /// The same for a training whose fillings stay where the model runs, and what the model takes to make them.
@@ -303,11 +298,15 @@ impl Activations {
 
     /// Tokens of one filling.
     pub(crate) fn filling_tokens(&self) -> u64 {
-        let tokens = |rounds: &Rounds, served: usize| (rounds.chunk * served) as u64;
+        self.rounds().map_or(self.tokens(), |rounds| (rounds.chunk * self.served()) as u64)
+    }
+
+    /// Tokens that are served of each block; 0 for activations in memory.
+    fn served(&self) -> usize {
         match &self.0.source {
-            Source::Stream(stream) => tokens(stream.rounds(), stream.served()),
-            Source::Store(store) => tokens(store.rounds(), store.served()),
-            Source::Memory(_) => self.tokens(),
+            Source::Stream(stream) => stream.served(),
+            Source::Store(store) => store.served(),
+            Source::Memory(_) => 0,
         }
     }
 

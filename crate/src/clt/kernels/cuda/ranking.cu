@@ -2,7 +2,18 @@
 //
 // In and out as in select.cuh. Each row is read once where the last steps' cuts help.
 #include "found.cuh"
-#include "ranking.cuh"
+
+// A ranking over a whole batch, in progress.
+struct Ranking {
+    u32 prefix;
+    // How many are still wanted below what was found.
+    u32 wanted;
+    float floor;
+    // 0 while looking above the hint, 1 once there are fewer than wanted above 0.
+    u32 short_of;
+    float cut;
+    u32 ties;
+};
 
 // What `collect_rows` found: `[tokens, WARPS, CANDIDATES]`, how many of each part `[tokens, WARPS]`, and whether a part had no room.
 struct Found {
@@ -89,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(256) ranking_pick(Ranking* ranking,
 extern "C" __global__ void __launch_bounds__(256) count_ranked(const float* h, const float* bias, u32 features, const Ranking* ranking, Found found, u32* above, u32* equal) {
     __shared__ u32 room[33];
     const u32 token = blockIdx.x;
-    const Rule rule = {ranking->cut, ranking->ties, nullptr, 0.f, nullptr, nullptr, 0u};
+    const Rule rule = {ranking->cut, ranking->ties};
     if (!is_quick(ranking, found)) {
         count_row(h + (size_t)token * features, bias, features, rule, &above[token], &equal[token], room);
         return;
@@ -109,6 +120,24 @@ extern "C" __global__ void __launch_bounds__(256) count_ranked(const float* h, c
     }
 }
 
+// Where each token's run begins and how long it is, `ranking` null where thresholds decided. `equal` becomes how many ties each token may keep.
+extern "C" __global__ void __launch_bounds__(1024) scan_rows(const u32* above, u32* equal, u32 tokens, const Ranking* ranking, u32* starts, u32* counts, float* cuts, u32* total) {
+    __shared__ u32 room[32];
+    const u32 allowed = ranking ? ranking->ties : 0u;
+    const float cut = ranking ? ranking->cut : 0.f;
+    scan(equal, starts, nullptr, tokens, room);
+    for (u32 i = threadIdx.x; i < tokens; i += blockDim.x) {
+        const u32 before = starts[i], mine = equal[i];
+        const u32 kept = before >= allowed ? 0u : (mine < allowed - before ? mine : allowed - before);
+        equal[i] = kept;
+        counts[i] = above[i] + kept;
+        cuts[i] = cut;
+    }
+    __syncthreads();
+    const u32 all = scan(counts, starts, nullptr, tokens, room);
+    if (threadIdx.x == 0) *total = all;
+}
+
 // Writes what `count_ranked` counted; `ties` that each token may keep. One block a token.
 extern "C" __global__ void __launch_bounds__(256) write_ranked(const float* h, const float* bias, u32 features, const Ranking* ranking, Found found, const u32* ties,
                                                                const u32* starts, const u32* counts, u32* out_feature, float* out_value, u32* out_token, u32* lengths) {
@@ -120,6 +149,6 @@ extern "C" __global__ void __launch_bounds__(256) write_ranked(const float* h, c
                     out_token, lengths, room);
         return;
     }
-    const Rule rule = {ranking->cut, ties[token], nullptr, 0.f, nullptr, nullptr, 0u};
+    const Rule rule = {ranking->cut, ties[token]};
     write_row(h + (size_t)token * features, bias, features, rule, token, starts[token], counts[token], out_feature, out_value, nullptr, out_token, lengths, room);
 }

@@ -54,14 +54,14 @@ __device__ Picked pick(const u32* hist, u32 bins, u32 wanted, u32* room) {
 // Which entries of a row stay: those above `cut`, and `ties` of those that equal it; or those above the
 // feature's own threshold, less half the window in which it matters. Outside training a threshold is itself.
 struct Rule {
-    float cut;
-    u32 ties;
-    const float* log_threshold;
-    float reach;
-    const float* threshold;
+    float cut = 0.f;
+    u32 ties = 0;
+    const float* log_threshold = nullptr;
+    float reach = 0.f;
+    const float* threshold = nullptr;
     // Where there, only features that rested so long are looked at.
-    const u32* idle;
-    u32 window;
+    const u32* idle = nullptr;
+    u32 window = 0;
 };
 
 __device__ __forceinline__ bool stays(const Rule& rule, float h, u32 f, bool& tie) {
@@ -145,3 +145,21 @@ __device__ __forceinline__ void count_row(const float* h, const float* bias, u32
 
 // A prefix with the digit of one more round.
 __device__ __forceinline__ u32 longer(u32 prefix, u32 round, u32 bin) { return round == 0 ? bin : (prefix << (round == 1 ? 11 : 9)) | bin; }
+
+// The cut that keeps the `wanted` largest of the positive values that `count(round, prefix)` counts the digits of into `hist`, and
+// how many of those that equal it stay; 0 and none where there are fewer. Called by a whole block; 32 places in `room`.
+template <typename Count>
+__device__ __forceinline__ Rule find_cut(u32 wanted, u32* hist, u32* room, Count count) {
+    u32 prefix = 0;
+    for (u32 round = 0; round < 3; ++round) {
+        for (u32 i = threadIdx.x; i < BINS; i += blockDim.x) hist[i] = 0;
+        __syncthreads();
+        count(round, prefix);
+        __syncthreads();
+        const Picked picked = pick(hist, bins_of(round), wanted, room);
+        if (!picked.found) return {};
+        prefix = longer(prefix, round, picked.bin);
+        wanted = picked.wanted;
+    }
+    return {__uint_as_float(prefix), wanted};
+}

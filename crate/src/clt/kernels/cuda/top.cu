@@ -28,32 +28,15 @@ extern "C" __global__ void __launch_bounds__(256) top_rows(const float* h, const
         }
         quick = all >= k && most <= CANDIDATES;
     }
-    u32 wanted = k, prefix = 0;
-    bool enough = true;
-    for (u32 round = 0; round < 3; ++round) {
-        for (u32 i = threadIdx.x; i < BINS; i += blockDim.x) hist[i] = 0;
-        __syncthreads();
-        if (quick) {
-            for (u32 w = 0; w < WARPS; ++w) {
-                if (threadIdx.x < found[w]) count_digit(some_value[w * CANDIDATES + threadIdx.x], round, prefix, hist);
-            }
-        } else {
-            for (u32 f = threadIdx.x; f < features; f += blockDim.x) {
-                const float value = h[f] + bias[f];
-                if (value > 0.f) count_digit(value, round, prefix, hist);
-            }
+    const Rule rule = find_cut(k, hist, room, [&](u32 round, u32 prefix) {
+        for (u32 w = 0; quick && w < WARPS; ++w) {
+            if (threadIdx.x < found[w]) count_digit(some_value[w * CANDIDATES + threadIdx.x], round, prefix, hist);
         }
-        __syncthreads();
-        Picked picked = pick(hist, bins_of(round), wanted, room);
-        if (!picked.found) {
-            // Too few above 0: all of them stay.
-            enough = false;
-            break;
+        for (u32 f = threadIdx.x; !quick && f < features; f += blockDim.x) {
+            const float value = h[f] + bias[f];
+            if (value > 0.f) count_digit(value, round, prefix, hist);
         }
-        prefix = longer(prefix, round, picked.bin);
-        wanted = picked.wanted;
-    }
-    Rule rule = {enough ? __uint_as_float(prefix) : 0.f, enough ? wanted : 0u, nullptr, 0.f, nullptr, nullptr, 0u};
+    });
     u32 count = k;
     if (quick) {
         write_found(some_feature, some_value, found, rule.cut, rule.ties, token, token * k, out_feature, out_value, out_token, lengths, room);
@@ -80,25 +63,17 @@ extern "C" __global__ void __launch_bounds__(256) top_dead(const float* h, const
     __shared__ u32 room[66];
     const u32 token = blockIdx.x;
     h += (size_t)token * features;
-    u32 wanted = k, prefix = 0, count = 0;
-    bool enough = *dead > 0;
-    const bool any = enough;
-    for (u32 round = 0; round < 3 && enough; ++round) {
-        for (u32 i = threadIdx.x; i < BINS; i += blockDim.x) hist[i] = 0;
-        __syncthreads();
-        for (u32 f = threadIdx.x; f < features; f += blockDim.x) {
-            if (idle[f] < window) continue;
-            const float value = h[f] + bias[f];
-            if (value > 0.f) count_digit(value, round, prefix, hist);
-        }
-        __syncthreads();
-        const Picked picked = pick(hist, bins_of(round), wanted, room);
-        enough = picked.found;
-        prefix = enough ? longer(prefix, round, picked.bin) : 0u;
-        wanted = enough ? picked.wanted : 0u;
-    }
-    if (any) {
-        const Rule rule = {__uint_as_float(prefix), enough ? wanted : 0u, nullptr, 0.f, nullptr, idle, window};
+    u32 count = 0;
+    if (*dead > 0) {
+        Rule rule = find_cut(k, hist, room, [&](u32 round, u32 prefix) {
+            for (u32 f = threadIdx.x; f < features; f += blockDim.x) {
+                if (idle[f] < window) continue;
+                const float value = h[f] + bias[f];
+                if (value > 0.f) count_digit(value, round, prefix, hist);
+            }
+        });
+        rule.idle = idle;
+        rule.window = window;
         count = write_row(h, bias, features, rule, tokens + token, token * k, k, out_feature, out_value, nullptr, out_token, lengths, room);
     }
     for (u32 i = count + threadIdx.x; i < k; i += blockDim.x) out_feature[token * k + i] = NONE;

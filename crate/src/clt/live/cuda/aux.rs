@@ -16,7 +16,7 @@ pub(super) struct Aux {
     /// Dead features of a token and layer that are taken at most; 0 without the loss.
     pub k: usize,
     /// Where each layer's counters of rest lie, and how many features are dead, `[L]`.
-    idle: Buffer<u64>,
+    idle: Table,
     dead: Buffer<u32>,
     factor: Buffer<f32>,
     /// Each layer's runs of tokens, `[L, T]`.
@@ -30,7 +30,7 @@ pub(super) struct Aux {
 impl Aux {
     pub fn new(gpu: &Gpu, config: &CltConfig) -> Result<Self> {
         let l = config.layers;
-        Ok(Aux { k: 0, idle: gpu.zeros(l)?, dead: gpu.zeros(l)?, factor: gpu.zeros(1)?, starts: gpu.zeros(0)?, counts: gpu.zeros(0)?, sources: Table::new(gpu)?, errors: gpu.zeros(0)? })
+        Ok(Aux { k: 0, idle: Table::new(gpu)?, dead: gpu.zeros(l)?, factor: gpu.zeros(1)?, starts: gpu.zeros(0)?, counts: gpu.zeros(0)?, sources: Table::new(gpu)?, errors: gpu.zeros(0)? })
     }
 }
 
@@ -51,8 +51,7 @@ impl CudaClt {
         if k == 0 {
             return Ok(());
         }
-        let idle: Vec<u64> = self.layers.iter().map(|layer| layer.idle.at()).collect();
-        self.aux.idle.write(&idle)?;
+        self.aux.idle.tell(self.layers.iter().map(|layer| layer.idle.at()).collect())?;
         for buffer in [&mut self.aux.starts, &mut self.aux.counts] {
             buffer.fit(l * tokens)?;
         }

@@ -196,10 +196,8 @@ impl CudaClt {
     /// The next layer is encoded before this one's count is waited for, so that the device has work meanwhile.
     fn above(&mut self, index: usize, batch: &DeviceBatch) -> Result<()> {
         let tokens = batch.tokens;
-        for next in if index == 0 { 0..2 } else { index + 1..index + 2 } {
-            if next >= self.config.layers {
-                break;
-            }
+        let first = if index == 0 { 0 } else { index + 1 };
+        for next in first..(index + 2).min(self.config.layers) {
             self.pre_activations(next, batch)?;
             self.count(next, tokens)?;
             let entries = &mut self.layers[next].entries;
@@ -207,8 +205,7 @@ impl CudaClt {
                 counted.send(&entries.total)?;
             }
         }
-        let counted = self.layers[index].entries.counted.as_ref().map_or(Ok(0), Sent::wait)?;
-        let places = counted as usize;
+        let places = self.layers[index].entries.counted.as_ref().map_or(Ok(0), Sent::wait)? as usize;
         self.fit_entries(index, places)?;
         self.layers[index].density = places as f64 / (tokens * self.config.features) as f64;
         self.write(index, tokens)

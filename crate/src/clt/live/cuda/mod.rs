@@ -250,7 +250,7 @@ impl CudaClt {
         let batch = 2 * l * t * d * weight;
         let entries = t * (kept + aux) * (l * 44 + 4 * config.slots(0) as u64);
         let slabs = t * l * d * (g * weight + if dense || config.skip || groups > 1 { 4 } else { 0 });
-        let both = if matches!(config.activation, Activation::TopK { .. } | Activation::BatchTopK { .. }) { 4 } else { 8 };
+        let both = if config.activation.is_ranked() { 4 } else { 8 };
         let matrices = t * f * (both + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.columns(0) as u64 } else { 0 };
         let found = if config.activation.ranks_batch() { 8 * t * encode::FOUND as u64 } else { 0 };
         // Norms of rows, before and of gradients, and some ten numbers a feature.

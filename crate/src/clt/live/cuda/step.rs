@@ -5,7 +5,7 @@ use super::{CudaClt, DeviceBatch, Matrix, Moments, SHARES};
 use crate::clt::kernels::cuda::{Argument, At, Operand, Product};
 use crate::clt::kernels::AdamStep;
 use crate::clt::live::StepOptions;
-use crate::clt::{Activation, Tied};
+use crate::clt::Tied;
 use crate::error::Result;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 
@@ -181,7 +181,7 @@ impl CudaClt {
             tokens: batch.tokens as u32,
             features: self.config.features as u32,
             d: self.config.width as u32,
-            cuts: u32::from(matches!(self.config.activation, Activation::TopK { .. } | Activation::BatchTopK { .. })),
+            cuts: u32::from(self.config.activation.is_ranked()),
         }
     }
 

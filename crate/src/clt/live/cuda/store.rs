@@ -3,19 +3,21 @@
 
 use super::tables::Tables;
 use super::{CudaClt, Cut, Entries, Layer, LiveClt, Matrix, Moments, Shared, Vector, LINE, RING};
-use crate::clt::kernels::cuda::{Gpu, Numbers, Sent, Stored};
+use crate::clt::kernels::cuda::{Buffer, Gpu, Numbers, Sent, Stored};
 use crate::clt::live::param::{self, Param};
-use crate::clt::{Activation, CltConfig};
+use crate::clt::CltConfig;
 use crate::error::Result;
+use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 impl Matrix {
     /// `fresh`: no step was taken, all moments are 0 and need no copy.
     fn of(gpu: &Gpu, stored: Stored, param: &Param, fresh: bool) -> Result<Self> {
-        let numbers = |values: &[f32]| if fresh { gpu.zeros(values.len()) } else { gpu.copy(values) };
-        let codes = |values: &[u8]| if fresh { gpu.zeros(values.len()) } else { gpu.copy(values) };
+        fn brought<T: DeviceRepr + ValidAsZeroBits>(gpu: &Gpu, values: &[T], fresh: bool) -> Result<Buffer<T>> {
+            if fresh { gpu.zeros(values.len()) } else { gpu.copy(values) }
+        }
         let moments = match &param.moments {
-            param::Moments::F32 { m, v } => Moments::Full { m: numbers(m)?, v: numbers(v)? },
-            param::Moments::Eight { m, v, scales } => Moments::Small { m: codes(m)?, v: codes(v)?, scales: codes(scales.as_flattened())? },
+            param::Moments::F32 { m, v } => Moments::Full { m: brought(gpu, m, fresh)?, v: brought(gpu, v, fresh)? },
+            param::Moments::Eight { m, v, scales } => Moments::Small { m: brought(gpu, m, fresh)?, v: brought(gpu, v, fresh)?, scales: brought(gpu, scales.as_flattened(), fresh)? },
         };
         Ok(Matrix { w: Numbers::copy(gpu, stored, &param.w)?, moments, row: param.row })
     }
@@ -72,7 +74,7 @@ impl Entries {
             cuts: gpu.zeros(0)?,
             total: gpu.zeros(1)?,
             given: 0,
-            counted: (!matches!(config.activation, Activation::TopK { .. } | Activation::BatchTopK { .. })).then(|| Sent::new(gpu)).transpose()?,
+            counted: (!config.activation.is_ranked()).then(|| Sent::new(gpu)).transpose()?,
             offsets: gpu.zeros(f + 1)?,
             list: gpu.zeros(0)?,
             list_tokens: gpu.zeros(0)?,

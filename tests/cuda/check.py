@@ -218,6 +218,7 @@ def memory(emulated, folder):
         ("TopK, bf16 and eight bits", "top_k = { k = 16 }", 'weights = "bf16"\nmoments = "eight_bit"', ""),
         ("BatchTopK, nested", "batch_top_k = { k = 16 }", "matryoshka = [100, 400]", ""),
         ("an auxiliary loss", "top_k = { k = 16 }", "aux = 0.03\naux_k = 32", ""),
+        ("BatchTopK over all layers", "global_batch_top_k = { k = 16 }", "", ""),
         ("TopK, tied per source", "top_k = { k = 16 }", "", 'tied = "per_source"'),
     ]
     units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}

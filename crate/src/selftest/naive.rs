@@ -10,7 +10,7 @@ pub(super) fn report(live: &LiveClt, batch: &Batch, options: &StepOptions) -> St
     let (l, d, f, tokens) = (config.layers, config.width, config.features, batch.tokens);
     let mut report = StepReport::default();
     // Activations `[token][feature]` of each layer.
-    let codes: Vec<Vec<f64>> = (0..l)
+    let mut codes: Vec<Vec<f64>> = (0..l)
         .map(|index| {
             let layer = &live.layers[index];
             let mut h = vec![0f64; tokens * f];
@@ -24,6 +24,11 @@ pub(super) fn report(live: &LiveClt, batch: &Batch, options: &StepOptions) -> St
             h
         })
         .collect();
+    match config.activation {
+        Activation::GlobalTopK { k } => (0..tokens).for_each(|p| keep_largest(codes.iter_mut().map(|code| &mut code[p * f..(p + 1) * f]).collect(), k * l)),
+        Activation::GlobalBatchTopK { k } => keep_largest(codes.iter_mut().map(Vec::as_mut_slice).collect(), k * l * tokens),
+        _ => {}
+    }
     for (target, y) in batch.targets.iter().enumerate() {
         let mut sums = vec![0f64; d];
         let (mut error, mut squares) = (0f64, 0f64);
@@ -74,23 +79,32 @@ pub(super) fn report(live: &LiveClt, batch: &Batch, options: &StepOptions) -> St
 
 /// Sets what is not kept to 0.
 fn keep(activation: &Activation, logs: Option<&[f32]>, h: &mut [f64], f: usize) {
-    let cut = |values: &[f64], k: usize| {
-        let mut sorted = values.to_vec();
-        sorted.sort_by(|a, b| b.total_cmp(a));
-        sorted.get(k - 1).copied().unwrap_or(0.0).max(f64::MIN_POSITIVE)
-    };
     match *activation {
-        Activation::TopK { k } => h.chunks_exact_mut(f).for_each(|row| {
-            let least = cut(row, k);
-            row.iter_mut().filter(|h| **h < least).for_each(|h| *h = 0.0);
-        }),
+        Activation::TopK { k } => h.chunks_exact_mut(f).for_each(|row| keep_largest(vec![row], k)),
         Activation::BatchTopK { k } => {
-            let least = cut(h, k * (h.len() / f));
-            h.iter_mut().filter(|h| **h < least).for_each(|h| *h = 0.0);
+            let tokens = h.len() / f;
+            keep_largest(vec![h], k * tokens);
         }
-        _ => {
+        // Ranked once all layers are there.
+        Activation::GlobalTopK { .. } | Activation::GlobalBatchTopK { .. } => {}
+        Activation::Relu | Activation::JumpRelu { .. } => {
             let theta = |j: usize| logs.map_or(0.0, |logs| f64::from(logs[j].exp()));
             h.iter_mut().enumerate().filter(|(at, h)| **h <= theta(at % f)).for_each(|(_, h)| *h = 0.0);
+        }
+    }
+}
+
+/// Sets all to 0 but the `n` largest, which are above 0; of equal ones the first stay.
+fn keep_largest(parts: Vec<&mut [f64]>, n: usize) {
+    let mut sorted: Vec<f64> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let least = sorted.get(n - 1).copied().unwrap_or(0.0).max(f64::MIN_POSITIVE);
+    let mut ties = n - sorted.iter().take(n).filter(|&&h| h > least).count();
+    for h in parts.into_iter().flatten() {
+        let tie = *h == least && ties > 0;
+        ties -= usize::from(tie);
+        if *h <= least && !tie {
+            *h = 0.0;
         }
     }
 }

@@ -15,6 +15,17 @@ struct Case {
     config: CltConfig,
     options: StepOptions,
     tokens: usize,
+    data: Data,
+}
+
+/// What a case is trained on.
+#[derive(Clone, Copy, PartialEq)]
+enum Data {
+    Random,
+    /// Inputs and encoders so even that pre-activations are exact in any order of summation, and many of them equal.
+    Even,
+    /// Even, and each step's inputs a quarter of the last one's, so that the last cut says nothing about the next.
+    Fading,
 }
 
 fn cases() -> Vec<Case> {
@@ -37,17 +48,18 @@ fn cases() -> Vec<Case> {
         aux: 0.0,
         aux_k: 0,
     };
-    let case = |name, config, options| Case { name, config, options, tokens: 72 };
+    let case = |name, config, options| Case { name, config, options, tokens: 72, data: Data::Random };
+    let even = |case: Case| Case { data: Data::Even, ..case };
     let penalties = StepOptions { sparsity: 2.0, dead: 1e-2, ..options.clone() };
     vec![
         case("relu, sparsity and dead terms", config(Activation::Relu), penalties.clone()),
         case("jump_relu, clipped", config(Activation::JumpRelu { threshold: 0.6, bandwidth: 0.5 }), StepOptions { clip: Some(0.5), ..penalties.clone() }),
         case("top_k 8", config(Activation::TopK { k: 8 }), StepOptions { dead: 1e-2, ..options.clone() }),
         case("top_k 1, decaying, fvu", config(Activation::TopK { k: 1 }), StepOptions { weight_decay: 0.1, fvu: true, ..options.clone() }),
-        case("batch_top_k 8, clipped", config(Activation::BatchTopK { k: 8 }), StepOptions { clip: Some(0.1), dead: 1e-2, ..options.clone() }),
+        even(case("batch_top_k 8, clipped", config(Activation::BatchTopK { k: 8 }), StepOptions { clip: Some(0.1), dead: 1e-2, ..options.clone() })),
         case("top_k 8, skip connections, clipped", CltConfig { skip: true, ..config(Activation::TopK { k: 8 }) }, StepOptions { clip: Some(0.5), weight_decay: 0.1, ..options.clone() }),
         case("relu, tied per source, skip connections, sparsity and dead terms", CltConfig { tied: Tied::PerSource, skip: true, ..config(Activation::Relu) }, StepOptions { lr: 0.2, ..penalties.clone() }),
-        case("top_k 8, three groups, sparsity term", config(Activation::TopK { k: 8 }), StepOptions { groups: vec![30, 90, 200], sparsity: 2.0, ..options.clone() }),
+        even(case("top_k 8, three groups, sparsity term", config(Activation::TopK { k: 8 }), StepOptions { groups: vec![30, 90, 200], sparsity: 2.0, ..options.clone() })),
         case("batch_top_k 8, tied per source, two groups, clipped", CltConfig { tied: Tied::PerSource, ..config(Activation::BatchTopK { k: 8 }) }, StepOptions { groups: vec![64, 200], clip: Some(0.5), ..options.clone() }),
         case("top_k 4, auxiliary loss", config(Activation::TopK { k: 4 }), StepOptions { aux: 0.5, aux_k: 12, dead_window: 60, dead: 1e-2, sparsity: 2.0, lr: 0.2, ..options.clone() }),
         case(
@@ -57,13 +69,37 @@ fn cases() -> Vec<Case> {
         ),
         case("top_k 8, tied per target, two groups, skip connections", CltConfig { tied: Tied::PerTarget, skip: true, ..config(Activation::TopK { k: 8 }) }, StepOptions { groups: vec![50, 200], fvu: true, dead: 1e-2, ..options.clone() }),
         case("jump_relu, tied per target, clipped", CltConfig { tied: Tied::PerTarget, ..config(Activation::JumpRelu { threshold: 0.6, bandwidth: 0.5 }) }, StepOptions { clip: Some(0.5), ..penalties.clone() }),
+        even(case("global_top_k 6, clipped", config(Activation::GlobalTopK { k: 6 }), StepOptions { clip: Some(0.5), dead: 1e-2, sparsity: 2.0, ..options.clone() })),
+        Case {
+            data: Data::Fading,
+            ..case(
+                "global_batch_top_k 4, auxiliary loss, tied per source, two groups",
+                CltConfig { tied: Tied::PerSource, ..config(Activation::GlobalBatchTopK { k: 4 }) },
+                StepOptions { aux: 0.5, aux_k: 12, dead_window: 60, groups: vec![80, 200], lr: 0.2, ..options.clone() },
+            )
+        },
+        case("global_batch_top_k 190, more than there are", config(Activation::GlobalBatchTopK { k: 190 }), StepOptions { lr: 0.2, ..options.clone() }),
         case("batch_top_k 1, per layer", CltConfig { per_layer: true, ..config(Activation::BatchTopK { k: 1 }) }, options),
     ]
 }
 
-fn batch(case: &Case, rng: &mut StdRng) -> Batch {
+/// A CLT before its first step.
+fn fresh(case: &Case, eight: bool) -> Result<LiveClt> {
+    let mut live = LiveClt::new(&case.config, eight, 1)?;
+    if case.data != Data::Random {
+        live.layers.iter_mut().flat_map(|layer| &mut layer.encoder.w).for_each(|w| *w = (*w * 64.0).round() / 64.0);
+    }
+    Ok(live)
+}
+
+fn batch(case: &Case, step: u64, rng: &mut StdRng) -> Batch {
     let mut side = || (0..case.config.layers).map(|_| (0..case.tokens * case.config.width).map(|_| rng.random_range(-1.7..1.7f32)).collect()).collect();
-    Batch { tokens: case.tokens, inputs: side(), targets: side() }
+    let mut batch = Batch { tokens: case.tokens, inputs: side(), targets: side() };
+    let scale = if case.data == Data::Fading { 0.25f32.powi(step as i32 - 1) } else { 1.0 };
+    if case.data != Data::Random {
+        batch.inputs.iter_mut().flatten().for_each(|x| *x = x.round() * scale);
+    }
+    batch
 }
 
 /// The name of the device, and what was compared.
@@ -79,13 +115,13 @@ fn cpu() -> Result<Vec<Check>> {
     let mut checks = Vec::new();
     for case in cases() {
         let mut rng = StdRng::seed_from_u64(3);
-        let mut live = LiveClt::new(&case.config, false, 1)?;
+        let mut live = fresh(&case, false)?;
         let mut alone = live.clone();
         let (mut scratch, mut second) = (Scratch::default(), Scratch::default());
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|error| crate::Error::new(crate::ErrorKind::Unsupported, error.to_string()))?;
         let (mut worst, mut apart) = (0f64, 0f64);
         for step in 1..=3 {
-            let batch = batch(&case, &mut rng);
+            let batch = batch(&case, step, &mut rng);
             let options = StepOptions { step, ..case.options.clone() };
             let expected = naive::report(&live, &batch, &options);
             let got = live.step(&batch, &mut scratch, &options)?;
@@ -168,7 +204,7 @@ fn other(device: &Device) -> Result<(String, Vec<Check>)> {
 fn compare(case: &Case, gpu: &crate::clt::kernels::cuda::Gpu, stored: crate::clt::kernels::cuda::Stored, eight: bool, steps: u64, path: crate::clt::live::GpuPath) -> Result<[f64; 2]> {
     use crate::clt::live::cuda::{CudaClt, DeviceBatch};
     let mut rng = StdRng::seed_from_u64(3);
-    let mut live = LiveClt::new(&case.config, eight, 1)?;
+    let mut live = fresh(case, eight)?;
     // Both begin with numbers that either can hold.
     let round = |values: &mut Vec<f32>| values.iter_mut().for_each(|w| *w = half::bf16::from_f32(*w).to_f32());
     for layer in &mut live.layers {
@@ -182,7 +218,7 @@ fn compare(case: &Case, gpu: &crate::clt::kernels::cuda::Gpu, stored: crate::clt
     let mut there = DeviceBatch::new(gpu, stored)?;
     let mut worst = 0f64;
     for step in 1..=steps {
-        let mut batch = batch(case, &mut rng);
+        let mut batch = batch(case, step, &mut rng);
         batch.inputs.iter_mut().chain(&mut batch.targets).for_each(round);
         let options = StepOptions { step, ..case.options.clone() };
         there.write(&batch)?;

@@ -1,6 +1,7 @@
 // All kernels as one module: one PTX text, loaded once.
 #include "top.cu"
 #include "ranking.cu"
+#include "across.cu"
 #include "thresholds.cu"
 #include "lists.cu"
 #include "decode.cu"

@@ -4,14 +4,14 @@
 
 struct Layer {
     // Kept entries by token, `total` of them with unused places.
-    const u32* features;
-    const float* values;
+    u32* features;
+    float* values;
     const u32* tokens;
     const float* pre;
     const u32* total;
     const u32* starts;
-    const u32* counts;
-    const float* cuts;
+    u32* counts;
+    float* cuts;
     // How many each feature has, then where its next one goes; where its list begins, `[features + 1]`; and the lists: places
     // in the above, then tokens, values, pre-activations and gradients.
     u32* lengths;

@@ -2,18 +2,7 @@
 //
 // In and out as in select.cuh. Each row is read once where the last steps' cuts help.
 #include "found.cuh"
-
-// A ranking over a whole batch, in progress.
-struct Ranking {
-    u32 prefix;
-    // How many are still wanted below what was found.
-    u32 wanted;
-    float floor;
-    // 0 while looking above the hint, 1 once there are fewer than wanted above 0.
-    u32 short_of;
-    float cut;
-    u32 ties;
-};
+#include "ranking.cuh"
 
 // What `collect_rows` found: `[tokens, WARPS, CANDIDATES]`, how many of each part `[tokens, WARPS]`, and whether a part had no room.
 struct Found {
@@ -26,10 +15,11 @@ struct Found {
 // Whether the largest are among what was found.
 __device__ __forceinline__ bool is_quick(const Ranking* ranking, const Found& found) { return ranking->floor > 0.f && !*found.spilled; }
 
-extern "C" __global__ void ranking_begin(Ranking* ranking, u32 wanted, const float* hint, u32* hist, Found found) {
+// Without `hint` all above 0 are looked at. `part`: see `Ranking`.
+extern "C" __global__ void ranking_begin(Ranking* ranking, u32 wanted, const float* hint, u32 part, u32* hist, Found found) {
     for (u32 i = threadIdx.x; i < BINS; i += blockDim.x) hist[i] = 0;
     if (threadIdx.x == 0) {
-        Ranking fresh = {0u, wanted, 0.8f * *hint, 0u, 0.f, 0u};
+        const Ranking fresh = {0u, wanted, hint ? 0.8f * *hint : 0.f, 0u, 0.f, 0u, part};
         *ranking = fresh;
         *found.spilled = 0;
     }
@@ -88,6 +78,9 @@ extern "C" __global__ void __launch_bounds__(256) ranking_pick(Ranking* ranking,
             ranking->cut = __uint_as_float(ranking->prefix);
             ranking->ties = ranking->wanted;
         }
+    } else if (ranking->floor > 0.f && ranking->part) {
+        ranking->cut = ranking->floor;
+        ranking->short_of = 1;
     } else if (ranking->floor > 0.f) {
         // Asks for the round `again`.
         ranking->floor = -1.f;

@@ -1,6 +1,6 @@
 //! Forward, first half: pre-activations, which of them are kept, and the lists of both orders.
 
-use super::{CudaClt, DeviceBatch, Matrix};
+use super::{across, CudaClt, DeviceBatch, Matrix};
 use crate::clt::kernels::cuda::{Argument, At, Operand, Product, Sent};
 use crate::clt::live::StepOptions;
 use crate::clt::Activation;
@@ -8,7 +8,7 @@ use crate::error::Result;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 
 /// Threads of kernels that walk along a row.
-const ROW: usize = 256;
+pub(super) const ROW: usize = 256;
 /// Warps that collect a row, and what each has room for: as in `found.cuh`.
 const WARPS: usize = 8;
 const CANDIDATES: usize = 256;
@@ -18,12 +18,22 @@ pub(super) const FOUND: usize = WARPS * CANDIDATES;
 /// As in `ranking.cu`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Found([At; 4]);
+pub(super) struct Found(pub [At; 4]);
 // SAFETY: plain numbers, as the kernels have them.
 unsafe impl DeviceRepr for Found {}
 
 /// Blocks a layer of kernels that walk along all entries.
-const WIDE: usize = 128;
+pub(super) const WIDE: usize = 128;
+
+/// How a layer's batch is ranked.
+struct Ranked {
+    /// Entries a token, on average.
+    k: usize,
+    /// Whether the last steps' cut says where to look.
+    hinted: bool,
+    /// Whether fewer are enough, if none above the hint is left out.
+    part: bool,
+}
 
 impl Matrix {
     /// As a factor of a product, its rows from `column` on.
@@ -37,6 +47,7 @@ impl CudaClt {
     pub(super) fn places(&self, tokens: usize) -> Option<usize> {
         match self.config.activation {
             Activation::TopK { k } | Activation::BatchTopK { k } => Some(k * tokens),
+            Activation::GlobalTopK { k } | Activation::GlobalBatchTopK { k } => Some(across::most(&self.config, k) * tokens),
             _ => None,
         }
     }
@@ -111,24 +122,32 @@ impl CudaClt {
         }
     }
 
-    /// Entries of all layers, by token.
-    pub(super) fn encode(&mut self, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
+    /// Entries of all layers, by token. Without `hinted` nothing is made of the last steps' cuts where layers are ranked together.
+    pub(super) fn encode(&mut self, batch: &DeviceBatch, options: &StepOptions, hinted: bool) -> Result<()> {
         let tokens = batch.tokens;
         for index in 0..self.config.layers {
             match self.config.activation {
                 Activation::TopK { k } => {
                     self.pre_activations(index, batch)?;
-                    self.top(index, tokens, k)?;
+                    self.top(index, tokens, k, true)?;
                 }
                 Activation::BatchTopK { k } => {
                     self.pre_activations(index, batch)?;
-                    self.ranked(index, tokens, k)?;
+                    self.ranked(index, tokens, Ranked { k, hinted: true, part: false })?;
                 }
-                _ => self.above(index, batch)?,
+                Activation::GlobalTopK { k } => {
+                    self.pre_activations(index, batch)?;
+                    self.top(index, tokens, across::most(&self.config, k), false)?;
+                }
+                Activation::GlobalBatchTopK { k } => {
+                    self.pre_activations(index, batch)?;
+                    self.ranked(index, tokens, Ranked { k: across::most(&self.config, k), hinted, part: true })?;
+                }
+                Activation::Relu | Activation::JumpRelu { .. } => self.above(index, batch)?,
             }
             self.lend(index, tokens, options)?;
         }
-        Ok(())
+        self.rank_layers(tokens, hinted)
     }
 
     /// Where pre-activations of a layer lie.
@@ -147,11 +166,11 @@ impl CudaClt {
         unsafe { self.gpu.product(&product) }
     }
 
-    /// The k largest of each token.
-    fn top(&mut self, index: usize, tokens: usize, k: usize) -> Result<()> {
+    /// The k largest of each token, of which all stay if `last`.
+    fn top(&mut self, index: usize, tokens: usize, k: usize, last: bool) -> Result<()> {
         let (f, k32) = (self.config.features as u32, k as u32);
         let hint = self.shared.hints.from(index);
-        let (h, lengths) = (self.shared.h.at(), self.shared.lengths.from(index * self.config.features));
+        let (h, lengths) = (self.shared.h.at(), if last { self.shared.lengths.from(index * self.config.features) } else { 0 });
         let layer = &mut self.layers[index];
         let entries = &mut layer.entries;
         if entries.given != tokens * k {
@@ -166,17 +185,17 @@ impl CudaClt {
     }
 
     /// The k · T largest of the batch.
-    fn ranked(&mut self, index: usize, tokens: usize, k: usize) -> Result<()> {
-        let (f, t, wanted) = (self.config.features as u32, tokens as u32, (tokens * k) as u32);
+    fn ranked(&mut self, index: usize, tokens: usize, how: Ranked) -> Result<()> {
+        let (f, t, wanted, part) = (self.config.features as u32, tokens as u32, (tokens * how.k) as u32, u32::from(how.part));
         let (layer, shared) = (&self.layers[index], &self.shared);
-        let (e, bias, lengths) = (&layer.entries, layer.encoder_bias.w.at(), shared.lengths.from(index * self.config.features));
-        let (h, histogram, ranking, hint) = (shared.h.at(), shared.histogram.at(), shared.ranking.at(), shared.hints.from(index));
+        let (e, bias, lengths) = (&layer.entries, layer.encoder_bias.w.at(), if how.part { 0 } else { shared.lengths.from(index * self.config.features) });
+        let (h, histogram, ranking, hint) = (shared.h.at(), shared.histogram.at(), shared.ranking.at(), if how.hinted { shared.hints.from(index) } else { 0 });
         let found = Found([shared.found_features.at(), shared.found_values.at(), shared.found_counts.at(), shared.spilled.at()]);
         let (above, equal) = (shared.above.at(), shared.equal.at());
-        // SAFETY: the histogram has 2,048 bins, the ranking six numbers; rows are [T, F]; each token has room for what is
+        // SAFETY: the histogram has 2,048 bins, the ranking seven numbers; rows are [T, F]; each token has room for what is
         // found; runs begin and end where they were counted.
         unsafe {
-            self.gpu.launch("ranking_begin", (1, 1), ROW, &[&ranking, &wanted, &hint, &histogram, &found])?;
+            self.gpu.launch("ranking_begin", (1, 1), ROW, &[&ranking, &wanted, &hint, &part, &histogram, &found])?;
             self.gpu.launch("collect_rows", (tokens, 1), 32 * WARPS, &[&h, &bias, &f, &ranking, &found])?;
             for round in 0..3u32 {
                 // The first digit is looked for once more from 0 where the hint was too high.

@@ -2,12 +2,13 @@
 //!
 //! In: batches on the device. Out: weights one Adam step further, and lines of figures that stay on the device until
 //! somebody asks ([`CudaClt::reports`]). No step waits for the host; where the number of active features is not known
-//! beforehand (ReLU, JumpReLU) the host waits for a layer's while the device encodes the next. [`encode`] keeps entries and sorts them by feature, [`step`] decodes and
-//! learns, [`store`] brings weights from and to the host. Weights in f32 or in bf16 with rounding at random, moments
-//! in f32 or eight bits: 12, 8, 6 or 4 bytes a weight.
+//! beforehand (ReLU, JumpReLU) the host waits for a layer's while the device encodes the next. [`encode`] keeps entries and sorts
+//! them by feature ([`across`] where layers are ranked together), [`step`] decodes and learns, [`store`] brings weights from and
+//! to the host. Weights in f32 or in bf16 with rounding at random, moments in f32 or eight bits: 12, 8, 6 or 4 bytes a weight.
 //!
 //! Where a layer's code is dense enough its products are cuBLAS' ([`path`]). Decoders may be tied ([`tied`]).
 
+mod across;
 mod aux;
 mod decode;
 mod encode;
@@ -173,6 +174,7 @@ pub(crate) struct CudaClt {
     shared: Shared,
     tables: tables::Tables,
     aux: aux::Aux,
+    across: across::Across,
     path: GpuPath,
     /// Where nested groups of features end, the last at F.
     groups: Vec<usize>,
@@ -211,9 +213,6 @@ impl DeviceBatch {
 /// Refuses what is trained on the CPU only.
 pub(crate) fn check(config: &CltConfig, eight: bool) -> Result<()> {
     let refuse = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::Unsupported, format_args!("{field} on CUDA"), got, expected).help("train it on the CPU"));
-    if config.activation.ranks_layers() {
-        return refuse("CltConfig::activation", config.activation.label(), "relu, jump_relu, top_k or batch_top_k");
-    }
     let multiple = if eight { 64 } else { 8 };
     if !config.width.is_multiple_of(multiple) || config.width > 8192 {
         return refuse("CltConfig::width", config.width.to_string(), if eight { "a multiple of 64 up to 8192, with moments in eight bits" } else { "a multiple of 8 up to 8192" });
@@ -239,7 +238,7 @@ impl CudaClt {
         let weight = stored.bytes() as u64;
         let weights = config.trained_parameters() * if eight { weight * 64 + 130 } else { (weight + 8) * 64 } / 64;
         let kept = match config.activation {
-            Activation::TopK { k } | Activation::BatchTopK { k } => k as u64,
+            Activation::TopK { k } | Activation::BatchTopK { k } | Activation::GlobalTopK { k } | Activation::GlobalBatchTopK { k } => k as u64,
             // As many as at random weights.
             _ => f / 2,
         };
@@ -248,7 +247,9 @@ impl CudaClt {
         let (dense, backward) = (!lists && pays(path::Side::Forward), !lists && pays(path::Side::Backward));
         let skips = if config.skip { 16 * l * d * d + 2 * d * d } else { 0 };
         let batch = 2 * l * t * d * weight;
-        let entries = t * (kept + aux) * (l * 44 + 4 * config.slots(0) as u64);
+        // Ranked together, one layer may get what all are given.
+        let places = if config.activation.ranks_layers() { across::most(config, kept as usize) as u64 } else { kept };
+        let entries = t * (places + aux) * (l * 44 + 4 * config.slots(0) as u64);
         let slabs = t * l * d * (g * weight + if dense || config.skip || groups > 1 { 4 } else { 0 });
         let both = if config.activation.is_ranked() { 4 } else { 8 };
         let matrices = t * f * (both + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.columns(0) as u64 } else { 0 };
@@ -312,11 +313,16 @@ impl CudaClt {
         }
         self.aux.k = if options.aux > 0.0 { options.aux_k } else { 0 };
         self.fit(batch.tokens)?;
-        self.begin()?;
-        self.begin_aux(batch.tokens, options)?;
-        self.encode(batch, options)?;
-        self.list(batch.tokens)?;
-        self.decode(batch, options)?;
+        for hinted in [true, false] {
+            self.begin()?;
+            self.begin_aux(batch.tokens, options)?;
+            self.encode(batch, options, hinted)?;
+            self.list(batch.tokens)?;
+            self.decode(batch, options)?;
+            if self.is_whole()? {
+                break;
+            }
+        }
         self.learn(batch, options)?;
         self.steps += 1;
         self.tokens.push(batch.tokens);

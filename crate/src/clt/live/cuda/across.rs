@@ -1,0 +1,73 @@
+//! Rankings over all layers together: each layer finds what could stay, then what is below the common cut goes.
+//!
+//! A batch's ranking looks above 0.8 of the last steps' cut. Whether that was enough is known once all layers are encoded: the answer
+//! travels while the device decodes, and is waited for before anything is changed. If it was not, the step begins anew.
+
+use super::encode::{Found, ROW, WIDE};
+use super::CudaClt;
+use crate::clt::kernels::cuda::{Buffer, Gpu, Sent};
+use crate::clt::{Activation, CltConfig};
+use crate::error::Result;
+
+/// What such a ranking needs of all layers.
+pub(super) struct Across {
+    /// Entries that equal the cut, of each layer and token.
+    ties: Buffer<u32>,
+    /// 1 where too little lay above the hint, and that on its way here.
+    too_few: Buffer<u32>,
+    told: Sent,
+}
+
+impl Across {
+    pub fn new(gpu: &Gpu) -> Result<Self> {
+        Ok(Across { ties: gpu.zeros(0)?, too_few: gpu.zeros(1)?, told: Sent::new(gpu)? })
+    }
+}
+
+/// Entries of one layer that can stay, of a token or on average, when `k` of each layer are wanted.
+pub(super) fn most(config: &CltConfig, k: usize) -> usize {
+    (k * config.layers).min(config.features)
+}
+
+impl CudaClt {
+    /// Drops what is not among the largest of all layers; nothing to do where each layer is ranked alone.
+    pub(super) fn rank_layers(&mut self, tokens: usize, hinted: bool) -> Result<()> {
+        if !self.config.activation.ranks_layers() {
+            return Ok(());
+        }
+        let l = self.config.layers;
+        self.across.ties.fit(l * tokens)?;
+        self.tell_layers(tokens)?;
+        let (l32, t) = (l as u32, tokens as u32);
+        let (shared, across, layers) = (&self.shared, &self.across, self.tables.layers.at());
+        let (ties, ranking, histogram) = (across.ties.at(), shared.ranking.at(), shared.histogram.at());
+        // SAFETY: runs begin and end where each layer's entries were written; `ties` is [L, T], the histogram has 2,048 bins.
+        unsafe {
+            match self.config.activation {
+                Activation::GlobalBatchTopK { k } => {
+                    let (wanted, hint) = ((k * l * tokens) as u32, if hinted { shared.hints.at() } else { 0 });
+                    let found = Found([shared.found_features.at(), shared.found_values.at(), shared.found_counts.at(), shared.spilled.at()]);
+                    self.gpu.launch("ranking_begin", (1, 1), ROW, &[&ranking, &wanted, &0u64, &0u32, &histogram, &found])?;
+                    for round in 0..3u32 {
+                        self.gpu.launch("count_across", (WIDE, l), ROW, &[&layers, &ranking, &round, &histogram])?;
+                        self.gpu.launch("ranking_pick", (1, 1), ROW, &[&ranking, &round, &0u32, &histogram])?;
+                    }
+                    self.gpu.launch("ties_across", (tokens.div_ceil(8), l), ROW, &[&layers, &t, &ranking, &ties])?;
+                    self.gpu.launch("scan_ties", (1, 1), 1024, &[&ties, &(l32 * t), &ranking, &hint, &across.too_few.at()])?;
+                    self.gpu.launch("cut_batch", (tokens.div_ceil(8), l), ROW, &[&layers, &t, &ranking, &ties])?;
+                    self.across.told.send(&self.across.too_few)
+                }
+                Activation::GlobalTopK { k } => self.gpu.launch("cut_tokens", (tokens, 1), ROW, &[&layers, &l32, &t, &((k * l) as u32), &ties]),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    /// Whether the ranking of this step found all that it looked for.
+    pub(super) fn is_whole(&self) -> Result<bool> {
+        match self.config.activation {
+            Activation::GlobalBatchTopK { .. } => Ok(self.across.told.wait()? == 0),
+            _ => Ok(true),
+        }
+    }
+}

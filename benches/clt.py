@@ -56,6 +56,15 @@ folder = {json.dumps(folder)}
 """
 
 
+def run(given, log, *words):
+    """The program, what it says into `log`; its last lines are told where it fails."""
+    with open(log, "w") as file:
+        done = subprocess.run([given.cltlab, *words], stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        with open(log) as file:
+            sys.exit(f"{''.join(file.readlines()[-5:])}cltlab {' '.join(words)} failed; all it said is in {log}")
+
+
 def train(given, folder, kind, features, steps, held_out=0.02):
     """Trains; returns seconds, and the lines of the metrics."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -64,8 +73,7 @@ def train(given, folder, kind, features, steps, held_out=0.02):
     with open(path, "w") as file:
         file.write(config(given, "run", kind, features, steps, held_out))
     start = time.time()
-    with open(os.path.join(folder, "train.log"), "w") as log:
-        subprocess.run([given.cltlab, "train", path], check=True, stdout=log, stderr=subprocess.STDOUT)
+    run(given, os.path.join(folder, "train.log"), "train", path)
     with open(os.path.join(folder, "metrics.jsonl")) as file:
         return time.time() - start, [json.loads(line) for line in file]
 
@@ -99,7 +107,7 @@ def parameters(kind, layers, width, features):
 def evaluate(given, folder):
     path = os.path.join(folder, "report.json")
     held_out = os.path.join(folder, "train.toml")
-    subprocess.run([given.cltlab, "eval", held_out, "-o", path], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run(given, os.path.join(folder, "eval.log"), "eval", held_out, "-o", path)
     with open(path) as file:
         return json.load(file)
 

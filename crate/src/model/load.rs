@@ -182,7 +182,7 @@ pub(super) enum Source<'a> {
 pub(super) fn find(source: &str) -> Result<Source<'_>> {
     let path = Path::new(source);
     if path.is_dir() {
-        return Ok(Source::Folder(path));
+        return if path.join("config.json").exists() { Ok(Source::Folder(path)) } else { Err(no_config(path)) };
     }
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("gguf") => Ok(Source::Gguf(path)),
@@ -193,6 +193,21 @@ pub(super) fn find(source: &str) -> Result<Source<'_>> {
         }
         _ => Ok(Source::Hub),
     }
+}
+
+/// A folder that is no Hugging Face model, and what of it could be loaded.
+fn no_config(folder: &Path) -> Error {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    names.sort();
+    let is_model = |path: &&PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.ends_with(".gguf") || (name.ends_with(".bin") && name != "tokenizer.bin" && !name.starts_with("pytorch_model"))
+    };
+    let help = match names.iter().find(is_model) {
+        Some(file) => format!("give the file itself: {}", file.display()),
+        None => "give a folder with config.json, *.safetensors and tokenizer.json, a .gguf file, or a hub name like gpt2".into(),
+    };
+    Error::new(ErrorKind::MissingFile, format!("{}: no such file", folder.join("config.json").display())).help(help)
 }
 
 pub(super) fn not_gguf(path: &Path) -> Error {

@@ -143,9 +143,14 @@ impl std::error::Error for Error {}
 
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
+        // Where a panic's backtrace is wanted, an error's is not.
+        if let candle_core::Error::WithBacktrace { inner, .. } = error {
+            return Error::from(*inner);
+        }
         let message = error.to_string();
         let lower = message.to_lowercase();
         if lower.contains("out of memory") || lower.contains("out_of_memory") {
+            let message = if lower.contains("cuda_error") { "out of memory on the GPU (CUDA_ERROR_OUT_OF_MEMORY)".into() } else { message };
             return Error::new(ErrorKind::OutOfMemory, message).help("use a smaller batch, fewer features or a shorter prompt");
         }
         // The tensor library's writers pass on the system's words for a full disk (ENOSPC).

@@ -108,6 +108,8 @@ def refusals(emulated, folder):
     check("cuBLAS and cuRAND beside a Python on PATH are found", code == 0, said)
     code, words = run("selftest", "--device", "cuda", emulated=alone)
     check("no cuBLAS: an error that names it", code == 1 and "cublas" in words and "panicked" not in words, words)
+    code, words = run("run", "--model", FIXTURES / "llama/model", "--tokens", "5,17", emulated=emulated, CLTLAB_EMULATED_BYTES="40000")
+    check("a model that does not fit: said as such", code == 1 and "OUT_OF_MEMORY" in words and "bf16" in words and "truncated" not in words and "backtrace" not in words, words)
     code, words = run("bench", "--device", "cuda", "--shapes", "tiny", "--held", "f32-f32", emulated=emulated, CLTLAB_EMULATED_BYTES="500000")
     check("too little memory: said before anything is allocated", "that are free on the device" in words and "panicked" not in words, words)
 
@@ -211,21 +213,26 @@ folder = "streamed-{device}-{steps}"
 
 
 def memory(emulated, folder):
-    """What a training says that it needs of the device, when there is nothing, and what it takes when there is enough."""
+    """What a training says that it needs of the device, when there is too little, and what it takes when there is enough."""
     folder = pathlib.Path(folder)
     write_activations(folder / "m.safetensors", 3, 600, 64)
+    file = '[activations]\nfile = "m.safetensors"\n'
+    (folder / "words.txt").write_text(" ".join(f"w{i * 7919 % 89 + 1}" for i in range(9000)))
+    stream = f'[model]\nname = "{FIXTURES / "llama/model"}"\ndtype = "bf16"\n[text]\nfile = "words.txt"\nheld_out = 0.0\n[stream]\nbuffer_tokens = 1024\n'
     cases = [
-        ("TopK, bf16 and eight bits", "top_k = { k = 16 }", 'weights = "bf16"\nmoments = "eight_bit"', ""),
-        ("BatchTopK, nested", "batch_top_k = { k = 16 }", "matryoshka = [100, 400]", ""),
-        ("an auxiliary loss", "top_k = { k = 16 }", "aux = 0.03\naux_k = 32", ""),
-        ("BatchTopK over all layers", "global_batch_top_k = { k = 16 }", "", ""),
-        ("TopK, tied per source", "top_k = { k = 16 }", "", 'tied = "per_source"'),
+        ("TopK, bf16 and eight bits", "top_k = { k = 16 }", 'weights = "bf16"\nmoments = "eight_bit"', "", file),
+        ("BatchTopK, nested", "batch_top_k = { k = 16 }", "matryoshka = [100, 400]", "", file),
+        ("an auxiliary loss", "top_k = { k = 16 }", "aux = 0.03\naux_k = 32", "", file),
+        ("BatchTopK over all layers", "global_batch_top_k = { k = 16 }", "", "", file),
+        ("TopK, tied per source", "top_k = { k = 16 }", "", 'tied = "per_source"', file),
+        ("a model in bf16, many contexts", "top_k = { k = 4 }", "", "", stream + "context = 32\nbatch = 32\n"),
+        ("a model in bf16, long contexts", "top_k = { k = 4 }", "", "", stream + "context = 64\nbatch = 8\n"),
     ]
     units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
-    for number, (name, activation, train, clt) in enumerate(cases):
+    little = 300_000
+    for number, (name, activation, train, clt, source) in enumerate(cases):
         (folder / "m.toml").write_text(
-            f"""[activations]
-file = "m.safetensors"
+            f"""{source}
 [clt]
 features = 1024
 activation = {{ {activation} }}
@@ -234,20 +241,23 @@ activation = {{ {activation} }}
 steps = 2
 batch_tokens = 200
 device = "cuda"
+checkpoint_every = 0
 {train}
 [output]
 folder = "memory-{number}"
 """
         )
-        code, said = run("train", folder / "m.toml", emulated=emulated, CLTLAB_EMULATED_BYTES="1000")
-        need = re.search(r"a need of ([\d.]+) (\w+) and ([\d.]+) (\w+) for activations", said)
-        if code == 0 or not need:
+        code, said = run("train", folder / "m.toml", emulated=emulated, CLTLAB_EMULATED_BYTES=str(little))
+        told = re.search(r"a need of ([\d.]+) (\w+) and ([\d.]+) (\w+) for activations, expected at most the ([\d.]+) (\w+) that are free", said)
+        if code == 0 or not told:
             check(f"memory of a training with {name}", False, said)
             continue
-        told = float(need[1]) * units[need[2]] + float(need[3]) * units[need[4]]
+        need, activations, free = (float(told[i]) * units[told[i + 1]] for i in (1, 3, 5))
+        # The model's weights were there already.
+        need += activations + little - free
         code, said = run("train", folder / "m.toml", emulated=emulated, CLTLAB_EMULATED_TELL="1")
         taken = re.search(r"at most (\d+) were taken", said)
-        share = int(taken[1]) / told if taken else 0
+        share = int(taken[1]) / need if taken else 0
         check(f"memory of a training with {name}: {share:.2f} of what was predicted", code == 0 and 0.8 < share <= 1.02, said)
 
 

@@ -232,15 +232,15 @@ impl Stream {
         Held::dtype_for(self.runner.model.dtype()).size_in_bytes() as u64
     }
 
-    /// Bytes that a run of the model takes besides its weights: all sites, which are kept until the run is done, and one layer
-    /// at its widest. An estimate.
+    /// Bytes that a run of the model takes besides its weights, an upper estimate: all sites, which are kept until the run is done, and
+    /// one layer at its widest. Whatever the weights are, what lies between products is f32.
     pub fn working_bytes(&self) -> u64 {
-        let (config, number) = (self.runner.model.config(), self.runner.model.dtype().size_in_bytes());
-        let (width, contexts, context) = (config.width.max(config.heads * config.head_dim), self.runner.batch, self.runner.context);
-        let sites = 2 * config.layers * config.width * number;
-        let layer = (3 * config.mlp_width + 8 * width) * number;
-        let patterns = config.heads * context * (2 * number + 4);
-        (contexts * context * (sites + layer + patterns)) as u64
+        let (config, contexts, context) = (self.runner.model.config(), self.runner.batch, self.runner.context);
+        let width = config.width.max(config.heads * config.head_dim);
+        // Scores, the same with what may not be seen, and patterns.
+        let attention = 3 * config.heads * context + 8 * width;
+        let mlp = 4 * config.mlp_width + 4 * width;
+        (4 * contexts * context * (2 * config.layers * config.width + attention.max(mlp))) as u64
     }
 
     /// Tokens that are served of each block.

@@ -94,6 +94,10 @@ impl Weights {
     /// One tensor as contiguous f32.
     pub(crate) fn read(&self, name: &str, device: &Device) -> Result<Tensor> {
         let unreadable = |error: candle_core::Error| {
+            let error = Error::from(error);
+            if error.is_out_of_memory() {
+                return error.context(format_args!("{}: tensor {name}", self.path().display())).help("take bf16 (LoadConfig::dtype) if it was to be f32, a smaller model, or the CPU");
+            }
             Error::new(ErrorKind::BadFile, format!("{}: tensor {name}: {error}", self.path().display()))
                 .help("the file is truncated or quantised in a way this build cannot read")
         };

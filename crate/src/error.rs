@@ -149,7 +149,8 @@ impl From<candle_core::Error> for Error {
         }
         let message = error.to_string();
         let lower = message.to_lowercase();
-        if lower.contains("out of memory") || lower.contains("out_of_memory") {
+        let no_room = ["out of memory", "out_of_memory", "cublas_status_alloc_failed"];
+        if no_room.iter().any(|words| lower.contains(words)) {
             let message = if lower.contains("cuda_error") { "out of memory on the GPU (CUDA_ERROR_OUT_OF_MEMORY)".into() } else { message };
             return Error::new(ErrorKind::OutOfMemory, message).help("use a smaller batch, fewer features or a shorter prompt");
         }

@@ -20,7 +20,7 @@ fn missing_and_foreign_files() {
     says(&refused(&folder.join("x.gguf").to_string_lossy()), ErrorKind::BadFile, &["x.gguf", "GGUF"]);
     std::fs::write(folder.join("x.bin"), [0; 100]).unwrap();
     says(&refused(&folder.join("x.bin").to_string_lossy()), ErrorKind::BadFile, &["x.bin"]);
-    says(&refused(&folder.to_string_lossy()), ErrorKind::MissingFile, &["config.json", "give the file itself", "x.bin"]);
+    says(&refused(&folder.to_string_lossy()), ErrorKind::MissingFile, &["config.json", "give the file itself", "x.gguf"]);
     says(&refused(&support::scratch("empty").to_string_lossy()), ErrorKind::MissingFile, &["config.json", "hub name"]);
     says(&Corpus::load("/nowhere.txt").unwrap_err(), ErrorKind::MissingFile, &["/nowhere.txt"]);
     std::fs::write(folder.join("bad.jsonl"), "{\"text\": \"a\"}\n{\"words\": 1}\n").unwrap();

@@ -199,10 +199,8 @@ pub(super) fn find(source: &str) -> Result<Source<'_>> {
 fn no_config(folder: &Path) -> Error {
     let mut names: Vec<PathBuf> = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     names.sort();
-    let is_model = |path: &&PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.ends_with(".gguf") || (name.ends_with(".bin") && name != "tokenizer.bin" && !name.starts_with("pytorch_model"))
-    };
+    let llama2c = folder.join("tokenizer.bin");
+    let is_model = |path: &&PathBuf| path.extension().is_some_and(|end| end == "gguf" || (end == "bin" && llama2c.exists() && **path != llama2c));
     let help = match names.iter().find(is_model) {
         Some(file) => format!("give the file itself: {}", file.display()),
         None => "give a folder with config.json, *.safetensors and tokenizer.json, a .gguf file, or a hub name like gpt2".into(),

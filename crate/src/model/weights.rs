@@ -116,7 +116,7 @@ impl Weights {
                 None => return Err(unreadable(candle_core::Error::Msg("no such tensor".to_string()))),
             },
         };
-        Ok(tensor.to_dtype(DType::F32)?.contiguous()?)
+        tensor.to_dtype(DType::F32).and_then(|tensor| tensor.contiguous()).map_err(unreadable)
     }
 }
 

@@ -44,7 +44,7 @@ fn cases() -> Vec<Case> {
         sparsity: 0.0,
         tanh_scale: 1.0,
         dead: 0.0,
-        dead_window: 150,
+        dead_window: 100,
         aux: 0.0,
         aux_k: 0,
     };

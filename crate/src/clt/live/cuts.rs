@@ -7,14 +7,14 @@ use super::scratch::{LayerScratch, Part};
 use crate::clt::activation::CutOff;
 use rayon::prelude::*;
 
-/// Drops all but the `wanted` largest entries of these layers; returns the least that stays.
+/// Drops all but the `wanted` largest entries of these layers; returns the least that stays, 0 where there are fewer.
 pub(super) fn cut_batch(layers: &mut [LayerScratch], wanted: usize) -> f32 {
     let Some(first) = layers.first_mut() else { return 0.0 };
     let mut candidates = std::mem::take(&mut first.candidates);
     candidates.clear();
     layers.iter().flat_map(|work| &work.parts).for_each(|part| candidates.extend_from_slice(&part.values));
-    let cut = if candidates.len() <= wanted {
-        candidates.iter().copied().reduce(f32::min).unwrap_or(0.0)
+    let cut = if candidates.len() < wanted {
+        0.0
     } else {
         let mut cut = CutOff::of(&mut candidates, wanted);
         layers.iter_mut().flat_map(|work| &mut work.parts).for_each(|part| keep_if(part, |_, value| cut.keeps(value)));

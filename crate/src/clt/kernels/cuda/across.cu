@@ -67,6 +67,7 @@ extern "C" __global__ void __launch_bounds__(256) cut_tokens(const Layer* layers
         for (u32 b = lane; b < l; b += 32) before += ties[b * tokens + token];
         before = warp_sum(before);
         keep_run(layers[l], token, rule.cut, rule.ties > before ? rule.ties - before : 0u);
+        if (lane == 0) layers[l].cuts[token] = rule.cut;
     }
 }
 

@@ -12,6 +12,8 @@ struct Layer {
     const u32* starts;
     u32* counts;
     float* cuts;
+    // Where this layer alone was cut: the same, unless layers are ranked together.
+    const float* own_cuts;
     // How many each feature has, then where its next one goes; where its list begins, `[features + 1]`; and the lists: places
     // in the above, then tokens, values, pre-activations and gradients.
     u32* lengths;

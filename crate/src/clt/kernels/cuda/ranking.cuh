@@ -7,7 +7,7 @@ struct Ranking {
     // How many are still wanted below what was found.
     u32 wanted;
     float floor;
-    // 0 while looking above the hint, 1 once there are fewer than wanted above 0.
+    // 1 once there are fewer than wanted above 0, or above the hint where that is enough (`part`).
     u32 short_of;
     float cut;
     u32 ties;

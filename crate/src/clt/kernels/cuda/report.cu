@@ -116,9 +116,10 @@ extern "C" __global__ void __launch_bounds__(1024) report_layers(const Layer* la
         active += fired;
         dead += idle >= dead_window;
     }
-    // Below 2^24 each: exact in f32.
+    // Exact in f32 below 2^24 each.
     const float total_active = block_sum((float)active, room), total_dead = block_sum((float)dead, room);
     const float sparsity = sum_of(layer.sparsity, features, room), dead_term = sum_of(layer.dead_term, features, room), cut = sum_of(layer.cuts, tokens, room) / tokens;
+    const float hint = sum_of(layer.own_cuts, tokens, room) / tokens;
     if (threadIdx.x != 0) return;
     Line& line = lines[blockIdx.y];
     line.sparsity = sparsity;
@@ -126,5 +127,5 @@ extern "C" __global__ void __launch_bounds__(1024) report_layers(const Layer* la
     line.active = total_active;
     line.dead = total_dead;
     line.cut = cut;
-    *layer.hint = cut;
+    *layer.hint = hint;
 }

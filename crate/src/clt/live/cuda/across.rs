@@ -13,6 +13,8 @@ use crate::error::Result;
 pub(super) struct Across {
     /// Entries that equal the cut, of each layer and token.
     ties: Buffer<u32>,
+    /// Where each layer's tokens were cut before the others were looked at, `[L, T]`; where a token is ranked.
+    pub found: Buffer<f32>,
     /// 1 where too little lay above the hint, and that on its way here.
     too_few: Buffer<u32>,
     told: Sent,
@@ -20,7 +22,7 @@ pub(super) struct Across {
 
 impl Across {
     pub fn new(gpu: &Gpu) -> Result<Self> {
-        Ok(Across { ties: gpu.zeros(0)?, too_few: gpu.zeros(1)?, told: Sent::new(gpu)? })
+        Ok(Across { ties: gpu.zeros(0)?, found: gpu.zeros(0)?, too_few: gpu.zeros(1)?, told: Sent::new(gpu)? })
     }
 }
 
@@ -30,13 +32,29 @@ pub(super) fn most(config: &CltConfig, k: usize) -> usize {
 }
 
 impl CudaClt {
+    /// Makes room for batches of `tokens`.
+    pub(super) fn fit_across(&mut self, tokens: usize) -> Result<()> {
+        let n = self.config.layers * tokens;
+        if self.config.activation.ranks_layers() {
+            self.across.ties.fit(n)?;
+        }
+        if self.ranks_tokens_across() {
+            self.across.found.fit(n)?;
+        }
+        Ok(())
+    }
+
+    /// Whether each token is ranked over all layers.
+    pub(super) fn ranks_tokens_across(&self) -> bool {
+        matches!(self.config.activation, Activation::GlobalTopK { .. })
+    }
+
     /// Drops what is not among the largest of all layers; nothing to do where each layer is ranked alone.
     pub(super) fn rank_layers(&mut self, tokens: usize, hinted: bool) -> Result<()> {
         if !self.config.activation.ranks_layers() {
             return Ok(());
         }
         let l = self.config.layers;
-        self.across.ties.fit(l * tokens)?;
         self.tell_layers(tokens)?;
         let (l32, t) = (l as u32, tokens as u32);
         let (shared, across, layers) = (&self.shared, &self.across, self.tables.layers.at());

@@ -76,6 +76,7 @@ impl CudaClt {
             entries.counts.fit(tokens)?;
             entries.cuts.fit(tokens)?;
         }
+        self.fit_across(tokens)?;
         if let Some(places) = places {
             (0..l).try_for_each(|layer| self.fit_entries(layer, places))?;
         }
@@ -171,6 +172,7 @@ impl CudaClt {
         let (f, k32) = (self.config.features as u32, k as u32);
         let hint = self.shared.hints.from(index);
         let (h, lengths) = (self.shared.h.at(), if last { self.shared.lengths.from(index * self.config.features) } else { 0 });
+        let found = if last { None } else { Some(self.across.found.from(index * tokens)) };
         let layer = &mut self.layers[index];
         let entries = &mut layer.entries;
         if entries.given != tokens * k {
@@ -178,9 +180,10 @@ impl CudaClt {
             entries.given = tokens * k;
         }
         let e = &*entries;
+        let cuts = found.unwrap_or(e.cuts.at());
         // SAFETY: one block a token; runs of k entries each have room.
         unsafe {
-            self.gpu.launch("top_rows", (tokens, 1), ROW, &[&h, &layer.encoder_bias.w.at(), &f, &k32, &hint, &e.features.at(), &e.values.at(), &e.tokens.at(), &e.starts.at(), &e.counts.at(), &e.cuts.at(), &lengths])
+            self.gpu.launch("top_rows", (tokens, 1), ROW, &[&h, &layer.encoder_bias.w.at(), &f, &k32, &hint, &e.features.at(), &e.values.at(), &e.tokens.at(), &e.starts.at(), &e.counts.at(), &cuts, &lengths])
         }
     }
 

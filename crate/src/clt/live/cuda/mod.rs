@@ -1,8 +1,9 @@
 //! A CLT in training on a GPU: the same step as on the CPU ([`super::LiveClt`] is its twin), in one stream.
 //!
 //! In: batches on the device. Out: weights one Adam step further, and lines of figures that stay on the device until
-//! somebody asks ([`CudaClt::reports`]). No step waits for the host; where the number of active features is not known
-//! beforehand (ReLU, JumpReLU) the host waits for a layer's while the device encodes the next. [`encode`] keeps entries and sorts
+//! somebody asks ([`CudaClt::reports`]). No step waits for the host; the host waits where the number of active features
+//! is not known beforehand (ReLU, JumpReLU: for a layer's while the device encodes the next), and once a step where a batch is ranked
+//! over all layers. [`encode`] keeps entries and sorts
 //! them by feature ([`across`] where layers are ranked together), [`step`] decodes and learns, [`store`] brings weights from and
 //! to the host. Weights in f32 or in bf16 with rounding at random, moments in f32 or eight bits: 12, 8, 6 or 4 bytes a weight.
 //!
@@ -249,7 +250,10 @@ impl CudaClt {
         let batch = 2 * l * t * d * weight;
         // Ranked together, one layer may get what all are given.
         let places = if config.activation.ranks_layers() { across::most(config, kept as usize) as u64 } else { kept };
-        let entries = t * (places + aux) * (l * 44 + 4 * config.slots(0) as u64);
+        let place = if matches!(config.activation, Activation::JumpRelu { .. }) { 36 } else { 28 };
+        let entries = t * (places + aux) * (l * place + 4 * config.slots(0) as u64);
+        let also = |there: bool, bytes: u64| if there { bytes } else { 0 };
+        let runs = t * l * (16 + also(config.activation.ranks_layers(), 8) + also(aux > 0, 12) + also(groups > 1, 8 * groups as u64));
         let slabs = t * l * d * (g * weight + if dense || config.skip || groups > 1 { 4 } else { 0 });
         let both = if config.activation.is_ranked() { 4 } else { 8 };
         let matrices = t * f * (both + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.columns(0) as u64 } else { 0 };
@@ -257,7 +261,8 @@ impl CudaClt {
         // Norms of rows, before and of gradients, and some ten numbers a feature.
         let parts = (0..config.layers).map(|layer| config.columns(layer) as u64 / d).sum::<u64>();
         let figures = f * (8 * parts + 48 * l);
-        weights + skips + batch + entries + slabs + matrices + found + figures
+        let lines = 4 * (RING * LINE as u64 * l + 2048);
+        lines + weights + skips + batch + entries + runs + slabs + matrices + found + figures
     }
 
     /// The figures of all steps since the last call, oldest first, and the first step whose numbers were not finite;

@@ -59,8 +59,8 @@ impl CudaClt {
         }
         let features = self.config.features;
         let kept = match self.config.activation {
-            Activation::TopK { k } | Activation::BatchTopK { k } => k as f64,
-            _ => self.layers[layer].density * features as f64,
+            Activation::TopK { k } | Activation::BatchTopK { k } | Activation::GlobalTopK { k } | Activation::GlobalBatchTopK { k } => k as f64,
+            Activation::Relu | Activation::JumpRelu { .. } => self.layers[layer].density * features as f64,
         };
         match self.path {
             GpuPath::Reckoned => dense_pays(side, tokens, features, kept, self.stored),

@@ -258,7 +258,9 @@ folder = "memory-{number}"
         code, said = run("train", folder / "m.toml", emulated=emulated, CLTLAB_EMULATED_TELL="1")
         taken = re.search(r"at most (\d+) were taken", said)
         share = int(taken[1]) / need if taken else 0
-        check(f"memory of a training with {name}: {share:.2f} of what was predicted", code == 0 and 0.8 < share <= 1.02, said)
+        # What a model makes ahead meets a step or does not.
+        least, most = (0.8, 1.02) if source == file else (0.6, 1.05)
+        check(f"memory of a training with {name}: {share:.2f} of what was predicted", code == 0 and least < share <= most, said)
 
 
 def tensors_of(raw, folder):

@@ -97,6 +97,11 @@ impl Held {
         Ok(())
     }
 
+    /// Bytes that [`Held::measure`] takes of `tokens`: a run of rows in f32, the same centred, and squared.
+    pub fn measuring_bytes(tokens: u64, d: usize) -> u64 {
+        12 * tokens.min(RUN as u64) * d as u64
+    }
+
     /// Means and scale of one side of one layer, of which sums alone are read: of each run of rows by dimension, and one a token.
     pub fn measure(&self, side: &Tensor, d: usize) -> Result<Affine> {
         let runs = || (0..self.tokens).step_by(RUN).map(|from| Ok::<_, Error>(side.narrow(0, from, RUN.min(self.tokens - from))?.to_dtype(DType::F32)?));

@@ -291,7 +291,8 @@ impl Activations {
     /// The same for a training whose fillings stay where the model runs, and what the model takes to make them.
     pub(crate) fn held_bytes(&self) -> u64 {
         match &self.0.source {
-            Source::Stream(stream) => self.buffer_bytes() / 4 * stream.held_bytes() + stream.working_bytes(),
+            // While a filling is measured the next one may be on its way.
+            Source::Stream(stream) => self.buffer_bytes() / 4 * stream.held_bytes() + stream.working_bytes() + Held::measuring_bytes(self.filling_tokens(), self.width()),
             _ => self.buffer_bytes(),
         }
     }

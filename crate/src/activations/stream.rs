@@ -237,9 +237,10 @@ impl Stream {
     pub fn working_bytes(&self) -> u64 {
         let (config, contexts, context) = (self.runner.model.config(), self.runner.batch, self.runner.context);
         let width = config.width.max(config.heads * config.head_dim);
-        // Scores, the same with what may not be seen, and patterns.
-        let attention = 3 * config.heads * context + 8 * width;
-        let mlp = 4 * config.mlp_width + 4 * width;
+        // Scores, the same with what may not be seen, and patterns; the stream, queries, keys and values, turned, scaled and as the products
+        // take them.
+        let attention = 3 * config.heads * context + 12 * width;
+        let mlp = 4 * config.mlp_width + 6 * width;
         (4 * contexts * context * (2 * config.layers * config.width + attention.max(mlp))) as u64
     }
 

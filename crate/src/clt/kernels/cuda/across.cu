@@ -35,6 +35,8 @@ __device__ __forceinline__ void keep_run(const Layer& layer, u32 token, float cu
         layer.features[i] = NONE;
         layer.values[i] = 0.f;
     }
+    // Everybody knows where an empty run ends.
+    __syncwarp();
     if (lane == 0) layer.counts[token] = place - start;
 }
 

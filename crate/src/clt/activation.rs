@@ -83,7 +83,15 @@ impl Activation {
 
     /// Whether the number of active features is fixed by a k instead of a threshold.
     pub fn is_ranked(&self) -> bool {
-        !matches!(self, Activation::Relu | Activation::JumpRelu { .. })
+        self.k().is_some()
+    }
+
+    /// Active features of a token and layer, on average or at most; `None` where thresholds decide.
+    pub(crate) fn k(&self) -> Option<usize> {
+        match *self {
+            Activation::TopK { k } | Activation::BatchTopK { k } | Activation::GlobalTopK { k } | Activation::GlobalBatchTopK { k } => Some(k),
+            Activation::Relu | Activation::JumpRelu { .. } => None,
+        }
     }
 
     /// Whether a whole batch is ranked, so that it is for training only.

@@ -152,6 +152,12 @@ impl CltConfig {
         if self.per_layer { 1 } else { self.layers - layer }
     }
 
+    /// Features of one layer that a token may keep, or a batch's tokens on average, when `k` are wanted of each and all layers are ranked
+    /// together.
+    pub(crate) fn most_of_layers(&self, k: usize) -> usize {
+        (k * self.layers).min(self.features)
+    }
+
     /// The first layer that writes to layer `target`: 0, or `target` in a PLT. The others up to
     /// `target` follow.
     pub fn first_source(&self, target: usize) -> usize {

@@ -80,7 +80,7 @@ impl Clt {
         let thresholds = self.threshold(layer).map(Tensor::to_vec1::<f32>).transpose()?;
         let rule = match (&self.config().activation, &thresholds) {
             (Activation::TopK { k }, _) => Rule::Top(*k),
-            (Activation::GlobalTopK { k }, _) => Rule::Top((k * self.layers()).min(self.features())),
+            (Activation::GlobalTopK { k }, _) => Rule::Top(self.config().most_of_layers(*k)),
             (_, Some(thresholds)) => Rule::AboveEach(thresholds),
             (_, None) => Rule::Above(0.0),
         };
@@ -93,7 +93,7 @@ impl Clt {
     fn candidates_on_gpu(&self, layer: usize, x: &Tensor) -> Result<LayerCode> {
         let keep = match self.config().activation {
             Activation::TopK { k } => Keep::Top(k),
-            Activation::GlobalTopK { k } => Keep::Top((k * self.layers()).min(self.features())),
+            Activation::GlobalTopK { k } => Keep::Top(self.config().most_of_layers(k)),
             _ => Keep::Above(self.threshold(layer)),
         };
         let mut parts = Vec::new();

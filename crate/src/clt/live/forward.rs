@@ -28,7 +28,7 @@ impl LiveClt {
         let mut layers = std::mem::take(&mut scratch.layers);
         let most = match *activation {
             Activation::TopK { k } => k,
-            Activation::GlobalTopK { k } => (k * layers.len()).min(f),
+            Activation::GlobalTopK { k } => self.config.most_of_layers(k),
             _ => 0,
         };
         let pre_activations = |work: &mut LayerScratch, layer: &LiveLayer, x: &[f32], guess: f32| encode_layer(activation, layer, work, x, (tokens, d, f), (most, guess), scratch);

@@ -66,6 +66,6 @@ impl Gpu {
             compute,
             sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
         )
-        .map_err(|error| Error::new(if error.0 == sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED { ErrorKind::OutOfMemory } else { ErrorKind::Tensor }, format!("GPU: product of [{rows}, {depth}] and [{depth}, {columns}]: {:?}", error.0)))
+        .map_err(|error| Error::from(candle_core::Error::wrap(error)).context(format_args!("GPU: product of [{rows}, {depth}] and [{depth}, {columns}]")))
     }
 }

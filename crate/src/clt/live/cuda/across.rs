@@ -3,10 +3,10 @@
 //! A batch's ranking looks above 0.8 of the last steps' cut. Whether that was enough is known once all layers are encoded: the answer
 //! travels while the device decodes, and is waited for before anything is changed. If it was not, the step begins anew.
 
-use super::encode::{Found, ROW, WIDE};
+use super::encode::{ROW, WIDE};
 use super::CudaClt;
-use crate::clt::kernels::cuda::{Buffer, Gpu, Sent};
-use crate::clt::{Activation, CltConfig};
+use crate::clt::kernels::cuda::{At, Buffer, Gpu, Sent};
+use crate::clt::Activation;
 use crate::error::Result;
 
 /// What such a ranking needs of all layers.
@@ -14,7 +14,7 @@ pub(super) struct Across {
     /// Entries that equal the cut, of each layer and token.
     ties: Buffer<u32>,
     /// Where each layer's tokens were cut before the others were looked at, `[L, T]`; where a token is ranked.
-    pub found: Buffer<f32>,
+    found: Buffer<f32>,
     /// 1 where too little lay above the hint, and that on its way here.
     too_few: Buffer<u32>,
     told: Sent,
@@ -24,11 +24,6 @@ impl Across {
     pub fn new(gpu: &Gpu) -> Result<Self> {
         Ok(Across { ties: gpu.zeros(0)?, found: gpu.zeros(0)?, too_few: gpu.zeros(1)?, told: Sent::new(gpu)? })
     }
-}
-
-/// Entries of one layer that can stay, of a token or on average, when `k` of each layer are wanted.
-pub(super) fn most(config: &CltConfig, k: usize) -> usize {
-    (k * config.layers).min(config.features)
 }
 
 impl CudaClt {
@@ -45,8 +40,13 @@ impl CudaClt {
     }
 
     /// Whether each token is ranked over all layers.
-    pub(super) fn ranks_tokens_across(&self) -> bool {
+    fn ranks_tokens_across(&self) -> bool {
         matches!(self.config.activation, Activation::GlobalTopK { .. })
+    }
+
+    /// Where a layer alone is cut, `[T]`.
+    pub(super) fn own_cuts(&self, index: usize, tokens: usize) -> At {
+        if self.ranks_tokens_across() { self.across.found.from(index * tokens) } else { self.layers[index].entries.cuts.at() }
     }
 
     /// Drops what is not among the largest of all layers; nothing to do where each layer is ranked alone.
@@ -64,8 +64,7 @@ impl CudaClt {
             match self.config.activation {
                 Activation::GlobalBatchTopK { k } => {
                     let (wanted, hint) = ((k * l * tokens) as u32, if hinted { shared.hints.at() } else { 0 });
-                    let found = Found([shared.found_features.at(), shared.found_values.at(), shared.found_counts.at(), shared.spilled.at()]);
-                    self.gpu.launch("ranking_begin", (1, 1), ROW, &[&ranking, &wanted, &0u64, &0u32, &histogram, &found])?;
+                    self.gpu.launch("ranking_begin", (1, 1), ROW, &[&ranking, &wanted, &0u64, &0u32, &histogram, &self.found()])?;
                     for round in 0..3u32 {
                         self.gpu.launch("count_across", (WIDE, l), ROW, &[&layers, &ranking, &round, &histogram])?;
                         self.gpu.launch("ranking_pick", (1, 1), ROW, &[&ranking, &round, &0u32, &histogram])?;

@@ -1,9 +1,9 @@
 //! Forward, first half: pre-activations, which of them are kept, and the lists of both orders.
 
-use super::{across, CudaClt, DeviceBatch, Matrix};
+use super::{CudaClt, DeviceBatch, Matrix};
 use crate::clt::kernels::cuda::{Argument, At, Operand, Product, Sent};
 use crate::clt::live::StepOptions;
-use crate::clt::Activation;
+use crate::clt::{Activation, CltConfig};
 use crate::error::Result;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 
@@ -18,21 +18,18 @@ pub(super) const FOUND: usize = WARPS * CANDIDATES;
 /// As in `ranking.cu`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct Found(pub [At; 4]);
+pub(super) struct Found([At; 4]);
 // SAFETY: plain numbers, as the kernels have them.
 unsafe impl DeviceRepr for Found {}
 
 /// Blocks a layer of kernels that walk along all entries.
 pub(super) const WIDE: usize = 128;
 
-/// How a layer's batch is ranked.
-struct Ranked {
-    /// Entries a token, on average.
-    k: usize,
-    /// Whether the last steps' cut says where to look.
-    hinted: bool,
-    /// Whether fewer are enough, if none above the hint is left out.
-    part: bool,
+/// Entries of one layer that can stay, of a token or on average; `None` where only counting tells.
+pub(super) fn most_kept(config: &CltConfig) -> Option<usize> {
+    let k = config.activation.k()?;
+    // Ranked together, one layer may get what all are given.
+    Some(if config.activation.ranks_layers() { config.most_of_layers(k) } else { k })
 }
 
 impl Matrix {
@@ -45,11 +42,18 @@ impl Matrix {
 impl CudaClt {
     /// How many places a layer's entries need before they are counted; `None` where only counting tells.
     pub(super) fn places(&self, tokens: usize) -> Option<usize> {
-        match self.config.activation {
-            Activation::TopK { k } | Activation::BatchTopK { k } => Some(k * tokens),
-            Activation::GlobalTopK { k } | Activation::GlobalBatchTopK { k } => Some(across::most(&self.config, k) * tokens),
-            _ => None,
-        }
+        most_kept(&self.config).map(|most| most * tokens)
+    }
+
+    /// Where a layer's entries are counted by feature as they are written; nowhere where some of them go again.
+    fn lengths(&self, index: usize) -> At {
+        if self.config.activation.ranks_layers() { 0 } else { self.shared.lengths.from(index * self.config.features) }
+    }
+
+    /// Room for what lies above the hint.
+    pub(super) fn found(&self) -> Found {
+        let shared = &self.shared;
+        Found([shared.found_features.at(), shared.found_values.at(), shared.found_counts.at(), shared.spilled.at()])
     }
 
     /// Makes room for batches of `tokens`.
@@ -127,24 +131,12 @@ impl CudaClt {
     pub(super) fn encode(&mut self, batch: &DeviceBatch, options: &StepOptions, hinted: bool) -> Result<()> {
         let tokens = batch.tokens;
         for index in 0..self.config.layers {
-            match self.config.activation {
-                Activation::TopK { k } => {
+            match most_kept(&self.config) {
+                None => self.above(index, batch)?,
+                Some(most) => {
                     self.pre_activations(index, batch)?;
-                    self.top(index, tokens, k, true)?;
+                    if self.config.activation.ranks_batch() { self.ranked(index, tokens, most, hinted)? } else { self.top(index, tokens, most)? }
                 }
-                Activation::BatchTopK { k } => {
-                    self.pre_activations(index, batch)?;
-                    self.ranked(index, tokens, Ranked { k, hinted: true, part: false })?;
-                }
-                Activation::GlobalTopK { k } => {
-                    self.pre_activations(index, batch)?;
-                    self.top(index, tokens, across::most(&self.config, k), false)?;
-                }
-                Activation::GlobalBatchTopK { k } => {
-                    self.pre_activations(index, batch)?;
-                    self.ranked(index, tokens, Ranked { k: across::most(&self.config, k), hinted, part: true })?;
-                }
-                Activation::Relu | Activation::JumpRelu { .. } => self.above(index, batch)?,
             }
             self.lend(index, tokens, options)?;
         }
@@ -167,12 +159,11 @@ impl CudaClt {
         unsafe { self.gpu.product(&product) }
     }
 
-    /// The k largest of each token, of which all stay if `last`.
-    fn top(&mut self, index: usize, tokens: usize, k: usize, last: bool) -> Result<()> {
+    /// The k largest of each token.
+    fn top(&mut self, index: usize, tokens: usize, k: usize) -> Result<()> {
         let (f, k32) = (self.config.features as u32, k as u32);
         let hint = self.shared.hints.from(index);
-        let (h, lengths) = (self.shared.h.at(), if last { self.shared.lengths.from(index * self.config.features) } else { 0 });
-        let found = if last { None } else { Some(self.across.found.from(index * tokens)) };
+        let (h, lengths, cuts) = (self.shared.h.at(), self.lengths(index), self.own_cuts(index, tokens));
         let layer = &mut self.layers[index];
         let entries = &mut layer.entries;
         if entries.given != tokens * k {
@@ -180,21 +171,19 @@ impl CudaClt {
             entries.given = tokens * k;
         }
         let e = &*entries;
-        let cuts = found.unwrap_or(e.cuts.at());
         // SAFETY: one block a token; runs of k entries each have room.
         unsafe {
             self.gpu.launch("top_rows", (tokens, 1), ROW, &[&h, &layer.encoder_bias.w.at(), &f, &k32, &hint, &e.features.at(), &e.values.at(), &e.tokens.at(), &e.starts.at(), &e.counts.at(), &cuts, &lengths])
         }
     }
 
-    /// The k · T largest of the batch.
-    fn ranked(&mut self, index: usize, tokens: usize, how: Ranked) -> Result<()> {
-        let (f, t, wanted, part) = (self.config.features as u32, tokens as u32, (tokens * how.k) as u32, u32::from(how.part));
+    /// The k · T largest of the batch; where layers are ranked together, of these what lies above the hint, if there is one.
+    fn ranked(&self, index: usize, tokens: usize, k: usize, hinted: bool) -> Result<()> {
+        let (f, t, wanted, part) = (self.config.features as u32, tokens as u32, (tokens * k) as u32, u32::from(self.config.activation.ranks_layers()));
         let (layer, shared) = (&self.layers[index], &self.shared);
-        let (e, bias, lengths) = (&layer.entries, layer.encoder_bias.w.at(), if how.part { 0 } else { shared.lengths.from(index * self.config.features) });
-        let (h, histogram, ranking, hint) = (shared.h.at(), shared.histogram.at(), shared.ranking.at(), if how.hinted { shared.hints.from(index) } else { 0 });
-        let found = Found([shared.found_features.at(), shared.found_values.at(), shared.found_counts.at(), shared.spilled.at()]);
-        let (above, equal) = (shared.above.at(), shared.equal.at());
+        let (e, bias, lengths) = (&layer.entries, layer.encoder_bias.w.at(), self.lengths(index));
+        let (h, histogram, ranking, hint) = (shared.h.at(), shared.histogram.at(), shared.ranking.at(), if hinted { shared.hints.from(index) } else { 0 });
+        let (found, above, equal) = (self.found(), shared.above.at(), shared.equal.at());
         // SAFETY: the histogram has 2,048 bins, the ranking seven numbers; rows are [T, F]; each token has room for what is
         // found; runs begin and end where they were counted.
         unsafe {

@@ -238,18 +238,14 @@ impl CudaClt {
         let (l, d, f, t) = (config.layers as u64, config.width as u64, config.features as u64, tokens as u64);
         let weight = stored.bytes() as u64;
         let weights = config.trained_parameters() * if eight { weight * 64 + 130 } else { (weight + 8) * 64 } / 64;
-        let kept = match config.activation {
-            Activation::TopK { k } | Activation::BatchTopK { k } | Activation::GlobalTopK { k } | Activation::GlobalBatchTopK { k } => k as u64,
-            // As many as at random weights.
-            _ => f / 2,
-        };
+        // Without a k as many as at random weights.
+        let kept = config.activation.k().map_or(f / 2, |k| k as u64);
         let pays = |side| path::dense_pays(side, tokens, config.features, kept as f64, stored);
         let lists = groups > 1 || aux > 0 || config.tied == Tied::PerTarget;
         let (dense, backward) = (!lists && pays(path::Side::Forward), !lists && pays(path::Side::Backward));
         let skips = if config.skip { 16 * l * d * d + 2 * d * d } else { 0 };
         let batch = 2 * l * t * d * weight;
-        // Ranked together, one layer may get what all are given.
-        let places = if config.activation.ranks_layers() { across::most(config, kept as usize) as u64 } else { kept };
+        let places = encode::most_kept(config).map_or(kept, |most| most as u64);
         let place = if matches!(config.activation, Activation::JumpRelu { .. }) { 36 } else { 28 };
         let entries = t * (places + aux) * (l * place + 4 * config.slots(0) as u64);
         let also = |there: bool, bytes: u64| if there { bytes } else { 0 };

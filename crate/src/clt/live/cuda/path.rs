@@ -13,7 +13,7 @@
 use super::CudaClt;
 use crate::clt::kernels::cuda::Stored;
 use crate::clt::live::GpuPath;
-use crate::clt::{Activation, Tied};
+use crate::clt::Tied;
 
 /// Which half of a step.
 #[derive(Clone, Copy, PartialEq)]
@@ -58,10 +58,7 @@ impl CudaClt {
             return false;
         }
         let features = self.config.features;
-        let kept = match self.config.activation {
-            Activation::TopK { k } | Activation::BatchTopK { k } | Activation::GlobalTopK { k } | Activation::GlobalBatchTopK { k } => k as f64,
-            Activation::Relu | Activation::JumpRelu { .. } => self.layers[layer].density * features as f64,
-        };
+        let kept = self.config.activation.k().map_or(self.layers[layer].density * features as f64, |k| k as f64);
         match self.path {
             GpuPath::Reckoned => dense_pays(side, tokens, features, kept, self.stored),
             GpuPath::Dense => true,

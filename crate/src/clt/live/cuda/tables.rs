@@ -74,7 +74,7 @@ impl CudaClt {
             let [log, threshold] = layer.log_threshold.as_ref().map_or([0, 0], |log| [log.w.at(), log.gradient.at()]);
             let [pre, list_pre] = if log == 0 { [0, 0] } else { [e.pre.at(), e.list_pre.at()] };
             words.extend([e.features.at(), e.values.at(), e.tokens.at(), pre, e.total.at(), e.starts.at(), e.counts.at(), e.cuts.at()]);
-            words.push(if self.ranks_tokens_across() { self.across.found.from(index * tokens) } else { e.cuts.at() });
+            words.push(self.own_cuts(index, tokens));
             words.extend([shared.lengths.from(index * f), e.offsets.at(), e.list.at(), e.list_tokens.at(), e.list_values.at(), list_pre, e.gradients.at()]);
             words.extend([e.own.at(), e.common.at(), e.sparsity.at(), e.dead_term.at(), e.fired.at(), layer.idle.at(), shared.squares.from(self.squares_from(index))]);
             words.extend([layer.encoder.w.at(), layer.encoder_bias.w.at(), layer.encoder_bias.gradient.at(), log, threshold, shared.input_sums.from(index * d), shared.hints.from(index)]);

@@ -160,6 +160,26 @@ mod backend {
             }
             one(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT).saturating_sub(one(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT))
         }
+
+        /// The most bytes that allocations held at once since [`forget_peak`]; `None` where the driver has no pools.
+        pub fn peak(context: &CudaContext) -> Option<u64> {
+            let mut bytes = 0u64;
+            if !context.has_async_alloc() {
+                return None;
+            }
+            // SAFETY: the device is open, and the attribute is 64 bits.
+            let asked = unsafe { device::get_default_mem_pool(context.cu_device()).and_then(|pool| mem_pool::get_attribute(pool, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, (&raw mut bytes).cast())) };
+            asked.ok().map(|()| bytes)
+        }
+
+        /// Begins to measure the peak anew, from what is held now.
+        pub fn forget_peak(context: &CudaContext) {
+            let mut zero = 0u64;
+            if context.has_async_alloc() {
+                // SAFETY: the attribute is 64 bits, and 0 resets it.
+                let _ = unsafe { device::get_default_mem_pool(context.cu_device()).and_then(|pool| mem_pool::set_attribute(pool, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, (&raw mut zero).cast())) };
+            }
+        }
     }
 
     pub(crate) use pool::trim;
@@ -177,6 +197,22 @@ mod backend {
     pub fn free(device: &Device) -> Option<u64> {
         let Device::Cuda(device) = device else { return None };
         memory(device.cuda_stream().context()).ok().map(|(free, _)| free)
+    }
+
+    pub fn peak(device: &Device) -> Option<u64> {
+        let Device::Cuda(device) = device else { return None };
+        // What is freed counts until the device has come to it.
+        device.cuda_stream().synchronize().ok()?;
+        pool::peak(device.cuda_stream().context())
+    }
+
+    pub fn forget_peak(device: &Device) {
+        if let Device::Cuda(device) = device {
+            let context = device.cuda_stream();
+            let _ = context.synchronize();
+            pool::trim(context.context());
+            pool::forget_peak(context.context());
+        }
     }
 }
 
@@ -204,6 +240,12 @@ mod backend {
     pub fn free(_device: &Device) -> Option<u64> {
         None
     }
+
+    pub fn peak(_device: &Device) -> Option<u64> {
+        None
+    }
+
+    pub fn forget_peak(_device: &Device) {}
 }
 
 /// Memory that a new allocation may take, in bytes: `MemAvailable` on Linux, or what the container's
@@ -226,6 +268,30 @@ pub fn free_memory() -> Option<u64> {
 /// Memory that is free on `device`, in bytes: a GPU's own, or [`free_memory`]; `None` where nobody says.
 pub fn free_on(device: &Device) -> Option<u64> {
     if device.is_cpu() { free_memory() } else { backend::free(device) }
+}
+
+/// The most memory, in bytes, that allocations of this process held at once on a GPU since [`forget_peak_on`] or since it was opened;
+/// the driver's own and cuBLAS' memory is not in it. `None` on the CPU and where the driver does not count.
+///
+/// ```
+/// let device = cltlab::auto_device()?;
+/// cltlab::device::forget_peak_on(&device);
+/// assert!(device.is_cuda() || cltlab::device::peak_on(&device).is_none());
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+pub fn peak_on(device: &Device) -> Option<u64> {
+    backend::peak(device)
+}
+
+/// Gives memory that is kept for reuse on a GPU back to its driver and begins to measure the peak ([`peak_on`]) anew. On the CPU it does
+/// nothing.
+///
+/// ```
+/// cltlab::device::forget_peak_on(&cltlab::auto_device()?);
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+pub fn forget_peak_on(device: &Device) {
+    backend::forget_peak(device);
 }
 
 /// Refuses a task whose predicted need exceeds the memory that is free, before anything is allocated.

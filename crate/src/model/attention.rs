@@ -11,7 +11,7 @@ use super::fast;
 use super::flow::{self, Flow};
 use super::parts::{Layer, Linear, Norm};
 use super::rotary::{Places, Rotary};
-use super::softmax::{softmax, Mask};
+use super::softmax::{softmax, Hidden, Mask};
 use crate::error::Result;
 use candle_core::{Tensor, D};
 use std::ops::Range;
@@ -48,6 +48,8 @@ pub(crate) struct View<'a> {
     /// Patterns `[H, T, T]` that are used instead of those that queries and keys would make.
     pub pattern: Option<&'a Tensor>,
     pub keep_pattern: bool,
+    /// What this run's layers hide of their scores.
+    pub hidden: &'a Hidden,
 }
 
 /// `x [B, T, d]` (already normed) to the attention output `[B, T, d]`.
@@ -103,7 +105,7 @@ pub(crate) fn forward(config: &ModelConfig, layer: &Layer, view: View<'_>, x: &T
             }
             let queries = (queries * config.attention_scale)?.reshape((batch, groups, share * tokens, width))?;
             let scores = queries.matmul(&keys.transpose(2, 3)?)?.reshape((batch, heads, tokens, start + tokens))?;
-            softmax(scores, &Mask { start, window: view.window, pads: view.pads, cap: config.attention_cap })?
+            softmax(scores, &Mask { start, window: view.window, pads: view.pads, cap: config.attention_cap, hidden: view.hidden })?
         }
     };
     Ok(Attended { output: mix(&pattern, &values)?, pattern: view.keep_pattern.then_some(pattern) })

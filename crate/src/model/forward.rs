@@ -11,6 +11,7 @@ use super::fast;
 use super::parts::{Linear, Norm, Place};
 use super::rotary::Places;
 use super::run::{Capture, LayerRun, Logits, OutputSite, Run};
+use super::softmax::Hidden;
 use super::Model;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::{Device, Tensor};
@@ -135,6 +136,7 @@ impl Model {
         }
         let rows = |x: &Tensor| -> Result<Tensor> { Ok(x.reshape((batch * count, self.width()))?) };
         let mut layers = Vec::with_capacity(self.layers());
+        let hidden = Hidden::default();
         for (index, layer) in parts.layers.iter().enumerate() {
             let resid_pre = x;
             let scales = held(index, freeze.scales)?;
@@ -154,6 +156,7 @@ impl Model {
                 pads: padded.left,
                 pattern: held(index, freeze.patterns)?.map(|run| needed(&run.attn_pattern, "attn_pattern")).transpose()?,
                 keep_pattern: capture.patterns,
+                hidden: &hidden,
             };
             let past = cache.as_deref_mut().map(|cache| &mut cache[index]);
             let attended = attention::forward(config, layer, view, &normed(Place::Attn, &resid_pre)?, past)?;

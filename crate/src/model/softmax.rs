@@ -8,6 +8,24 @@ use crate::error::Result;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// What a run's layers hide of their scores on a GPU, by window: each is made on the host and copied once a run, not once a layer.
+#[derive(Default)]
+pub(crate) struct Hidden(Mutex<Vec<(Option<usize>, Tensor)>>);
+
+impl Hidden {
+    /// The one of `window`, made by `make` where no layer asked for it before.
+    fn of(&self, window: Option<usize>, make: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, tensor)) = made.iter().find(|(of, _)| *of == window) {
+            return Ok(tensor.clone());
+        }
+        let tensor = make()?;
+        made.push((window, tensor.clone()));
+        Ok(tensor)
+    }
+}
 
 /// Which keys are seen.
 pub(super) struct Mask<'a> {
@@ -19,6 +37,8 @@ pub(super) struct Mask<'a> {
     pub pads: &'a [usize],
     /// Cap of the scores.
     pub cap: Option<f64>,
+    /// Masks of this run's layers before.
+    pub hidden: &'a Hidden,
 }
 
 impl Mask<'_> {
@@ -43,8 +63,10 @@ pub(super) fn softmax(scores: Tensor, mask: &Mask<'_>) -> Result<Tensor> {
         // A padded query sees everything: a softmax of nothing would be NaN.
         (0..keys).map(move |key| if seen.is_empty() || seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY })
     };
-    let hidden: Vec<f32> = (0..rows).flat_map(|row| (0..tokens).flat_map(move |query| hidden(row, query))).collect();
-    let hidden = Tensor::from_vec(hidden, (rows, 1, tokens, keys), scores.device())?;
+    let hidden = mask.hidden.of(mask.window, || {
+        let hidden: Vec<f32> = (0..rows).flat_map(|row| (0..tokens).flat_map(move |query| hidden(row, query))).collect();
+        Ok(Tensor::from_vec(hidden, (rows, 1, tokens, keys), scores.device())?)
+    })?;
     let scores = match mask.cap {
         Some(cap) => ((scores / cap)?.tanh()? * cap)?,
         None => scores,

@@ -19,9 +19,8 @@ fn numbers(tensors: &[Tensor]) -> Result<Vec<f64>> {
 }
 
 /// What a GPU makes of inputs, codes and prompts, against what the CPU does.
-pub(super) fn checks(device: &Device) -> Result<Vec<Check>> {
+pub(super) fn checks(device: &Device, done: &mut dyn FnMut(Check)) -> Result<()> {
     let shape = RandomModel::default();
-    let mut checks = Vec::new();
     let inputs = (0..shape.layers).map(|l| random(l as u64, &[37, shape.width], 0.0, 1.7)).collect::<Result<Vec<_>>>()?;
     let jump = Activation::JumpRelu { threshold: 0.4, bandwidth: 1.0 };
     for (name, activation, per_layer) in [("relu", Activation::Relu, false), ("jump_relu", jump.clone(), false), ("top_k 8, per layer", Activation::TopK { k: 8 }, true)] {
@@ -32,9 +31,9 @@ pub(super) fn checks(device: &Device) -> Result<Vec<Check>> {
         let same = expected.layers.iter().zip(&got.layers).all(|(a, b)| a.features == b.features && a.offsets == b.offsets);
         let values = |code: &SparseCode| code.layers.iter().flat_map(|layer| layer.values.clone()).map(f64::from).collect::<Vec<_>>();
         let apart = if same { deviation(values(&got), values(&expected)) } else { f64::INFINITY };
-        checks.push(Check { name: format!("{name}: code of {} entries", expected.active()), deviation: apart, bound: 1e-5 });
+        done(Check { name: format!("{name}: code of {} entries", expected.active()), deviation: apart, bound: 1e-5 });
         let apart = deviation(numbers(&there.decode(&expected)?)?, numbers(&here.decode(&expected)?)?);
-        checks.push(Check { name: format!("{name}: reconstruction"), deviation: apart, bound: 1e-5 });
+        done(Check { name: format!("{name}: reconstruction"), deviation: apart, bound: 1e-5 });
     }
     for (name, per_layer) in [("CLT", false), ("PLT", true)] {
         let clt = clt(&shape, jump.clone(), per_layer)?;
@@ -42,9 +41,9 @@ pub(super) fn checks(device: &Device) -> Result<Vec<Check>> {
         let ends = |graph: &Graph| graph.edges().iter().map(|edge| (edge.source, edge.target)).collect::<Vec<_>>();
         let weights = |graph: &Graph| graph.edges().iter().map(|edge| f64::from(edge.weight)).collect::<Vec<_>>();
         let apart = if ends(&expected) == ends(&got) { deviation(weights(&got), weights(&expected)) } else { f64::INFINITY };
-        checks.push(Check { name: format!("{name}: graph of {} edges", expected.edges().len()), deviation: apart, bound: 1e-4 });
+        done(Check { name: format!("{name}: graph of {} edges", expected.edges().len()), deviation: apart, bound: 1e-4 });
     }
-    Ok(checks)
+    Ok(())
 }
 
 fn graph(shape: &RandomModel, clt: &Clt, device: &Device) -> Result<Graph> {

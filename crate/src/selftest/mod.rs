@@ -58,11 +58,36 @@ impl SelfTest {
     /// # Errors
     /// `OutOfMemory`, and faults of the device.
     pub fn run(device: &Device) -> Result<Self> {
-        let (name, mut checks) = training::checks(device)?;
+        Self::observed(device, &mut |_| {})
+    }
+
+    /// As [`SelfTest::run`], with `observe` called at each check when it is done: what was found before a fault of the
+    /// device is not lost with it.
+    ///
+    /// ```
+    /// use cltlab::selftest::SelfTest;
+    /// SelfTest::observed(&cltlab::auto_device()?, &mut |check| println!("{check}"))?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`SelfTest::run`].
+    pub fn observed(device: &Device, observe: &mut dyn FnMut(&Check)) -> Result<Self> {
+        let mut checks = Vec::new();
+        let mut done = |check: Check| {
+            observe(&check);
+            checks.push(check);
+        };
+        let name = training::checks(device, &mut done)?;
         if !device.is_cpu() {
-            checks.extend(graphs::checks(device)?);
+            graphs::checks(device, &mut done)?;
         }
         Ok(SelfTest { device: name, checks })
+    }
+
+    /// How many checks there are, and how many failed.
+    pub fn summary(&self) -> String {
+        format!("{} checks, {} failed", self.checks.len(), self.checks.iter().filter(|check| !check.passed()).count())
     }
 
     /// Whether every check passed.
@@ -75,11 +100,16 @@ impl std::fmt::Display for SelfTest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "self-test of {}: deviation, relative (allowed)", self.device)?;
         for check in &self.checks {
-            let verdict = if check.passed() { "ok    " } else { "FAILED" };
-            writeln!(f, "{verdict}  {:<66} {:>9.1e}  ({:.0e})", check.name, check.deviation, check.bound)?;
+            writeln!(f, "{check}")?;
         }
-        let failed = self.checks.iter().filter(|check| !check.passed()).count();
-        write!(f, "{} checks, {failed} failed", self.checks.len())
+        f.write_str(&self.summary())
+    }
+}
+
+impl std::fmt::Display for Check {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let verdict = if self.passed() { "ok    " } else { "FAILED" };
+        write!(f, "{verdict}  {:<66} {:>9.1e}  ({:.0e})", self.name, self.deviation, self.bound)
     }
 }
 

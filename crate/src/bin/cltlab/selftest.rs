@@ -30,8 +30,10 @@ impl Where {
 }
 
 pub fn selftest(args: &SelftestArgs) -> Result<()> {
-    let test = SelfTest::run(&args.device.open()?)?;
-    println!("{test}");
+    let device = args.device.open()?;
+    println!("deviation, relative (allowed)");
+    let test = SelfTest::observed(&device, &mut |check| println!("{check}"))?;
+    println!("self-test of {}: {}", test.device, test.summary());
     match test.passed() {
         true => Ok(()),
         false => Err(Error::new(ErrorKind::Mismatch, format!("self-test of {}: some checks failed", test.device)).help("do not trust results of this device; report the table above")),

@@ -52,6 +52,8 @@ enum Shape {
     Seed4096,
     /// GPT-2 small, F 24576, k 16, 4,096 tokens a step
     Sparse,
+    /// GPT-2 small, F 49152, exact BatchTopK of 16 a token, 1,024 tokens a step
+    BatchTopk,
     /// SmolLM2-135M's shape, F 2048, k 32, end to end with the model's forward pass in bf16
     #[value(name = "smollm2")]
     SmolLm2,
@@ -72,11 +74,16 @@ impl Shape {
             Shape::Seed => [12, 768, 9216, 184, 192],
             Shape::Seed4096 => [12, 768, 9216, 184, 4096],
             Shape::Sparse => [12, 768, 24_576, 16, 4096],
+            Shape::BatchTopk => [12, 768, 49_152, 16, 1024],
             Shape::SmolLm2 => [30, 576, 2048, 32, 4096],
             Shape::Attribution => [12, 768, 9216, 30, 0],
             Shape::Tiny => [2, 64, 128, 4, 32],
             Shape::TinyModel | Shape::TinyGraph => [3, 64, 128, 4, 32],
         }
+    }
+
+    fn activation(self, k: usize) -> Activation {
+        if matches!(self, Shape::BatchTopk) { Activation::BatchTopK { k } } else { Activation::TopK { k } }
     }
 }
 
@@ -117,7 +124,8 @@ pub fn bench(args: &GpuArgs) -> Result<()> {
             _ => {}
         }
         for held in args.held.iter().filter(|_| !matches!(shape, Shape::Attribution | Shape::TinyGraph)) {
-            match time(shape, held, args.timed, &ceilings) {
+            cltlab::device::forget_peak_on(&device);
+            match time(shape, held, args.timed, &device, &ceilings) {
                 Ok(row) => table.push(row),
                 // A card that cannot hold one says so, and goes on with the next.
                 Err(error) if error.is_out_of_memory() => println!("{{\"shape\": \"{}\", \"held\": \"{}\", \"error\": {:?}}}", name(shape), name(held), error.to_string()),
@@ -129,10 +137,10 @@ pub fn bench(args: &GpuArgs) -> Result<()> {
     Ok(())
 }
 
-fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result<String> {
+fn time(shape: &Shape, held: &Held, steps: usize, device: &Device, ceilings: &Ceilings) -> Result<String> {
     let [layers, width, features, k, tokens] = shape.numbers();
     let (weights, moments) = held.parts();
-    let clt = CltConfig { layers, width, features, activation: Activation::TopK { k }, ..CltConfig::default() };
+    let clt = CltConfig { layers, width, features, activation: shape.activation(k), ..CltConfig::default() };
     let few = steps.div_ceil(4);
     let config = TrainConfig {
         steps: steps + 5 + WAYS.len() * (few + 2),
@@ -157,7 +165,9 @@ fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result
     trainer.run_steps(5)?;
     let (seconds, loss) = paced(&mut trainer, steps)?;
     let floor = floor(&clt, tokens, trainer.bytes_per_weight(), weights, ceilings) + model_flops * tokens as f64 / ceilings.bf16;
-    let gib = trainer.gpu_bytes()?.unwrap_or(0) as f64 / f64::from(1 << 30);
+    // What allocations held at most; and what the card has given away, contexts and cuBLAS among it.
+    let gib = |bytes: Option<u64>| bytes.map_or(f64::NAN, |bytes| bytes as f64 / f64::from(1 << 30));
+    let (peak, card) = (gib(cltlab::device::peak_on(device)), gib(trainer.gpu_bytes()?));
     // Each way by itself: was the one that was taken the fastest?
     let mut ways = String::new();
     for (word, path) in WAYS {
@@ -166,7 +176,7 @@ fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result
         ways += &format!(", \"{word}_ms\": {:.3}", 1e3 * paced(&mut trainer, few)?.0);
     }
     println!(
-        "{{\"shape\": \"{}\", \"held\": \"{}\", \"tokens_per_second\": {:.1}, \"ms\": {:.3}, \"floor_ms\": {:.3}, \"share\": {:.3}, \"used_gib\": {gib:.2}, \"loss\": {loss:.3}{ways}}}",
+        "{{\"shape\": \"{}\", \"held\": \"{}\", \"tokens_per_second\": {:.1}, \"ms\": {:.3}, \"floor_ms\": {:.3}, \"share\": {:.3}, \"peak_gib\": {peak:.2}, \"card_gib\": {card:.2}, \"loss\": {loss:.3}{ways}}}",
         name(shape),
         name(held),
         tokens as f64 / seconds,
@@ -174,7 +184,7 @@ fn time(shape: &Shape, held: &Held, steps: usize, ceilings: &Ceilings) -> Result
         1e3 * floor,
         floor / seconds,
     );
-    Ok(format!("| {} | {} | {:.0} tokens/s | {:.2} | {:.2} | {:.0} % | {gib:.1} GiB |", name(shape), name(held), tokens as f64 / seconds, 1e3 * seconds, 1e3 * floor, 100.0 * floor / seconds))
+    Ok(format!("| {} | {} | {:.0} tokens/s | {:.2} | {:.2} | {:.0} % | {peak:.1} GiB |", name(shape), name(held), tokens as f64 / seconds, 1e3 * seconds, 1e3 * floor, 100.0 * floor / seconds))
 }
 
 /// Ways to multiply codes, and what they are called.
@@ -213,7 +223,7 @@ fn floor(clt: &CltConfig, tokens: usize, bytes: f64, weights: Weights, ceilings:
     let (l, d, f, t) = (clt.layers as f64, clt.width as f64, clt.features as f64, tokens as f64);
     let decoders = clt.decoders() as f64 * f * d;
     let k = match clt.activation {
-        Activation::TopK { k } => k as f64,
+        Activation::TopK { k } | Activation::BatchTopK { k } => k as f64,
         _ => f,
     };
     let rate = if weights == Weights::Bf16 { ceilings.bf16 } else { ceilings.f32 };

@@ -25,6 +25,16 @@ typedef unsigned long long u64;
 // A golden section of 2^32, by which the random bits of neighbours differ.
 #define GOLDEN 0x9E3779B1u
 
+// A pointer that was read from a table, which lies in global memory like everything that tables name: the compiler takes that from the
+// types of a kernel's parameters only, and an access that could be to shared memory is slower.
+template <typename T>
+__device__ __forceinline__ T* global(T* at) {
+#ifndef CLTLAB_EMULATED
+    __builtin_assume(__isGlobal(at));
+#endif
+    return at;
+}
+
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(bf16 x) { return __uint_as_float((u32)x << 16); }
 
@@ -54,6 +64,21 @@ __device__ __forceinline__ void spread(uint4 q, float out[8]) {
 }
 
 __device__ __forceinline__ void load8(const bf16* at, float out[8]) { spread(*reinterpret_cast<const uint4*>(at), out); }
+
+// Eight numbers as they are stored: widened where they are used, so that nothing waits for them before.
+struct Raw32 {
+    float4 low, high;
+};
+struct Raw16 {
+    uint4 words;
+};
+__device__ __forceinline__ Raw32 raw8(const float* at) { return {*reinterpret_cast<const float4*>(at), *reinterpret_cast<const float4*>(at + 4)}; }
+__device__ __forceinline__ Raw16 raw8(const bf16* at) { return {*reinterpret_cast<const uint4*>(at)}; }
+__device__ __forceinline__ void spread(const Raw32& raw, float out[8]) {
+    out[0] = raw.low.x, out[1] = raw.low.y, out[2] = raw.low.z, out[3] = raw.low.w;
+    out[4] = raw.high.x, out[5] = raw.high.y, out[6] = raw.high.z, out[7] = raw.high.w;
+}
+__device__ __forceinline__ void spread(const Raw16& raw, float out[8]) { spread(raw.words, out); }
 
 __device__ __forceinline__ void store8(float* at, const float v[8], u32) {
     *reinterpret_cast<float4*>(at) = make_float4(v[0], v[1], v[2], v[3]);

@@ -160,7 +160,7 @@ __device__ void decode_dead(const Source* sources, u32 layers, u32 tied, u32 tok
     }
 }
 #define DECODE_DEAD(name, S)                                                                                                                                                 \
-    extern "C" __global__ void name(const Source* sources, u32 layers, u32 tied, u32 tokens, u32 d, u32 stride, const float* scales, const float* factor, S* slabs,           \
+    extern "C" __global__ void __launch_bounds__(1024, 1) name(const Source* sources, u32 layers, u32 tied, u32 tokens, u32 d, u32 stride, const float* scales, const float* factor, S* slabs,           \
                                     u32 groups, u64 apart, float* errors) {                                                                                                  \
         decode_dead(sources, layers, tied, tokens, d, stride, scales, factor, slabs, groups, apart, errors);                                                                 \
     }
@@ -189,7 +189,7 @@ extern "C" __global__ void sum_later_f32(float* slab, u32 layers, u32 d, u32 str
 extern "C" __global__ void sum_later_bf16(bf16* slab, u32 layers, u32 d, u32 stride) { sum_later(slab, layers, d, stride); }
 
 #define DECODE(name, body, S)                                                                                                                                                \
-    extern "C" __global__ void name(const Source* sources, u32 layers, const float* base, const float* bias, const S* targets, u32 tokens, u32 d, u32 stride,                 \
+    extern "C" __global__ void __launch_bounds__(1024, 1) name(const Source* sources, u32 layers, const float* base, const float* bias, const S* targets, u32 tokens, u32 d, u32 stride,                 \
                                     const float* scales, S* slab, float* errors, float* running) {                                                                           \
         body(sources, layers, base, bias, targets, tokens, d, stride, scales, slab, errors, running);                                                                        \
     }

@@ -64,7 +64,8 @@ impl Gpu {
             sys::cudaDataType_t::CUDA_R_32F,
             number(stride)?,
             compute,
-            sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
+            // Up to Turing the tensor-core variant may round f32 factors to f16.
+            sys::cublasGemmAlgo_t::CUBLAS_GEMM_DFALT,
         )
         .map_err(|error| Error::from(candle_core::Error::wrap(error)).context(format_args!("GPU: product of [{rows}, {depth}] and [{depth}, {columns}]")))
     }

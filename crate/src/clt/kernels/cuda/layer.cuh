@@ -44,4 +44,7 @@ struct Layer {
     u32 parts, copies;
     // Entries of an auxiliary loss: `lent` places from `lent_from` on.
     u32 lent_from, lent;
+    // Products of its entries with the parts of their decoder rows, `[tiles, room]`.
+    float* products;
+    u32 tiles, room;
 };

@@ -42,55 +42,103 @@ struct Told {
     const u32* go;
 };
 
-// One feature and one target (a tile of d columns of a row of `row`) a block, eight columns a thread.
+// Rows of one matrix and one part of d columns of them: what a pass reads and writes. A launch covers any number of these,
+// those of all layers where it can, so that the longest list of one layer is waited for beside the others' work.
+template <typename S>
+struct Rows {
+    S* w;
+    // Moments in f32, or in eight bits with their exponents.
+    void* m;
+    void* v;
+    u8* scales;
+    Terms<S> terms;
+    // Where products of the part's entries, its squared norms and those of its gradients go; null for nowhere.
+    float* products;
+    float* squares;
+    float* norms;
+    // Columns of a row, and which d of them.
+    u32 row, tile;
+};
+
+__device__ __forceinline__ Full moments_of(void* m, void* v, u8*, Full*) { return {global(static_cast<float*>(m)), global(static_cast<float*>(v))}; }
+__device__ __forceinline__ Small moments_of(void* m, void* v, u8* scales, Small*) { return {global(static_cast<u8*>(m)), global(static_cast<u8*>(v)), global(scales)}; }
+
+// Rows of gradients that are asked for before the first of them is used: each waits for the second-level cache.
+template <typename S>
+struct InFlight {
+    enum { rows = 16 / sizeof(S) / 2 };
+};
+
+// One feature and one part of a matrix a block, eight columns a thread.
 template <typename S, typename M, u32 PASS>
-__device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& terms, const Told& told, float* products, u32 room_of_products, float* squares, float* norms) {
+__device__ void feature_pass(const Rows<S>& rows, u32 d, const Told& told) {
     __shared__ u32 tokens[256];
     __shared__ float coefficients[256];
     __shared__ float parts[32][8];
     __shared__ float room[33];
     if ((PASS & SPEND) && !*told.go) return;
-    const u32 feature = blockIdx.x, tile = blockIdx.y, column = 8 * threadIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const Terms<S>& terms = rows.terms;
+    const u32 feature = blockIdx.x, column = 8 * threadIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     const bool mine = column < d;
-    const u32 at = tile * d + column;
-    const size_t index = (size_t)feature * row + at;
+    // Threads beyond the last column read the first one's numbers and write nothing.
+    const u32 held = mine ? column : 0u, at = rows.tile * d + held;
+    const size_t index = (size_t)feature * rows.row + at;
     const u32 lists = terms.dense ? 0 : terms.layers ? terms.count : 1;
-    if (PASS == PRODUCTS && (lists == 0 || terms.offsets[feature] == terms.offsets[feature + 1])) return;
-    float weights[8], g[8];
+    if (PASS == PRODUCTS && (lists == 0 || global(terms.offsets)[feature] == global(terms.offsets)[feature + 1])) return;
+    // Asked for first and used last: the weights come from memory, what lies between from the caches.
+    const bool reads = PASS & (PRODUCTS | SPEND) || terms.own;
+    decltype(raw8(rows.w)) stored;
+    S* w = global(rows.w);
+    if (reads) stored = raw8(w + index);
+    if ((PASS & SPEND) && mine) fetch(moments_of(rows.m, rows.v, nullptr, static_cast<M*>(nullptr)), index);
+    float g[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) weights[i] = g[i] = 0.f;
-    if (mine && (PASS & (PRODUCTS | SPEND) || terms.own)) load8(w + index, weights);
-    if ((PASS & SPEND) && mine) fetch(moments, index);
+    for (int i = 0; i < 8; ++i) g[i] = 0.f;
     u32 group = 0;
-    while (group + 1 < terms.groups && feature >= terms.ends[group]) ++group;
-    const S* slab = terms.slab + group * terms.apart + terms.at + (size_t)tile * d + column;
-    const u32 chunk = blockDim.x < 256 ? blockDim.x : 256;
+    while (group + 1 < terms.groups && feature >= global(terms.ends)[group]) ++group;
+    const S* slab = global(terms.slab) + group * terms.apart + terms.at + held;
+    const u32 stride = terms.stride, again = terms.again, chunk = blockDim.x < 256 ? blockDim.x : 256;
     for (u32 list = 0; list < lists; ++list) {
-        const u32* offsets = terms.layers ? terms.layers[list].offsets : terms.offsets;
-        const u32* of = terms.layers ? terms.layers[list].list_tokens : terms.tokens;
-        const float* with = terms.layers ? terms.layers[list].list_values : terms.coefficients;
+        const u32* offsets = global(terms.layers ? terms.layers[list].offsets : terms.offsets);
+        const u32* of = global(terms.layers ? terms.layers[list].list_tokens : terms.tokens);
+        const float* with = global(terms.layers ? terms.layers[list].list_values : terms.coefficients);
         const u32 begin = offsets[feature], end = offsets[feature + 1];
         for (u32 base = begin; base < end; base += chunk) {
             const u32 count = end - base < chunk ? end - base : chunk;
             __syncthreads();
             if (threadIdx.x < count) {
                 const u32 token = of[base + threadIdx.x];
-                tokens[threadIdx.x] = terms.again && token >= terms.again ? token - terms.again : token;
-                coefficients[threadIdx.x] = with[base + threadIdx.x];
+                const float value = with[base + threadIdx.x];
+                tokens[threadIdx.x] = again && token >= again ? token - again : token;
+                coefficients[threadIdx.x] = value;
             }
             __syncthreads();
             for (u32 i = 0; i < count; i += 8) {
                 float dots[8];
 #pragma unroll
-                for (int j = 0; j < 8; ++j) {
-                    dots[j] = 0.f;
-                    if (i + j >= count || !mine) continue;
-                    float e[8];
-                    load8(slab + (size_t)tokens[i + j] * terms.stride, e);
+                for (int first = 0; first < 8; first += InFlight<S>::rows) {
+                    // No branch between the loads, or each would be waited for before the next is asked for: beyond the last entry
+                    // the last one is read again, with a coefficient of 0.
+                    decltype(raw8(slab)) raw[InFlight<S>::rows];
+                    float weights[8];
 #pragma unroll
-                    for (int c = 0; c < 8; ++c) {
-                        if (PASS & PRODUCTS) dots[j] = fmaf(e[c], weights[c], dots[j]);
-                        if (PASS & (SPEND | MEASURE)) g[c] = fmaf(coefficients[i + j], e[c], g[c]);
+                    for (int j = 0; j < InFlight<S>::rows; ++j) {
+                        const u32 e = i + first + j < count ? i + first + j : count - 1;
+                        raw[j] = raw8(slab + (size_t)tokens[e] * stride);
+                    }
+                    if (PASS & PRODUCTS) spread(stored, weights);
+#pragma unroll
+                    for (int j = 0; j < InFlight<S>::rows; ++j) {
+                        float e[8];
+                        spread(raw[j], e);
+                        dots[first + j] = 0.f;
+                        const float coefficient = mine && i + first + j < count ? coefficients[i + first + j] : 0.f;
+#pragma unroll
+                        for (int c = 0; c < 8; ++c) {
+                            if (PASS & PRODUCTS) dots[first + j] = fmaf(e[c], weights[c], dots[first + j]);
+                            if (PASS & (SPEND | MEASURE)) g[c] = fmaf(coefficient, e[c], g[c]);
+                        }
+                        if (!mine) dots[first + j] = 0.f;
                     }
                 }
                 if (PASS & PRODUCTS) {
@@ -100,7 +148,7 @@ __device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& te
                     if (threadIdx.x < 8 && i + threadIdx.x < count) {
                         float total = 0.f;
                         for (u32 k = 0; k < warps; ++k) total += parts[k][threadIdx.x];
-                        products[(size_t)tile * room_of_products + base + i + threadIdx.x] = total;
+                        global(rows.products)[base + i + threadIdx.x] = total;
                     }
                     __syncthreads();
                 }
@@ -108,19 +156,21 @@ __device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& te
         }
     }
     if (!(PASS & (SPEND | MEASURE))) return;
+    float weights[8];
+    if (reads) spread(stored, weights);
     if (mine) {
-        if (terms.dense) load8(terms.dense + index, g);
+        if (terms.dense) load8(global(terms.dense) + index, g);
         if (terms.own) {
             float own = 0.f;
-            for (u32 list = 0; list < (terms.layers ? terms.count : 1u); ++list) own += terms.layers ? terms.layers[list].own[feature] : terms.own[feature];
+            for (u32 list = 0; list < (terms.layers ? terms.count : 1u); ++list) own += global(terms.layers ? terms.layers[list].own : terms.own)[feature];
 #pragma unroll
             for (int c = 0; c < 8; ++c) g[c] = fmaf(own, weights[c], g[c]);
         }
         if (terms.common) {
-            const float common = terms.common[feature];
+            const float common = global(terms.common)[feature];
             if (common != 0.f) {
                 float sums[8];
-                load8(terms.sums + column, sums);
+                load8(global(terms.sums) + column, sums);
 #pragma unroll
                 for (int c = 0; c < 8; ++c) g[c] = fmaf(common, sums[c], g[c]);
             }
@@ -133,28 +183,27 @@ __device__ void feature_pass(S* w, M moments, u32 row, u32 d, const Terms<S>& te
         const float clip = told.clip ? *told.clip : 1.f;
 #pragma unroll
         for (int c = 0; c < 8; ++c) g[c] *= clip;
-        adam8(told.adam, moments, index, feature, at, row / 64, mine, g, weights);
+        adam8(told.adam, moments_of(rows.m, rows.v, rows.scales, static_cast<M*>(nullptr)), index, feature, at, rows.row / 64, mine, g, weights);
         if (mine) {
             const u32 key = key_of(~told.adam.key, feature, at);
             store8(w + index, weights, key | 1u);
 #pragma unroll
             for (int c = 0; c < 8; ++c) square = fmaf(weights[c], weights[c], square);
         }
+        float* squares = global(rows.squares);
         if (squares) {
             square = block_sum(square, room);
-            if (threadIdx.x == 0) squares[(size_t)tile * gridDim.x + feature] = square;
+            if (threadIdx.x == 0) squares[feature] = square;
         }
     }
     norm = block_sum(norm, room);
-    if (threadIdx.x == 0 && norms) norms[(size_t)tile * gridDim.x + feature] = norm;
+    float* norms = global(rows.norms);
+    if (threadIdx.x == 0 && norms) norms[feature] = norm;
 }
 
 // A block has up to 1,024 threads (8,192 columns), and of small ones many should be there at once: at most 56 registers each.
-#define PASS_OF(name, S, M, PASS)                                                                                                                                           \
-    extern "C" __global__ void __maxnreg__(56) name(S* w, M moments, u32 row, u32 d, Terms<S> terms, Told told, float* products, u32 room, float* squares,                    \
-                                                            float* norms) {                                                                                                  \
-        feature_pass<S, M, PASS>(w, moments, row, d, terms, told, products, room, squares, norms);                                                                           \
-    }
+#define PASS_OF(name, S, M, PASS) \
+    extern "C" __global__ void __maxnreg__(56) name(const Rows<S>* rows, u32 d, Told told) { feature_pass<S, M, PASS>(rows[blockIdx.y], d, told); }
 PASS_OF(products_f32, float, Full, PRODUCTS)
 PASS_OF(products_bf16, bf16, Full, PRODUCTS)
 PASS_OF(measure_f32, float, Full, MEASURE)
@@ -235,38 +284,70 @@ extern "C" __global__ void __launch_bounds__(256) feature_terms_bf16(Penalty p, 
     feature_terms<bf16>(p, layers[blockIdx.y], cut_sums[blockIdx.y]);
 }
 
-// From gradients of activations (the sparsity term's and `products`, tile by tile) to those of pre-activations, biases and
-// thresholds. JumpReLU's straight-through estimator: `∂a/∂θ = −(θ/ε) 1[|h − θ| < ε/2]`, `∂a/∂h = 1[h > θ]`. One
-// warp a feature of one layer.
-extern "C" __global__ void __launch_bounds__(256) entry_gradients(Penalty p, const Layer* layers, u32 which, const float* products, u32 room, u32 tiles) {
-    const Layer& layer = layers[which];
-    const u32 f = (blockIdx.x * blockDim.x + threadIdx.x) >> 5, lane = threadIdx.x & 31;
-    if (f >= p.features) return;
-    const float shared = layer.common[f], theta = layer.log_threshold ? expf(layer.log_threshold[f]) : 0.f;
-    float bias = 0.f, threshold = 0.f;
-    u32 active = 0;
-    for (u32 i = layer.offsets[f] + lane; i < layer.offsets[f + 1]; i += 32) {
+// A list longer than this is walked along by a block, a shorter one by a warp.
+#define LONG_LIST 512
+
+// What the entries of one feature add up to.
+struct Totals {
+    float bias, threshold;
+    u32 active;
+};
+
+// Gradients of a feature's entries `begin + from`, `begin + from + step`, …: those of activations become those of pre-activations.
+__device__ __forceinline__ void walk_entries(const Penalty& p, const Layer& layer, u32 f, float shared, float theta, u32 from, u32 step, Totals& totals) {
+    const float* products = layer.products;
+    const u32 end = layer.offsets[f + 1], tiles = layer.tiles, room = layer.room;
+    for (u32 i = layer.offsets[f] + from; i < end; i += step) {
         float g = layer.gradients[i];
+#pragma unroll 8
         for (u32 t = 0; t < tiles; ++t) g += products[(size_t)t * room + i];
         bool fires = layer.list_values[i] > 0.f;
         if (layer.log_threshold) {
             const float h = layer.list_pre[i];
-            if (fabsf(h - theta) < 0.5f * p.bandwidth) threshold -= theta * (theta / p.bandwidth) * g;
+            if (fabsf(h - theta) < 0.5f * p.bandwidth) totals.threshold -= theta * (theta / p.bandwidth) * g;
             fires = h > theta;
         }
         const bool lent = layer.list_tokens[i] >= p.tokens;
         g = !fires ? 0.f : lent ? g : g - shared;
         layer.gradients[i] = g;
-        bias += g;
-        active += fires && !lent;
+        totals.bias += g;
+        totals.active += fires && !lent;
     }
-    bias = warp_sum(bias);
-    threshold = warp_sum(threshold);
-    active = warp_sum(active);
-    if (lane != 0) return;
-    layer.bias_gradient[f] = bias + shared * p.tokens;
-    if (layer.threshold_gradient) layer.threshold_gradient[f] += threshold;
-    layer.fired[f] = active;
+}
+
+__device__ __forceinline__ void keep_totals(const Penalty& p, const Layer& layer, u32 f, float shared, const Totals& totals) {
+    layer.bias_gradient[f] = totals.bias + shared * p.tokens;
+    if (layer.threshold_gradient) layer.threshold_gradient[f] += totals.threshold;
+    layer.fired[f] = totals.active;
+}
+
+// From gradients of activations (the sparsity term's and products, part by part) to those of pre-activations, biases and
+// thresholds. JumpReLU's straight-through estimator: `∂a/∂θ = −(θ/ε) 1[|h − θ| < ε/2]`, `∂a/∂h = 1[h > θ]`. A warp a
+// feature, eight a block, of layer `first` and those after it, one a row of blocks; the block's long lists by all its warps.
+extern "C" __global__ void __launch_bounds__(256) entry_gradients(Penalty p, const Layer* layers, u32 first) {
+    __shared__ float room[33];
+    __shared__ u32 counts[33];
+    const Layer& layer = layers[first + blockIdx.y];
+    const u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, block = 8 * blockIdx.x, many = p.features - block < 8 ? p.features - block : 8;
+    auto shared_of = [&](u32 f) { return layer.common[f]; };
+    auto theta_of = [&](u32 f) { return layer.log_threshold ? expf(layer.log_threshold[f]) : 0.f; };
+    auto is_long = [&](u32 f) { return layer.offsets[f + 1] - layer.offsets[f] > LONG_LIST; };
+    if (warp < many && !is_long(block + warp)) {
+        const u32 f = block + warp;
+        const float shared = shared_of(f);
+        Totals totals = {0.f, 0.f, 0u};
+        walk_entries(p, layer, f, shared, theta_of(f), lane, 32, totals);
+        totals = {warp_sum(totals.bias), warp_sum(totals.threshold), warp_sum(totals.active)};
+        if (lane == 0) keep_totals(p, layer, f, shared, totals);
+    }
+    for (u32 f = block; f < block + many; ++f) {
+        if (!is_long(f)) continue;
+        const float shared = shared_of(f);
+        Totals totals = {0.f, 0.f, 0u};
+        walk_entries(p, layer, f, shared, theta_of(f), threadIdx.x, blockDim.x, totals);
+        totals = {block_sum(totals.bias, room), block_sum(totals.threshold, room), block_sum(totals.active, counts)};
+        if (threadIdx.x == 0) keep_totals(p, layer, f, shared, totals);
+    }
 }
 
 // A parameter that is a vector, with its moments and gradient.

@@ -101,7 +101,7 @@ impl CudaClt {
             entries.pre.fit(places)?;
             entries.list_pre.fit(places)?;
         }
-        self.shared.products.fit(places * self.config.slots(0))
+        Ok(())
     }
 
     /// Figures of the last steps stay; this step's begin.

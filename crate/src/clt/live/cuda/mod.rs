@@ -15,6 +15,7 @@ mod decode;
 mod encode;
 mod feed;
 mod path;
+mod rows;
 mod skip;
 mod step;
 mod store;
@@ -116,7 +117,7 @@ struct Shared {
     code: Numbers,
     /// A dense gradient of a whole matrix; only where a layer is dense.
     gradient: Buffer<f32>,
-    /// Products of entries with each target's part, `[slots, entries]`.
+    /// Products of entries with each part of their decoder rows, `[parts, entries]`: of all layers, or of one after the other.
     products: Buffer<f32>,
     /// Squared norm of each part of each decoder row, layer by layer `[parts, F]`, see [`CudaClt::squares_from`].
     squares: Buffer<f32>,
@@ -247,7 +248,9 @@ impl CudaClt {
         let batch = 2 * l * t * d * weight;
         let places = encode::most_kept(config).map_or(kept, |most| most as u64);
         let place = if matches!(config.activation, Activation::JumpRelu { .. }) { 36 } else { 28 };
-        let entries = t * (places + aux) * (l * place + 4 * config.slots(0) as u64);
+        // Products with parts of decoder rows: of all layers' entries, or of one layer's where these are dense.
+        let parts = if backward { 1 } else { (0..config.layers).map(|layer| if config.tied == Tied::PerSource { 1 } else { config.slots(layer) as u64 }).sum() };
+        let entries = t * (places + aux) * (l * place + 4 * parts);
         let also = |there: bool, bytes: u64| if there { bytes } else { 0 };
         let runs = t * l * (16 + also(config.activation.ranks_layers(), 8) + also(aux > 0, 12) + also(groups > 1, 8 * groups as u64));
         let slabs = t * l * d * (g * weight + if dense || config.skip || groups > 1 { 4 } else { 0 });

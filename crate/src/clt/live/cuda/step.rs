@@ -1,15 +1,17 @@
 //! Backward and update: gradients, Adam, figures.
 
 use super::path::Side;
-use super::{CudaClt, DeviceBatch, Matrix, Moments, SHARES};
-use crate::clt::kernels::cuda::{Argument, At, Operand, Product};
+use super::rows::Pass;
+use super::{CudaClt, DeviceBatch, SHARES};
+use crate::clt::kernels::cuda::{At, Operand, Product};
 use crate::clt::kernels::AdamStep;
 use crate::clt::live::StepOptions;
 use crate::clt::Tied;
 use crate::error::Result;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
+use std::ops::Range;
 
-/// `Adam`, `Told`, `Terms`, `Penalty` and a matrix's moments as `learn.cu` has them.
+/// `Adam` with `Told`, and `Penalty`, as `learn.cu` has them.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Told {
@@ -17,28 +19,6 @@ pub(super) struct Told {
     key: u32,
     clip: At,
     go: At,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-pub(super) struct Terms {
-    pub offsets: At,
-    pub tokens: At,
-    pub coefficients: At,
-    pub layers: At,
-    pub slab: At,
-    pub stride: u32,
-    pub at: u32,
-    pub count: u32,
-    pub groups: u32,
-    pub ends: At,
-    pub apart: u64,
-    pub again: u32,
-    pub unused: u32,
-    pub own: At,
-    pub common: At,
-    pub sums: At,
-    pub dense: At,
 }
 
 #[repr(C)]
@@ -55,40 +35,9 @@ struct Penalty {
     cuts: u32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Full([At; 2]);
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Small([At; 3]);
-
 // SAFETY: plain numbers in C's layout, as the kernels declare them.
 unsafe impl DeviceRepr for Told {}
-unsafe impl DeviceRepr for Terms {}
 unsafe impl DeviceRepr for Penalty {}
-unsafe impl DeviceRepr for Full {}
-unsafe impl DeviceRepr for Small {}
-
-/// Rows that a pass goes over, what they meet, and where products, their own squared norms and those of their gradients go.
-pub(super) struct Rows<'a> {
-    pub matrix: &'a Matrix,
-    pub parts: usize,
-    pub terms: Terms,
-    pub products: At,
-    pub squares: At,
-    pub norms: At,
-}
-
-/// What a pass over rows does.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Pass {
-    Products,
-    Measure,
-    Spend,
-    /// Products and update, each row read once.
-    Meet,
-}
 
 impl Told {
     fn new(adam: &AdamStep, clip: At, go: At) -> Self {
@@ -118,30 +67,32 @@ impl CudaClt {
         let adam = AdamStep::new(options.lr, options.betas, options.eps, options.weight_decay, self.steps + 1);
         let told = Told::new(&adam, if options.clip.is_some() { self.shared.clip.at() } else { 0 }, self.shared.go.at());
         self.terms(batch, options)?;
-        // Rows that are read once a step; with a limit, or shared by several sources, they are read once more before.
+        self.tell_rows(batch)?;
+        // Each row is read once a step; with a limit on the gradient, or shared by several sources, once more before.
         let meets = options.clip.is_none() && self.config.tied != Tied::PerTarget;
-        for layer in 0..if meets { 0 } else { l } {
-            self.decoder_pass(layer, batch, Pass::Products, &told)?;
-            self.entry_gradients(layer, batch, options)?;
+        let turns = if self.is_together(batch.tokens) { vec![0..l] } else { (0..l).map(|layer| layer..layer + 1).collect() };
+        for layers in if meets { &[] } else { &turns[..] } {
+            self.decoder_pass(layers, batch, Pass::Products, &told)?;
+            self.entry_gradients(layers, batch, options)?;
         }
         if let Some(most) = options.clip {
-            for layer in 0..l {
-                self.decoder_pass(layer, batch, Pass::Measure, &told)?;
-                self.encoder_pass(layer, batch, Pass::Measure, &told)?;
+            for layers in &turns {
+                self.decoder_pass(layers, batch, Pass::Measure, &told)?;
+                self.encoder_pass(layers, batch, Pass::Measure, &told)?;
             }
             self.norm()?;
             let shared = &self.shared;
             // SAFETY: single numbers.
             unsafe { self.gpu.launch("clip_factor", (1, 1), 1, &[&self.square(), &(most as f32), &shared.clip.at(), &shared.go.at(), &shared.broken.at(), &(options.step as u32)])? };
         }
-        for layer in 0..l {
+        for layers in &turns {
             if meets {
-                self.decoder_pass(layer, batch, Pass::Meet, &told)?;
-                self.entry_gradients(layer, batch, options)?;
+                self.decoder_pass(layers, batch, Pass::Meet, &told)?;
+                self.entry_gradients(layers, batch, options)?;
             } else {
-                self.decoder_pass(layer, batch, Pass::Spend, &told)?;
+                self.decoder_pass(layers, batch, Pass::Spend, &told)?;
             }
-            self.encoder_pass(layer, batch, Pass::Spend, &told)?;
+            self.encoder_pass(layers, batch, Pass::Spend, &told)?;
         }
         if options.clip.is_none() {
             self.norm()?;
@@ -199,53 +150,30 @@ impl CudaClt {
     }
 
     /// From gradients of activations to those of pre-activations, biases and thresholds.
-    fn entry_gradients(&self, index: usize, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
-        let (shared, penalty) = (&self.shared, self.penalty(batch, options));
-        // Where products were dense there is one part only.
-        let tiles = match self.config.tied {
-            _ if self.is_dense(index, batch.tokens, Side::Backward) => 1,
-            Tied::PerTarget => self.config.slots(index),
-            _ => self.parts(index),
-        } as u32;
-        let room = self.room() as u32;
-        let arguments: [&dyn Argument; 6] = [&penalty, &self.tables.layers.at(), &(index as u32), &shared.products.at(), &room, &tiles];
-        // SAFETY: as in `terms`; products have `room` numbers for each part.
-        unsafe { self.gpu.launch("entry_gradients", (self.config.features.div_ceil(8), 1), 256, &arguments) }
+    fn entry_gradients(&self, layers: &Range<usize>, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
+        let penalty = self.penalty(batch, options);
+        // SAFETY: as in `terms`; each layer's products have room for every part, as its line of the table says.
+        unsafe { self.gpu.launch("entry_gradients", (self.config.features.div_ceil(8), layers.len()), 256, &[&penalty, &self.tables.layers.at(), &(layers.start as u32)]) }
     }
 
-    /// Numbers that `shared.products` has for each part.
-    pub(super) fn room(&self) -> usize {
-        self.shared.products.len() / self.config.slots(0)
-    }
-
-    /// `Σ_p coefficients · met` of all features of a layer, in `shared.gradient`; `met` is `[T, columns]`.
-    fn dense_gradient(&mut self, index: usize, tokens: usize, coefficients: At, met: Operand, columns: usize) -> Result<()> {
-        let f = self.config.features;
+    /// `Σ_p coefficients · factor[p]` of all features of a layer, in `shared.gradient`; `factor` is `[T, columns]`.
+    fn dense_gradient(&mut self, index: usize, tokens: usize, coefficients: At, factor: Operand, columns: usize) -> Result<()> {
         self.scatter(index, tokens, coefficients)?;
-        // As large as the first layer's decoder at once: a buffer that grows would have to be given back.
-        self.shared.gradient.fit(f * self.layers[0].decoder.row)?;
-        let product = Product { rows: f, depth: tokens, columns, left: self.code(true), right: met, out: self.shared.gradient.at(), stride: columns, add: false };
+        let f = self.config.features;
+        let product = Product { rows: f, depth: tokens, columns, left: self.code(true), right: factor, out: self.shared.gradient.at(), stride: columns, add: false };
         // SAFETY: the code is [T, F], `gradient` has room for the largest decoder.
         unsafe { self.gpu.product(&product) }
     }
 
-    /// Gradients at the targets, for decoder rows to meet.
-    pub(super) fn at_targets(&self, tokens: usize) -> Terms {
-        let stride = self.config.layers * self.config.width;
-        Terms { slab: self.shared.slab.at(), stride: stride as u32, groups: self.groups.len() as u32, ends: self.shared.ends.at(), apart: (self.rows(tokens) * stride) as u64, ..Terms::default() }
-    }
-
-    /// A pass over the decoder rows of one layer.
-    fn decoder_pass(&mut self, index: usize, batch: &DeviceBatch, pass: Pass, told: &Told) -> Result<()> {
-        if self.config.tied == Tied::PerTarget {
-            return self.shared_pass(index, batch.tokens, pass, told);
+    /// A pass over the decoder rows of some layers, of one where its products are dense.
+    fn decoder_pass(&mut self, layers: &Range<usize>, batch: &DeviceBatch, pass: Pass, told: &Told) -> Result<()> {
+        let (l, d, f, tokens, index) = (self.config.layers, self.config.width, self.config.features, batch.tokens, layers.start);
+        if !self.is_dense(index, tokens, Side::Backward) {
+            return self.pass_decoders(layers, pass, told);
         }
-        let (l, d, f, tokens) = (self.config.layers, self.config.width, self.config.features, batch.tokens);
-        let stride = l * d;
-        let dense = self.is_dense(index, tokens, Side::Backward);
-        let row = self.layers[index].decoder.row;
+        let (row, stride) = (self.layers[index].decoder.row, l * d);
         let slab = Operand { at: self.shared.slab.from(index * d), stored: self.stored, stride, turned: false };
-        if dense && matches!(pass, Pass::Products | Pass::Meet) {
+        if matches!(pass, Pass::Products | Pass::Meet) {
             let decoder = &self.layers[index].decoder;
             let product = Product { rows: tokens, depth: row, columns: f, left: slab, right: decoder.factor(0, true), out: self.shared.h.at(), stride: f, add: false };
             let e = &self.layers[index].entries;
@@ -258,75 +186,18 @@ impl CudaClt {
                 return Ok(());
             }
         }
-        if dense {
-            self.dense_gradient(index, tokens, self.layers[index].entries.list_values.at(), slab, row)?;
-        }
-        let (layer, shared) = (&self.layers[index], &self.shared);
-        let e = &layer.entries;
-        let terms = Terms {
-            offsets: e.offsets.at(),
-            tokens: e.list_tokens.at(),
-            coefficients: e.list_values.at(),
-            at: (index * d) as u32,
-            own: e.own.at(),
-            dense: if dense { shared.gradient.at() } else { 0 },
-            ..self.at_targets(tokens)
-        };
-        let pass = if dense && pass == Pass::Meet { Pass::Spend } else { pass };
-        let rows = Rows { matrix: &layer.decoder, parts: row / d, terms, products: shared.products.at(), squares: shared.squares.from(self.squares_from(index)), norms: shared.norms.from(self.norms_from(index)) };
-        self.pass(&rows, pass, told)
+        self.dense_gradient(index, tokens, self.layers[index].entries.list_values.at(), slab, row)?;
+        self.pass_decoders(layers, if pass == Pass::Meet { Pass::Spend } else { pass }, told)
     }
 
-    /// A pass over the encoder rows of one layer.
-    fn encoder_pass(&mut self, index: usize, batch: &DeviceBatch, pass: Pass, told: &Told) -> Result<()> {
-        let (d, f, tokens) = (self.config.width, self.config.features, batch.tokens);
-        let dense = self.is_dense(index, tokens, Side::Backward);
-        if dense {
+    /// A pass over the encoder rows of some layers, of one where its products are dense.
+    fn encoder_pass(&mut self, layers: &Range<usize>, batch: &DeviceBatch, pass: Pass, told: &Told) -> Result<()> {
+        let (d, tokens, index) = (self.config.width, batch.tokens, layers.start);
+        if self.is_dense(index, tokens, Side::Backward) {
             let x = Operand { at: batch.inputs.from(index * tokens * d), stored: self.stored, stride: d, turned: false };
             self.dense_gradient(index, tokens, self.layers[index].entries.gradients.at(), x, d)?;
         }
-        let (layer, shared) = (&self.layers[index], &self.shared);
-        let e = &layer.entries;
-        let terms = Terms {
-            offsets: e.offsets.at(),
-            tokens: e.list_tokens.at(),
-            coefficients: e.gradients.at(),
-            slab: batch.inputs.from(index * tokens * d),
-            again: if self.aux.k > 0 { tokens as u32 } else { 0 },
-            stride: d as u32,
-            common: e.common.at(),
-            sums: shared.input_sums.from(index * d),
-            dense: if dense { shared.gradient.at() } else { 0 },
-            ..Terms::default()
-        };
-        let norms = shared.norms.from(self.norms_from(index) + self.parts(index) * f);
-        self.pass(&Rows { matrix: &layer.encoder, parts: 1, terms, products: 0, squares: 0, norms }, pass, told)
-    }
-
-    /// `feature_pass` over rows, of which each part of d columns is a block's.
-    pub(super) fn pass(&self, rows: &Rows<'_>, pass: Pass, told: &Told) -> Result<()> {
-        let (matrix, stored, room) = (rows.matrix, self.stored.name(), self.room() as u32);
-        let (kind, full, small) = match &matrix.moments {
-            Moments::Full { m, v } => ("full", Some(Full([m.at(), v.at()])), None),
-            Moments::Small { m, v, scales } => ("small", None, Some(Small([m.at(), v.at(), scales.at()]))),
-        };
-        let name = match pass {
-            Pass::Products => format!("products_{stored}"),
-            Pass::Measure => format!("measure_{stored}"),
-            Pass::Spend => format!("spend_{stored}_{kind}"),
-            Pass::Meet => format!("meet_{stored}_{kind}"),
-        };
-        let none = Full([0; 2]);
-        let moments: &dyn Argument = match (&full, &small, pass) {
-            (_, _, Pass::Products | Pass::Measure) => &none,
-            (Some(full), ..) => full,
-            (_, Some(small), _) => small,
-            _ => &none,
-        };
-        let (at, row, d) = (matrix.w.at(), matrix.row as u32, self.config.width as u32);
-        let arguments: [&dyn Argument; 10] = [&at, moments, &row, &d, &rows.terms, told, &rows.products, &room, &rows.squares, &rows.norms];
-        // SAFETY: a block a row and part; the lists' tokens are below T, and every row has its moments.
-        unsafe { self.gpu.launch(&name, (self.config.features, rows.parts), threads(self.config.width), &arguments) }
+        self.pass_encoders(layers, pass, told)
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Tables are written when something moved, not at every step.
 
+use super::rows::RowTable;
 use super::{CudaClt, Layer, Vector};
 use crate::clt::kernels::cuda::{At, Buffer, Gpu};
 use crate::clt::Tied;
@@ -50,11 +51,13 @@ pub(super) struct Tables {
     pub vectors: Table,
     /// `Part` of `report.cu`.
     pub parts: Table,
+    /// `Rows` of `learn.cu`.
+    pub rows: RowTable,
 }
 
 impl Tables {
     pub fn new(gpu: &Gpu) -> Result<Self> {
-        Ok(Tables { layers: Table::new(gpu)?, sources: Table::new(gpu)?, vectors: Table::new(gpu)?, parts: Table::new(gpu)? })
+        Ok(Tables { layers: Table::new(gpu)?, sources: Table::new(gpu)?, vectors: Table::new(gpu)?, parts: Table::new(gpu)?, rows: RowTable::new(gpu)? })
     }
 }
 
@@ -67,6 +70,7 @@ impl Layer {
 impl CudaClt {
     /// Layers and their entries, once these have room.
     pub(super) fn tell_layers(&mut self, tokens: usize) -> Result<()> {
+        self.fit_products(tokens)?;
         let (d, f, shared) = (self.config.width, self.config.features, &self.shared);
         let mut words = Vec::with_capacity(self.layers.len() * 32);
         for (index, layer) in self.layers.iter().enumerate() {
@@ -85,6 +89,7 @@ impl CudaClt {
                 Tied::PerTarget => pair(self.config.layers - index, 1),
             });
             words.push(pair(self.lent_from(tokens), self.aux.k * tokens));
+            words.extend([self.products_of(index, tokens), pair(self.product_parts(index, tokens), self.room())]);
         }
         self.tables.layers.tell(words)
     }

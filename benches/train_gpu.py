@@ -1,383 +1,256 @@
 #!/usr/bin/env python3
 """Training steps on one GPU side by side with PyTorch: the same loss, shapes and random activations.
 
-    python3 benches/train_gpu.py CLTLAB [--shapes sparse,seed-4096,smollm2,seed,attribution] [--steps 40] [--minutes 9] [--json FILE]
+    python3 benches/train_gpu.py CLTLAB [--shapes sparse,smollm2,...] [--order ours,peers,precisions] [--budget SECONDS]
+                                 [--steps 40] [--json FILE] [--table FILE]
 
-CLTLAB is the program that ./x build-cuda makes; it needs nothing else. Loss: sum over layers of the squared error a
-token, TopK after a ReLU, Adam; no sparsity term and no clipping on either side. Ours holds weights and moments in
-bf16 and eight bits, f32 and eight bits, or f32 and f32. PyTorch's variants hold weights and moments in f32:
+CLTLAB is the program that ./x build-cuda makes; it needs nothing else (`-`: PyTorch alone). Loss: sum over layers of the
+squared error a token, TopK (batch-topk: BatchTopK) after a ReLU, Adam; no sparsity term and no clipping on either side. PyTorch's
+variants are described in gpu_peers.py. smollm2 is end to end: each step's activations come from the forward pass in bf16 of a
+random model of SmolLM2-135M's shape (contexts of 128 tokens, torch's own attention, blocks compiled). attribution is ours
+alone; benches/attribution.py --device cuda runs circuit-tracer beside it where that is installed.
 
-- dense: a row [F, (L - l) d] a feature, so one product a source layer; bf16 autocast, fused Adam, torch.compile (and without
-  it, where that fails)
-- bag: the same rows, embedding_bag in bf16, fused Adam: gradients of decoders are dense
-- triton: the same rows, decode and gradients by Triton kernels of this file from (feature, value) lists, fused Adam
-- openclt: the loop of openCLT (MIT) written anew so that it runs: dense codes in f32, 78 products one by one, Adam
-  not fused
+Every part (one shape with one precision of ours or one variant of PyTorch's) is a process of its own; one that fails or takes
+too long does not end the others. --order names them: `ours` (weights in bf16, moments in 8 bits), `peers`, `precisions` (ours in
+f32), each with :SHAPE and then :PRECISION or :VARIANT where one is meant. With --budget a part that is not expected to end
+in time is left out and named.
 
-smollm2 is end to end: each step's activations come from the forward pass in bf16 of a random model of SmolLM2-135M's
-shape (contexts of 128 tokens, torch's own attention, blocks compiled). attribution is ours alone; benches/attribution.py
---device cuda runs circuit-tracer beside it where that is installed.
-
-Ours and theirs have the card in turns, shape by shape: ours in one process, theirs in another, one variant after the other with
-its memory given back between. tokens/s is over all timed steps together, memory the most that a variant had reserved. The floor
-is ours, see `cltlab bench --help`; beside it are the times of our step when codes go through dense products, through lists, or
-through the one forward and the other backward. With --minutes what does not begin in time is left out and named.
+FILE of --json and of --table is replaced after every result; results that are in --json's already stay, but for those
+measured anew. tokens/s is over all timed steps together, memory the most that a variant had reserved. The floor is ours, see
+`cltlab bench --help`; beside it are the times of our step when codes go through dense products, through lists, or through the
+one forward and the other backward.
 """
 
 import argparse
+import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 
-SHAPES = {
-    "seed": dict(layers=12, width=768, features=9216, k=184, tokens=192),
-    "seed-4096": dict(layers=12, width=768, features=9216, k=184, tokens=4096),
-    "sparse": dict(layers=12, width=768, features=24576, k=16, tokens=4096),
-    "smollm2": dict(layers=30, width=576, features=2048, k=32, tokens=4096, model=dict(heads=9, kv=3, inner=1536, vocab=49152, context=128)),
-    "attribution": None,
-    "tiny-model": dict(layers=3, width=64, features=128, k=4, tokens=32, model=dict(heads=4, kv=2, inner=96, vocab=50, context=16)),
-    "tiny-graph": None,
-    "tiny": dict(layers=2, width=64, features=128, k=4, tokens=32),
+sys.dont_write_bytecode = True  # no __pycache__ in the tree
+from gpu_peers import SHAPES, VARIANTS, variants
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+HELD = ("bf16-eight-bit", "f32-eight-bit", "f32-f32")
+# Seconds that a part is expected to take on an H100: ours in bf16, ours in f32, PyTorch's dense ones, PyTorch's others.
+COST = {
+    "sparse": (25, 50, 90, 35),
+    "batch-topk": (40, 70, 90, 40),
+    "seed-4096": (20, 30, 75, 30),
+    "smollm2": (20, 30, 110, 45),
+    "seed": (15, 20, 70, 30),
+    "attribution": (45, 0, 0, 0),
 }
-# Those that can be the best first.
-ORDER = {"sparse": "triton,bag,dense,openclt", "smollm2": "dense,bag,triton,openclt"}
-PEERS = {"dense": "PyTorch dense, bf16 autocast, fused Adam, compiled", "bag": "PyTorch embedding_bag, bf16, fused Adam", "triton": "PyTorch + Triton sparse, bf16, fused Adam", "openclt": "openCLT's loop"}
 
 
-# ---- the other side ------------------------------------------------------------------------------
+class Part:
+    def __init__(self, side, shape, held=None):
+        self.side, self.shape, self.held = side, shape, held
+        ours, f32, dense, other = COST.get(shape, (10, 10, 10, 10))
+        self.cost = (ours if held in (HELD[0], None) else f32) if side == "ours" else dense if side.startswith("dense") else other
 
-def parameters(torch, s, device, rows):
-    """Encoders, biases, and decoders as rows of features (`rows`) or one [d, F] a pair."""
-    L, d, F = s["layers"], s["width"], s["features"]
-    small = lambda bound, *shape: torch.nn.Parameter(torch.empty(*shape, device=device).uniform_(-bound, bound))
-    holder = torch.nn.Module()
-    holder.encoder = torch.nn.ParameterList(small(F**-0.5, F, d) for _ in range(L))
-    holder.encoder_bias = torch.nn.Parameter(torch.zeros(L, F, device=device))
-    if rows:
-        holder.decoder = torch.nn.ParameterList(small((L * d) ** -0.5, F, (L - l) * d) for l in range(L))
-    else:
-        holder.decoder = torch.nn.ParameterList(small((L * d) ** -0.5, d, F) for t in range(L) for _ in range(t + 1))
-    holder.decoder_bias = torch.nn.Parameter(torch.zeros(L, d, device=device))
-    return holder
+    @property
+    def key(self):
+        return self.shape, self.side, self.held
 
+    def __str__(self):
+        return f"{self.shape}, {'ours' if self.side == 'ours' else self.side}{f', {self.held}' if self.held else ''}"
 
-def llama(torch, s, device, dtype):
-    """A random model of Llama's kind; gives inputs and targets of its MLPs, [L, tokens, d] each, for new tokens every time."""
-    L, d, m = s["layers"], s["width"], s["model"]
-    heads, kv, inner, T = m["heads"], m["kv"], m["inner"], m["context"]
-    h, F = d // heads, torch.nn.functional
-    random = lambda *shape: (torch.randn(*shape, device=device) * shape[-1] ** -0.5).to(dtype)
-    embedding = torch.randn(m["vocab"], d, device=device).to(dtype)
-    blocks = [dict(q=random(d, d), k=random(kv * h, d), v=random(kv * h, d), o=random(d, d), gate=random(inner, d), up=random(inner, d), down=random(d, inner)) for _ in range(L)]
-    angles = torch.outer(torch.arange(T, device=device), 10000.0 ** (-torch.arange(0, h, 2, device=device) / h))
-    cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
-    turn = lambda x: (x * cos + torch.cat((-x[..., h // 2 :], x[..., : h // 2]), -1) * sin).to(dtype)
-    norm = lambda x: F.rms_norm(x.float(), (d,)).to(dtype)
-
-    def layer(stream, q, k, v, o, gate, up, down):
-        n = norm(stream)
-        split = lambda weight, count: F.linear(n, weight).unflatten(-1, (count, h)).transpose(1, 2)
-        queries, keys, values = turn(split(q, heads)), turn(split(k, kv)), split(v, kv)
-        mixed = F.scaled_dot_product_attention(queries, keys.repeat_interleave(heads // kv, 1), values.repeat_interleave(heads // kv, 1), is_causal=True)
-        stream = stream + F.linear(mixed.transpose(1, 2).flatten(2), o)
-        n = norm(stream)
-        y = F.linear(F.silu(F.linear(n, gate)) * F.linear(n, up), down)
-        return stream, y
-
-    @torch.no_grad()
-    def run(layer):
-        stream = embedding[torch.randint(m["vocab"], (s["tokens"] // T, T), device=device)].float()
-        xs, ys = [], []
-        for block in blocks:
-            stream, y = layer(stream, **block)
-            xs.append(stream.flatten(0, 1))
-            ys.append(y.flatten(0, 1))
-            stream = stream + y
-        return torch.stack(xs), torch.stack(ys)
-
-    compiled = torch.compile(layer)
-    try:
-        run(compiled)
-    except Exception as error:  # as with the step
-        print(f"model not compiled: {type(error).__name__}", file=sys.stderr)
-        compiled = layer
-    return lambda: run(compiled)
+    def command(self, given):
+        if self.side != "ours":
+            return [sys.executable, os.path.join(HERE, "gpu_peers.py"), self.side, self.shape, "--steps", str(given.steps), "--device", given.device]
+        held = ["--held", self.held] if self.held else []
+        return [given.cltlab, "bench", "--device", "cuda", "--shapes", self.shape, "--timed", str(given.steps), *held]
 
 
-def sparse_loss(torch, s, decode):
-    """`decode(indices, values, rows)` gives [tokens, (L - l) d]."""
-    L, d, k = s["layers"], s["width"], s["k"]
-
-    def loss(clt, x, y):
-        tokens = x.shape[1]
-        outs = [clt.decoder_bias[t].expand(tokens, d).float() for t in range(L)]
-        for l in range(L):
-            h = torch.relu(torch.nn.functional.linear(x[l], clt.encoder[l], clt.encoder_bias[l]))
-            kept = h.topk(k, dim=1, sorted=False)
-            wide = decode(kept.indices, kept.values, clt.decoder[l]).float()
-            for t, part in enumerate(wide.split(d, dim=1)):
-                outs[l + t] = outs[l + t] + part
-        return sum((out - y[t].float()).square().sum() for t, out in enumerate(outs)) / tokens
-
-    return loss
-
-
-def dense_decode(torch, features):
-    def decode(indices, values, rows):
-        codes = torch.zeros(indices.shape[0], features, device=rows.device, dtype=values.dtype)
-        return codes.scatter(1, indices, values) @ rows
-
-    return decode
+def plan(given):
+    """Parts in the order of the words; none twice."""
+    parts = {}
+    for word in given.order.split(","):
+        kind, shape, what = (word.split(":") + ["", ""])[:3]
+        for name in [shape] if shape else given.shapes.split(","):
+            known = VARIANTS if kind == "peers" else HELD
+            if name not in SHAPES or what and what not in known:
+                sys.exit(f"{word}: unknown; shapes are {', '.join(SHAPES)}, then {', '.join(known)}")
+            if kind == "peers":
+                wanted = [what] if what else [v for v in variants(name) if given.peers is None or v in given.peers.split(",")]
+                found = [Part(side, name) for side in wanted]
+            elif kind in ("ours", "precisions"):
+                wanted = [what] if what else HELD[:1] if kind == "ours" else HELD[1:]
+                found = [Part("ours", name, held) for held in wanted] if SHAPES[name] else [Part("ours", name)] * (kind == "ours")
+                found *= given.cltlab != "-"
+            else:
+                sys.exit(f"unknown word {word} in --order; known are ours, peers, precisions")
+            parts.update({part.key: part for part in found if part.key not in parts})
+    return list(parts.values())
 
 
-def bag(torch):
-    def decode(indices, values, rows):
-        return torch.nn.functional.embedding_bag(indices, rows.to(torch.bfloat16), per_sample_weights=values.to(torch.bfloat16), mode="sum")
-
-    return decode
-
-
-def triton_decode(torch):
-    """Forward by token; gradients of values by token, of rows by feature over sorted lists: no atomics."""
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def forward(indices, values, rows, out, K, D, BLOCK: tl.constexpr):
-        token, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        mask = column < D
-        total = tl.zeros((BLOCK,), tl.float32)
-        for j in range(K):
-            feature = tl.load(indices + token * K + j)
-            value = tl.load(values + token * K + j).to(tl.float32)
-            total += value * tl.load(rows + feature * D + column, mask=mask, other=0.0).to(tl.float32)
-        tl.store(out + token.to(tl.int64) * D + column, total.to(tl.bfloat16), mask=mask)
-
-    @triton.jit
-    def value_gradients(indices, rows, grad, out, K, D, BLOCK: tl.constexpr):
-        entry = tl.program_id(0)
-        token = entry // K
-        feature = tl.load(indices + entry)
-        total = tl.zeros((BLOCK,), tl.float32)
-        for begin in range(0, D, BLOCK):
-            column = begin + tl.arange(0, BLOCK)
-            mask = column < D
-            g = tl.load(grad + token.to(tl.int64) * D + column, mask=mask, other=0.0).to(tl.float32)
-            total += g * tl.load(rows + feature * D + column, mask=mask, other=0.0).to(tl.float32)
-        tl.store(out + entry, tl.sum(total))
-
-    @triton.jit
-    def row_gradients(offsets, order, values, grad, out, K, D, BLOCK: tl.constexpr):
-        feature, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        mask = column < D
-        total = tl.zeros((BLOCK,), tl.float32)
-        for i in range(tl.load(offsets + feature), tl.load(offsets + feature + 1)):
-            entry = tl.load(order + i)
-            value = tl.load(values + entry).to(tl.float32)
-            total += value * tl.load(grad + (entry // K).to(tl.int64) * D + column, mask=mask, other=0.0).to(tl.float32)
-        tl.store(out + feature.to(tl.int64) * D + column, total, mask=mask)
-
-    class Decode(torch.autograd.Function):
-        @staticmethod
-        def forward(context, indices, values, rows):
-            tokens, K = indices.shape
-            D = rows.shape[1]
-            half = rows.to(torch.bfloat16)
-            out = torch.empty(tokens, D, device=rows.device, dtype=torch.bfloat16)
-            forward[(tokens, triton.cdiv(D, 1024))](indices, values, half, out, K, D, BLOCK=1024)
-            context.save_for_backward(indices, values, half)
-            return out
-
-        @staticmethod
-        def backward(context, grad):
-            indices, values, half = context.saved_tensors
-            tokens, K = indices.shape
-            F, D = half.shape
-            grad = grad.contiguous().to(torch.bfloat16)
-            value_grad = torch.empty(tokens * K, device=grad.device)
-            value_gradients[(tokens * K,)](indices, half, grad, value_grad, K, D, BLOCK=1024)
-            flat, order = indices.flatten().sort(stable=True)
-            offsets = torch.searchsorted(flat, torch.arange(F + 1, device=flat.device))
-            row_grad = torch.empty(F, D, device=grad.device)
-            row_gradients[(F, triton.cdiv(D, 1024))](offsets, order, values, grad, row_grad, K, D, BLOCK=1024)
-            return None, value_grad.view(tokens, K).to(values.dtype), row_grad
-
-    return Decode.apply
-
-
-def openclt_loss(torch, s):
-    """Codes and targets as lists of layers, every pair decoded on its own, in f32, as its trainer does."""
-    L, k = s["layers"], s["k"]
-
-    def loss(clt, x, y):
-        features = []
-        for l in range(L):
-            h = torch.relu(x[l].float() @ clt.encoder[l].t() + clt.encoder_bias[l])
-            kept = torch.topk(h, k, dim=-1)
-            features.append(torch.zeros_like(h).scatter_(-1, kept.indices, kept.values))
-        total = 0.0
-        for t in range(L):
-            out = torch.zeros_like(y[t], dtype=torch.float32)
-            for source in range(t + 1):
-                out = out + features[source] @ clt.decoder[t * (t + 1) // 2 + source].t()
-            total = total + (out + clt.decoder_bias[t] - y[t].float()).square().sum(-1).mean()
-        return total
-
-    return loss
-
-
-def peer(name, s, steps, device="cuda"):
-    """tokens/s, memory and the last loss of one variant."""
-    import torch
-
-    torch.manual_seed(0)
-    torch.backends.cuda.matmul.allow_tf32 = name != "openclt"
-    decode = {"dense": lambda: dense_decode(torch, s["features"]), "bag": lambda: bag(torch), "triton": lambda: triton_decode(torch)}
-    loss = openclt_loss(torch, s) if name == "openclt" else sparse_loss(torch, s, decode[name]())
-    clt = parameters(torch, s, device, name != "openclt")
-    adam = torch.optim.Adam(clt.parameters(), lr=1e-4, **({} if name == "openclt" else {"fused": True}))
-    dtype = torch.float32 if name == "openclt" else torch.bfloat16
-    model = llama(torch, s, device, torch.bfloat16 if device == "cuda" else torch.float32) if s.get("model") else None
-    pool = [] if model else [torch.randn(2, s["layers"], s["tokens"], s["width"], device=device, dtype=dtype) for _ in range(2)]
-    call = torch.compile(loss) if name == "dense" else loss
-    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
-
-    def step(i):
-        x, y = (side.to(dtype) for side in model()) if model else pool[i % 2]
-        adam.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=name != "openclt"):
-            value = call(clt, x, y)
-        value.backward()
-        adam.step()
-        return value
-
-    try:
-        step(0)
-    except Exception as error:  # torch.compile gives up on some shapes and machines
-        if name != "dense" or isinstance(error, torch.cuda.OutOfMemoryError):
-            raise
-        print(f"not compiled: {type(error).__name__}", file=sys.stderr)
-        call = loss
-    for i in range(5):
-        step(i)
-    synchronise()
-    start = time.perf_counter()
-    for i in range(steps):
-        value = step(i)
-    synchronise()
-    seconds = (time.perf_counter() - start) / steps
-    memory = torch.cuda.max_memory_reserved() / 2**30 if device == "cuda" else 0.0
-    return dict(tokens_per_second=s["tokens"] / seconds, ms=1e3 * seconds, gib=memory, loss=value.item())
-
-
-def peers(names, s, steps, device):
-    """One variant after the other; prints a line of JSON for each."""
-    import gc, torch
-
-    for name in names:
-        try:
-            found = peer(name, s, steps, device)
-        except Exception as error:
-            found = dict(error=f"{type(error).__name__}: {error}".splitlines()[0][:200])
-        print(json.dumps(dict(found, side=name)), flush=True)
-        gc.collect()
-        torch._dynamo.reset()
-        if device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-
-
-# ---- the run -------------------------------------------------------------------------------------
-
-def lines(command, limit):
-    """Lines of JSON that a program printed before it ended or `limit` seconds were over, and what it said last."""
+def run(command, limit, receive):
+    """Hands each line of JSON that a program prints to `receive`; returns what it ended with, '' if well, and what it said besides."""
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        watch = threading.Timer(limit, process.kill)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
+        late = threading.Event()
+
+        def end(late_now=True):
+            if late_now:
+                late.set()
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+        watch = threading.Timer(limit, end)
         watch.start()
-        found = [json.loads(line) for line in process.stdout if line.startswith("{")]
+        try:
+            for line in process.stdout:
+                if line.startswith("{"):
+                    receive(json.loads(line))
+        except BaseException:  # this process is asked to end: not without that one
+            end(False)
+            raise
+        finally:
+            watch.cancel()
         code = process.wait()
-        late = not watch.is_alive()
-        watch.cancel()
         errors.seek(0)
-        last = (errors.read().strip().splitlines() or ["no output"])[-1]
-    return found, "no time" if late else f"exit status {code}: {last[:90]}" if code else ""
+        said = errors.read().strip().splitlines()
+    last = next((line for line in reversed(said) if line.strip()), "no output")
+    return f"not done after {limit:.0f} s" if late.is_set() else f"exit status {code}: {last[:160]}" if code else "", said
 
 
-def ours(given, shape, left, rows, results):
-    found, why = lines([given.cltlab, "bench", "--device", "cuda", "--shapes", shape, "--timed", str(given.steps)], left())
-    for line in found:
-        if "ceilings" in line:
-            c = line["ceilings"]
-            print(f"card: copy {c['copy'] / 1e9:.0f} GB/s, products {c['bf16'] / 1e12:.0f} TFLOP/s bf16, {c['f32'] / 1e12:.0f} f32")
-        elif "rows_per_second" in line:
-            print(f"attribution, {line['tokens']} tokens: {line['rows']} rows of {line['active']} active features, {line['rows_per_second']:.0f} rows/s, {line['attribute_s']:.2f} s, floor {line['floor_s']:.3f} s, {100 * line['share']:.0f} %")
-        elif "error" in line:
-            rows.append((f"ours, {line['held']}", None, None, line["error"]))
+class Results:
+    """What was found, in a file that is always whole."""
+
+    def __init__(self, given):
+        self.given = given
+        self.found = {"results": []}
+        if given.json and os.path.exists(given.json):
+            with open(given.json) as file:
+                self.found = json.load(file)
+        self.found.update(card(), date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"), left_out=[])
+
+    def forget(self, part):
+        self.found["results"] = [row for row in self.found["results"] if (row["shape"], row["side"], row.get("held")) != part.key]
+
+    def add(self, part, row):
+        row = {name: None if value != value else value for name, value in row.items()}  # NaN is no JSON
+        if "ceilings" in row:
+            self.found["ceilings"] = row["ceilings"]
         else:
-            ways = ", ".join(f"{way} {line[way + '_ms']:.2f}" for way in ("dense", "dense_forward", "lists"))
-            rows.append((f"ours, {line['held']}", line["tokens_per_second"], line["used_gib"], f"{line['ms']:.2f} ms ({ways}), floor {line['floor_ms']:.2f} ms, {100 * line['share']:.0f} %"))
-    if why:
-        rows.append(("ours", None, None, why))
-    results += [dict(line, side="ours") for line in found]
+            if part.side != "ours":
+                self.forget(part)
+            self.found["results"].append(dict(row, shape=part.shape, side=part.side, **({"held": part.held} if part.held else {})))
+        self.write()
+
+    def write(self):
+        for path, text in ((self.given.json, json.dumps(self.found, indent=1)), (self.given.table, self.table())):
+            if path:
+                with open(path + ".part", "w") as file:
+                    file.write(text)
+                os.replace(path + ".part", path)
+
+    def table(self):
+        found, c = self.found, self.found.get("ceilings")
+        out = [f"{found['card']}, driver {found['driver']}, {found['date']}"]
+        if c:
+            out.append(f"copy {c['copy'] / 1e9:.0f} GB/s, products {c['bf16'] / 1e12:.0f} TFLOP/s bf16, {c['f32'] / 1e12:.1f} f32")
+        for shape, numbers in SHAPES.items():
+            rows = [row for row in found["results"] if row["shape"] == shape]
+            rates = [row["tokens_per_second"] for row in rows if row["side"] not in ("ours", "openclt") and "tokens_per_second" in row]
+            if rows:
+                said = {name: value for name, value in (numbers or {}).items() if name != "model"}
+                out += [f"\n**{shape}** {', '.join(f'{name} {value}' for name, value in said.items())}\n", "| program | tokens/s | x best PyTorch | GiB | |", "|---|---|---|---|---|"]
+            for row in rows:
+                out.append(f"| {' | '.join(columns(row, max(rates, default=None)))} |")
+        if found["left_out"]:
+            out.append(f"\nleft out, no time: {'; '.join(found['left_out'])}")
+        return "\n".join(out) + "\n"
 
 
-def theirs(given, shape, left, rows, results):
-    names = [name for name in (given.peers or ORDER.get(shape, "dense,bag,triton,openclt")).split(",") if name]
-    if not names:
-        return
-    found, why = lines([sys.executable, os.path.abspath(__file__), "-", "--as-peers", json.dumps([names, shape, given.steps, given.device])], left())
-    for line in found:
-        rows.append((PEERS[line["side"]], line.get("tokens_per_second"), line.get("gib"), line.get("error") or f"{line['ms']:.2f} ms"))
-        results.append(dict(line, shape=shape))
-    for name in names[len(found):]:
-        rows.append((PEERS[name], None, None, why))
+def columns(row, best):
+    """Program, tokens/s, share of the best of PyTorch, memory, remark."""
+    name = VARIANTS.get(row["side"]) or f"ours{', ' if row.get('held') else ''}{row.get('held', '')}"
+    rate = row.get("tokens_per_second")
+    memory = row.get("gib", row.get("peak_gib")) or 0
+    return name, f"{rate:.0f}" if rate else "-", f"{rate / best:.2f}" if rate and best else "", f"{memory:.1f}" if memory > 0 else "", remark(row)
+
+
+def remark(row):
+    if "error" in row:
+        return row["error"].replace("|", "/")
+    if "rows_per_second" in row:
+        return f"{row['tokens']} tokens: {row['rows']} rows of {row['active']} active features, {row['rows_per_second']:.0f} rows/s, {row['attribute_s']:.2f} s, floor {row['floor_s']:.3f} s, {100 * row['share']:.0f} %"
+    if row["side"] == "ours":
+        ways = ", ".join(f"{way} {row[way + '_ms']:.2f}" for way in ("dense", "dense_forward", "lists") if way + "_ms" in row)
+        return f"{row['ms']:.2f} ms ({ways}), floor {row['floor_ms']:.2f} ms, {100 * row['share']:.0f} %"
+    graph = f" ({row['eager_ms']:.2f} step by step, {row['graph_ms']:.2f} as a CUDA graph)" if "graph_ms" in row else ""
+    compiled = "" if row["compiled"] or not row["side"].startswith("dense") else ", not compiled"
+    return f"{row['ms']:.2f} ms{graph}{compiled}"
+
+
+def card():
+    try:
+        said = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True, timeout=20)
+        name, driver = said.stdout.splitlines()[0].rsplit(",", 1)
+        return dict(card=name.strip(), driver=driver.strip())
+    except (OSError, subprocess.TimeoutExpired, IndexError, ValueError):
+        return dict(card="no NVIDIA GPU", driver="none")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cltlab")
-    parser.add_argument("--shapes", default="sparse,seed-4096,smollm2,seed,attribution")
-    parser.add_argument("--peers", help="which, in which order; none with an empty word")
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--device", default="cuda", help="cpu only to see that the other side runs")
+    parser.add_argument("--shapes", default="sparse,smollm2,seed-4096,batch-topk,seed,attribution")
+    parser.add_argument("--order", default="ours,peers,precisions", help="what, in which order")
+    parser.add_argument("--peers", help="these variants alone; none with an empty word")
+    parser.add_argument("--steps", type=int, default=40, help="timed steps, at most")
+    parser.add_argument("--budget", type=float, help="seconds for all of it")
+    parser.add_argument("--minutes", type=float, help="the same in minutes")
+    parser.add_argument("--device", default="cuda", help="of PyTorch; cpu only to see that it runs")
     parser.add_argument("--json")
-    parser.add_argument("--as-peers", help=argparse.SUPPRESS)
+    parser.add_argument("--table")
     given = parser.parse_args()
-    if given.as_peers:
-        names, shape, steps, device = json.loads(given.as_peers)
-        return peers(names, SHAPES[shape], steps, device)
-    end, results = time.monotonic() + 60 * given.minutes, []
-    left = lambda: max(end - time.monotonic(), 1)
-    for shape in given.shapes.split(","):
-        if left() < 10:
-            print(f"{shape}: left out, no time")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    begin = time.monotonic()
+    budget = given.budget or 60 * (given.minutes or 600)
+    passed = lambda: time.monotonic() - begin
+    parts, results, failed = plan(given), Results(given), []
+    for part in parts:
+        left = budget - passed()
+        if part.cost > left:
+            print(f"[{passed():4.0f} s] {part}: left out, about {part.cost} s and {max(left, 0):.0f} are left", flush=True)
+            results.found["left_out"].append(str(part))
+            results.write()
             continue
+        results.forget(part)
         rows = []
-        if given.cltlab != "-":
-            ours(given, shape, left, rows, results)
-            write(given, results)
-        if SHAPES[shape]:
-            theirs(given, shape, left, rows, results)
-        best = max((row[1] for row in rows if row[1] and not row[0].startswith("ours") and not row[0].startswith("openCLT")), default=None)
-        if rows:
-            print(f"\n{shape}: {SHAPES[shape]}\n| program | tokens/s | x best PyTorch | GiB | |\n|---|---|---|---|---|")
-        for name, rate, memory, note in rows:
-            ratio = f"{rate / best:.2f}" if rate and best else ""
-            print(f"| {name} | {f'{rate:.0f}' if rate else '-'} | {ratio} | {f'{memory:.1f}' if memory else ''} | {note} |")
-        sys.stdout.flush()
-        write(given, results)
 
+        def receive(row):
+            results.add(part, row)
+            if "ceilings" not in row:
+                rows.append(row)
+                shown = dict(row, side=part.side)
+                print(f"[{passed():4.0f} s] {part}: {columns(shown, None)[1]} tokens/s, {remark(shown)}", flush=True)
 
-def write(given, results):
-    if given.json:
-        with open(given.json, "w") as out:
-            json.dump(results, out, indent=1)
+        started = passed()
+        # What takes far longer than expected must not take the others' time.
+        why, said = run(part.command(given), max(1, min(left, max(60, 3 * part.cost))), receive)
+        print(f"[{passed():4.0f} s] {part}: {passed() - started:.0f} s of {part.cost} expected{f'; {why}' if why else ''}", flush=True)
+        for line in said[-12:] if why else [line for line in said if line.startswith(("no CUDA graph", "not compiled", "model not compiled"))]:
+            print(f"    {line[:240]}", flush=True)
+        if why or any("error" in row for row in rows):
+            failed.append(str(part))
+        # One that failed before its first figure has a line too.
+        if why and not rows:
+            results.add(part, {"error": why})
+    if not given.table:
+        print(f"\n{results.table()}")
+    if failed:
+        sys.exit(f"failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

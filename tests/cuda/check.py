@@ -230,6 +230,7 @@ def memory(emulated, folder):
     ]
     units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
     little = 300_000
+    pools = []
     for number, (name, activation, train, clt, source) in enumerate(cases):
         (folder / "m.toml").write_text(
             f"""{source}
@@ -258,9 +259,32 @@ folder = "memory-{number}"
         code, said = run("train", folder / "m.toml", emulated=emulated, CLTLAB_EMULATED_TELL="1")
         taken = re.search(r"at most (\d+) were taken", said)
         share = int(taken[1]) / need if taken else 0
+        pools.append((taken and int(taken[1]), from_the_pool(said)))
         # What a model makes ahead meets a step or does not.
         least, most = (0.8, 1.02) if source == file else (0.6, 1.05)
         check(f"memory of a training with {name}: {share:.2f} of what was predicted", code == 0 and least < share <= most, said)
+    # The program asks the pool to keep everything: what is reserved at the end is the most that was ever used.
+    kept = [pool and pool["outside"] == 0 and pool["reserved"] == taken for taken, pool in pools]
+    check(f"memory of {len(pools)} trainings: all of it from the driver's pool, which keeps it", len(pools) == len(cases) and all(kept), str(pools))
+
+
+def from_the_pool(said):
+    """What the emulated driver says of its memory pool at the end (CLTLAB_EMULATED_TELL)."""
+    found = re.search(r"(\d+) allocations from the pool, (\d+) outside of it; (\d+) bytes of it reserved, (\d+) used at the end", said)
+    return found and dict(zip(("allocations", "outside", "reserved", "used"), map(int, found.groups())))
+
+
+def reuse(emulated):
+    """Two trainings in one process on a device with room for one: memory that the pool keeps counts as free."""
+    words = ("bench", "--device", "cuda", "--shapes", "tiny", "--held", "f32-f32,f32-f32", "--timed", "1")
+    code, said = run(*words, emulated=emulated, CLTLAB_EMULATED_TELL="1")
+    taken = re.search(r"at most (\d+) were taken", said)
+    if code != 0 or not taken:
+        check("two trainings in one process", False, said)
+        return
+    room = int(1.25 * int(taken[1]))
+    code, said = run(*words, emulated=emulated, CLTLAB_EMULATED_BYTES=str(room))
+    check(f"two trainings in one process, {taken[1]} bytes each, on a device with {room}", code == 0 and "error" not in said, said)
 
 
 def tensors_of(raw, folder):
@@ -274,6 +298,8 @@ def main():
     watched = pathlib.Path(sys.argv[3]) if len(sys.argv) > 3 else ROOT / "target/watched"
     faults = subprocess.run([sys.executable, HERE / "faults.py", watched], capture_output=True, text=True)
     check("kernels with planted mistakes are told from right ones", faults.returncode == 0, faults.stdout)
+    answers = subprocess.run([sys.executable, HERE / "refusals.py", emulated], capture_output=True, text=True)
+    check("wrong calls of the driver and of cuBLAS are refused as a card does", answers.returncode == 0, answers.stdout + answers.stderr)
     with tempfile.TemporaryDirectory() as folder:
         beside = Watched(watched, f"{folder}/watched.log")
         refusals(emulated, folder)
@@ -282,6 +308,7 @@ def main():
         resuming(emulated, folder)
         streaming(emulated, folder)
         memory(emulated, folder)
+        reuse(emulated)
         beside.join()
     print(f"{len(failed)} failed" if failed else "all passed")
     sys.exit(bool(failed))

@@ -25,7 +25,9 @@ WORDS = {
 
 def launch(library, name):
     cuda = ctypes.CDLL(library)
-    module, function, at = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint64()
+    module, function, at, context = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint64(), ctypes.c_void_p()
+    assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+    assert cuda.cuCtxSetCurrent(context) == 0
     assert cuda.cuModuleLoadData(ctypes.byref(module), f".visible .entry {name}(".encode()) == 0
     assert cuda.cuModuleGetFunction(ctypes.byref(function), module, name.encode()) == 0
     assert cuda.cuMemAlloc_v2(ctypes.byref(at), ctypes.c_size_t(256 * 4)) == 0

@@ -7,6 +7,9 @@ namespace emulated {
 struct Kernel {
     const char* name;
     void (*call)(void**);
+    // From ptx_report.py, 0 where nobody knows: registers of a thread, bytes of static shared memory and the most
+    // threads that a block may have.
+    unsigned registers, shared, threads;
 };
 // One list a source file, null at the end.
 extern const Kernel* const lists[];

@@ -113,13 +113,39 @@ impl std::fmt::Display for Check {
     }
 }
 
-/// The largest difference of two lists, relative to the largest value of the second.
+/// The larger of two deviations; infinite where either is NaN, which `f64::max` would drop.
+fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::INFINITY } else { a.max(b) }
+}
+
+/// The largest difference of two lists, relative to the largest value of the second; infinite where their lengths differ or any
+/// number of either is not finite.
 fn deviation(got: impl IntoIterator<Item = f64>, expected: impl IntoIterator<Item = f64>) -> f64 {
-    let (mut difference, mut largest) = (0f64, 0f64);
-    for (got, expected) in got.into_iter().zip(expected) {
-        // A NaN stays.
-        difference = if (got - expected).abs() <= difference { difference } else { (got - expected).abs() };
-        largest = largest.max(expected.abs());
+    let (got, expected): (Vec<f64>, Vec<f64>) = (got.into_iter().collect(), expected.into_iter().collect());
+    if got.len() != expected.len() || !got.iter().chain(&expected).all(|value| value.is_finite()) {
+        return f64::INFINITY;
     }
+    let difference = got.iter().zip(&expected).map(|(got, expected)| (got - expected).abs()).fold(0.0, worse);
+    let largest = expected.iter().map(|value| value.abs()).fold(0.0, worse);
     if difference == 0.0 { 0.0 } else { difference / largest }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{deviation, worse};
+
+    #[test]
+    fn nothing_that_is_not_finite_or_missing_passes() {
+        for place in 0..3 {
+            for bad in [f64::NAN, f64::INFINITY] {
+                let mut values = [1.0, 2.0, 3.0];
+                values[place] = bad;
+                assert_eq!(deviation(values, [1.0, 2.0, 3.0]), f64::INFINITY, "{bad} at {place}");
+                assert_eq!(deviation([1.0, 2.0, 3.0], values), f64::INFINITY, "{bad} at {place}, expected");
+            }
+        }
+        assert_eq!(deviation([1.0], [1.0, 1.0]), f64::INFINITY);
+        assert_eq!(deviation([1.0, 2.5], [1.0, 2.0]), 0.25);
+        assert_eq!([worse(f64::NAN, 1.0), worse(1.0, f64::NAN), worse(1.0, 2.0)], [f64::INFINITY, f64::INFINITY, 2.0]);
+    }
 }

@@ -1,6 +1,6 @@
 //! Checks of the training step.
 
-use super::{deviation, naive, Check};
+use super::{deviation, naive, worse, Check};
 use crate::activations::Batch;
 use crate::clt::live::{LiveClt, Scratch, StepOptions, StepReport};
 use crate::clt::{Activation, CltConfig, Tied};
@@ -147,8 +147,8 @@ fn cpu(done: &mut dyn FnMut(Check)) -> Result<()> {
             let expected = naive::report(&live, &batch, &options);
             let got = live.step(&batch, &mut scratch, &options)?;
             pool.install(|| alone.step(&batch, &mut second, &options))?;
-            worst = worst.max(forward(&got, &expected));
-            apart = apart.max(weights(&alone, &live));
+            worst = worse(worst, forward(&got, &expected));
+            apart = worse(apart, weights(&alone, &live));
         }
         done(Check { name: format!("{}: loss and L0 as the formula has them", case.name), deviation: worst, bound: 1e-5 });
         done(Check { name: format!("{}: weights by one thread as by all", case.name), deviation: apart, bound: 0.0 });
@@ -163,7 +163,7 @@ fn forward(got: &StepReport, expected: &StepReport) -> f64 {
     let rest = |report: &StepReport| vec![report.sparsity];
     [deviation(errors(got), errors(expected)), deviation(variances(got), variances(expected)), deviation(rest(got), rest(expected)), deviation(got.l0.clone(), expected.l0.clone())]
         .into_iter()
-        .fold(0.0, |worst, next| if next <= worst { worst } else { next })
+        .fold(0.0, worse)
 }
 
 /// The largest deviation of any array of weights.
@@ -179,7 +179,7 @@ fn weights(got: &LiveClt, expected: &LiveClt) -> f64 {
         let optional = [got.log_threshold.as_ref().zip(expected.log_threshold.as_ref()), got.skip.as_ref().zip(expected.skip.as_ref())];
         for (got, expected) in pairs.into_iter().chain(optional.into_iter().flatten().map(|(got, expected)| (&got.w, &expected.w))) {
             let next = deviation(got.iter().map(|&w| f64::from(w)), expected.iter().map(|&w| f64::from(w)));
-            worst = if next <= worst { worst } else { next };
+            worst = worse(worst, next);
         }
     }
     worst
@@ -205,7 +205,6 @@ fn other(device: &Device, done: &mut dyn FnMut(Check)) -> Result<String> {
         for &(stored, eight, steps, bound) in kinds.iter().filter(|kind| case.data != Data::Skewed || kind.1 == (kind.0 == Stored::Bf16)) {
             // Both ways, whichever would be taken.
             let [lists, dense] = [compare(&case, &gpu, stored, eight, steps, GpuPath::Lists)?, compare(&case, &gpu, stored, eight, steps, GpuPath::Dense)?];
-            let worse = |a: f64, b: f64| if a <= b { b } else { a };
             let (report, weights) = (worse(lists[0], dense[0]), worse(lists[1], dense[1]));
             let kind = format!("{}, weights {}, moments {}", case.name, stored.name(), if eight { "8 bits" } else { "f32" });
             done(Check { name: format!("{kind}: report"), deviation: report, bound: if stored == Stored::F32 && !eight { 1e-5 } else { 1e-2 } });
@@ -246,13 +245,18 @@ fn compare(case: &Case, gpu: &crate::clt::kernels::cuda::Gpu, stored: crate::clt
         there.write(&batch)?;
         on_gpu.step(&there, &options)?;
         let expected = live.step(&batch, &mut scratch, &options)?;
-        for got in on_gpu.reports()?.0 {
+        // A step whose numbers are not finite has no report.
+        let (reports, broken) = on_gpu.reports()?;
+        if broken.is_some() || reports.is_empty() {
+            worst = f64::INFINITY;
+        }
+        for got in reports {
             let more = |report: &StepReport| [report.dead_term, report.grad_norm, report.dead as f64, report.aux];
             let (a, b) = (more(&got), more(&expected));
-            let rest = (0..4).map(|i| deviation([a[i]], [b[i]])).fold(0.0, f64::max);
+            let rest = (0..4).map(|i| deviation([a[i]], [b[i]])).fold(0.0, worse);
             // A long training is about its loss: which of two equal features stays is not.
-            let next = if steps > 3 { deviation(got.layers.iter().map(|layer| layer.0), expected.layers.iter().map(|layer| layer.0)) } else { forward(&got, &expected).max(rest) };
-            worst = if next <= worst { worst } else { next };
+            let next = if steps > 3 { deviation(got.layers.iter().map(|layer| layer.0), expected.layers.iter().map(|layer| layer.0)) } else { worse(forward(&got, &expected), rest) };
+            worst = worse(worst, next);
         }
     }
     Ok([worst, weights(&on_gpu.download()?, &live)])

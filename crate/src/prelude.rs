@@ -11,6 +11,6 @@ pub use crate::notebook::param::param;
 pub use crate::picture::Picture;
 pub use crate::replacement::{FeatureNode, LocalReplacement, Replacement};
 pub use crate::text::{Blocks, ChatConfig, Corpus, TextConfig, Tokenizer};
-pub use crate::train::{History, Loss, MemoryNeed, Moments, Preset, TrainConfig, Trainer};
+pub use crate::train::{History, Loss, MemoryNeed, Moments, Plan, PlanSource, Preset, TrainConfig, Trainer};
 pub use crate::{auto_device, progress};
 pub use candle_core::{DType, Device, IndexOp, Tensor, Var};

@@ -33,6 +33,7 @@ mod model_reference;
 mod numbers;
 mod per_layer;
 mod perturbation;
+mod plan;
 mod pictures;
 mod presets;
 mod program;

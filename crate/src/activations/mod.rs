@@ -297,6 +297,14 @@ impl Activations {
         }
     }
 
+    /// The model that runs for them, and how; `None` for those in memory or on disk.
+    pub(crate) fn streamed(&self) -> Option<(&Model, StreamConfig)> {
+        match &self.0.source {
+            Source::Stream(stream) => Some((stream.model(), stream.config())),
+            Source::Store(_) | Source::Memory(_) => None,
+        }
+    }
+
     /// Tokens of one filling.
     pub(crate) fn filling_tokens(&self) -> u64 {
         self.rounds().map_or(self.tokens(), |rounds| (rounds.chunk * self.served()) as u64)

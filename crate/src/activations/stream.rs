@@ -5,7 +5,7 @@ use super::rounds::Rounds;
 use super::{Batch, InputSite, Outliers};
 use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::Model;
+use crate::model::{Model, ModelConfig};
 use crate::progress::{stop_requested, Task};
 use crate::text::{Blocks, Corpus};
 use candle_core::{DType, Tensor};
@@ -75,6 +75,26 @@ impl StreamConfig {
             }
         }
         Outliers::validate(self.max_norm, "StreamConfig::max_norm")
+    }
+
+    /// Tokens of one filling of the buffer, for a text of which `tokens` are served where that is known.
+    pub(crate) fn filling_tokens(&self, layers: usize, width: usize, tokens: Option<u64>) -> u64 {
+        let served = self.context - self.exclude_first;
+        let blocks = tokens.map_or(usize::MAX, |tokens| tokens as usize / served);
+        let wanted = self.buffer_tokens.unwrap_or(Rounds::usual_tokens(layers, width));
+        (Rounds::new(blocks, served, wanted, self.seed, self.passes).chunk * served) as u64
+    }
+
+    /// Bytes that a run of the model takes besides its weights, an upper estimate: all sites, which are kept until the run is done, and
+    /// one layer at its widest. Whatever the weights are, what lies between products is f32.
+    pub(crate) fn working_bytes(&self, model: &ModelConfig) -> u64 {
+        let (contexts, context) = (self.batch, self.context);
+        let width = model.width.max(model.heads * model.head_dim);
+        // Scores, the same with what may not be seen, and patterns; the stream, queries, keys and values, turned, scaled and as the products
+        // take them.
+        let attention = 3 * model.heads * context + 12 * width;
+        let mlp = 4 * model.mlp_width + 6 * width;
+        (4 * contexts * context * (2 * model.layers * model.width + attention.max(mlp))) as u64
     }
 }
 
@@ -232,16 +252,31 @@ impl Stream {
         Held::dtype_for(self.runner.model.dtype()).size_in_bytes() as u64
     }
 
-    /// Bytes that a run of the model takes besides its weights, an upper estimate: all sites, which are kept until the run is done, and
-    /// one layer at its widest. Whatever the weights are, what lies between products is f32.
+    /// As [`StreamConfig::working_bytes`].
     pub fn working_bytes(&self) -> u64 {
-        let (config, contexts, context) = (self.runner.model.config(), self.runner.batch, self.runner.context);
-        let width = config.width.max(config.heads * config.head_dim);
-        // Scores, the same with what may not be seen, and patterns; the stream, queries, keys and values, turned, scaled and as the products
-        // take them.
-        let attention = 3 * config.heads * context + 12 * width;
-        let mlp = 4 * config.mlp_width + 6 * width;
-        (4 * contexts * context * (2 * config.layers * config.width + attention.max(mlp))) as u64
+        self.config().working_bytes(self.runner.model.config())
+    }
+
+    /// The model that runs.
+    pub fn model(&self) -> &Model {
+        &self.runner.model
+    }
+
+    /// A configuration that makes the same fillings; `ahead` is `None` where the device decided it.
+    pub fn config(&self) -> StreamConfig {
+        let (runner, usual) = (&self.runner, !self.device().is_cpu());
+        StreamConfig {
+            input: runner.input,
+            context: runner.context,
+            batch: runner.batch,
+            buffer_tokens: Some(self.rounds.chunk * self.served()),
+            passes: self.rounds.passes,
+            exclude_first: runner.exclude_first,
+            max_norm: runner.max_norm,
+            seed: self.rounds.seed,
+            max_tokens: None,
+            ahead: Some(self.ahead).filter(|&ahead| ahead != usual),
+        }
     }
 
     /// Tokens that are served of each block.

@@ -20,7 +20,7 @@ use crate::model::{CltNeed, Generation, Model, Run, Summary};
 use crate::picture::html::{self, Align};
 use crate::picture::Picture;
 use crate::selftest::{Ceilings, SelfTest};
-use crate::train::History;
+use crate::train::{History, Plan};
 use candle_core::DType;
 use std::io::Write;
 
@@ -179,6 +179,21 @@ impl History {
     pub fn evcxr_display(&self) {
         let line = self.to_string();
         show(&format!("<div>{}<div><small>{}</small></div></div>", self.picture().html(), html::escape(&line)), &line);
+    }
+}
+
+impl Plan {
+    /// Shows memory and times as tables in a notebook.
+    pub fn evcxr_display(&self) {
+        let lines = |lines: &[String]| lines.iter().map(|line| format!("<div><small>{}</small></div>", html::escape(line))).collect::<String>();
+        let table = |(headings, rows): (Vec<&str>, Vec<Vec<String>>)| {
+            let columns: Vec<_> = headings.iter().enumerate().map(|(at, heading)| (*heading, if at == 0 { Align::Left } else { Align::Right })).collect();
+            let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| html::escape(cell)).collect()).collect();
+            html::table(&columns, &rows)
+        };
+        let [title, heads @ ..] = self.heads();
+        let body = format!("{}{}{}{}", lines(&heads), table(self.memory_table()), table(self.time_table()), lines(&self.remarks()));
+        show(&html::card(&title, &body), &self.to_string());
     }
 }
 

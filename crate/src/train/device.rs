@@ -11,7 +11,7 @@ use candle_core::Device;
 use std::borrow::Cow;
 
 /// The device that `config` asks for.
-fn wanted(activations: &Activations, config: &TrainConfig) -> Result<Device> {
+pub(super) fn wanted(activations: &Activations, config: &TrainConfig) -> Result<Device> {
     match config.device {
         TrainDevice::Auto => Ok(activations.device()),
         TrainDevice::Cpu => Ok(Device::Cpu),

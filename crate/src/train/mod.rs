@@ -5,6 +5,7 @@
 //! Source of loss and defaults: *Circuit Tracing* (Anthropic 2025). Cost: per token 2·L·F·d
 //! multiply-adds for the encoders, the rest in proportion to the active features; 12 bytes a weight.
 
+mod cards;
 mod checkpoint;
 mod checkpoints;
 mod config;
@@ -13,15 +14,23 @@ mod held_out;
 mod history;
 mod memory;
 mod metrics;
+mod plan;
+mod plan_text;
 mod preset;
+mod rates;
 mod start;
+mod supply;
 mod target;
+mod work;
 
 pub use crate::clt::live::GpuPath;
+pub use cards::{Card, CARDS, RESERVE};
 pub use config::{Loss, Moments, TrainConfig, TrainDevice, Weights};
 pub use history::History;
 pub use memory::MemoryNeed;
+pub use plan::{Plan, PlanNeed, PlanPart, Prediction};
 pub use preset::Preset;
+pub use supply::PlanSource;
 
 use crate::activations::{Activations, Batch, Position, Reader, Scale};
 use crate::clt::live::cuda::CudaTraining;
@@ -327,6 +336,12 @@ fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Re
                 .help("the activations come from another model"));
         }
     }
+    agree(clt, config)?;
+    device::require(activations, clt, config)
+}
+
+/// What must hold of the two configurations together.
+fn agree(clt: &CltConfig, config: &TrainConfig) -> Result<()> {
     target::check(clt, config)?;
     if config.aux > 0.0 && !clt.activation.is_ranked() {
         return Err(Error::expected(ErrorKind::BadConfig, "TrainConfig::aux", config.aux, format_args!("0, because {} has no k", clt.activation.label()))
@@ -338,7 +353,7 @@ fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Re
     if let Some(&last) = config.matryoshka.last().filter(|&&last| last >= clt.features) {
         return Err(Error::expected(ErrorKind::BadConfig, "TrainConfig::matryoshka", last, format_args!("less than {}, the features per layer", clt.features)));
     }
-    device::require(activations, clt, config)
+    Ok(())
 }
 
 impl std::fmt::Debug for Trainer {

@@ -8,6 +8,7 @@ mod clt;
 mod check;
 mod compare;
 mod doctor;
+mod dry_run;
 mod graph;
 mod kernel;
 mod model;

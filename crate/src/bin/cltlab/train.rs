@@ -1,5 +1,6 @@
 //! `cltlab train` and `cltlab eval`: the notebook's steps from one TOML file.
 
+use super::dry_run::dry_run;
 use super::recipe::Recipe;
 use clap::Args;
 use cltlab::prelude::*;
@@ -20,6 +21,12 @@ pub struct TrainArgs {
     /// As --resume; where the newest checkpoint is damaged, from the newest that is whole
     #[arg(long)]
     resume_earlier: bool,
+    /// Print the memory that it needs and the time that it is predicted to take, here and on six cards; train and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// With --dry-run: as JSON
+    #[arg(long, requires = "dry_run")]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -95,6 +102,9 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     };
     config.validate()?;
     let saved = dtype(&recipe, "[output] dtype", &recipe.output.dtype)?.unwrap_or(DType::F32);
+    if args.dry_run {
+        return dry_run(&recipe, &config, args.json);
+    }
     let checkpoints = config.checkpoint_dir.clone().unwrap_or_default();
     let begun = has_checkpoint(&checkpoints);
     if begun && !args.resume && !args.resume_earlier {
@@ -159,7 +169,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
 }
 
 /// A type of numbers that a recipe names.
-fn dtype(recipe: &Recipe, field: &str, word: &Option<String>) -> Result<Option<DType>> {
+pub fn dtype(recipe: &Recipe, field: &str, word: &Option<String>) -> Result<Option<DType>> {
     let known = |word: &String| match word.as_str() {
         "f32" => Ok(DType::F32),
         "bf16" => Ok(DType::BF16),
@@ -199,16 +209,22 @@ impl Source {
             (None, Some(model)) => CltConfig::for_model(model),
             (None, None) => CltConfig { layers: activations.layers(), width: activations.width(), features: 2 * activations.width(), ..CltConfig::default() },
         };
-        // A CLT that is there has a shape.
-        let base = recipe.preset.filter(|_| init.is_none()).map_or(base.clone(), |preset| preset.shape(&base));
-        let fingerprint = if base.model_fingerprint.is_empty() { activations.model_fingerprint().to_string() } else { base.model_fingerprint.clone() };
-        let base = CltConfig { input: if recipe.activations.file.is_some() { base.input } else { activations.input() }, model_fingerprint: fingerprint, ..base };
-        let shape = recipe.clt(&base)?;
+        let input = if recipe.activations.file.is_some() { None } else { Some(activations.input()) };
+        let shape = shape(recipe, base, input, activations.model_fingerprint())?;
         match &init {
             Some(clt) => Trainer::from_clt(activations, clt, &shape, config),
             None => Trainer::new(activations, &shape, config),
         }
     }
+}
+
+/// What a recipe trains: `base` as the preset shapes it, with the keys of `[clt]`; the activations' input and fingerprint where `base`
+/// has none of its own.
+pub fn shape(recipe: &Recipe, base: CltConfig, input: Option<InputSite>, fingerprint: &str) -> Result<CltConfig> {
+    // A CLT that is there has a shape.
+    let base = recipe.preset.filter(|_| recipe.init.is_none()).map_or(base.clone(), |preset| preset.shape(&base));
+    let model_fingerprint = if base.model_fingerprint.is_empty() { fingerprint.to_string() } else { base.model_fingerprint.clone() };
+    recipe.clt(&CltConfig { input: input.unwrap_or(base.input), model_fingerprint, ..base })
 }
 
 /// Evaluates a CLT on held-out text.
@@ -248,9 +264,13 @@ fn stored(recipe: &Recipe, model: Option<&Model>, text: Option<&Corpus>) -> Resu
     if let (Some(model), Some(text)) = (model, text) {
         Activations::store(model, text, &folder, &recipe.store)?;
     }
+    Activations::open_with(folder, &read_config(recipe))
+}
+
+/// How a store is read: `[stream]` says.
+pub fn read_config(recipe: &Recipe) -> ReadConfig {
     let stream = &recipe.stream;
-    let config = ReadConfig { buffer_tokens: stream.buffer_tokens, passes: stream.passes, seed: stream.seed, ahead: stream.ahead.unwrap_or(ReadConfig::default().ahead) };
-    Activations::open_with(folder, &config)
+    ReadConfig { buffer_tokens: stream.buffer_tokens, passes: stream.passes, seed: stream.seed, ahead: stream.ahead.unwrap_or(ReadConfig::default().ahead) }
 }
 
 /// The text to train on and the text held out.

@@ -1,18 +1,12 @@
 //! What stands for a training on a GPU in a build without CUDA: nothing that can be made.
 
+pub(crate) use super::room::Wanted;
+
 use super::{GpuPath, LiveClt, StepOptions, StepReport};
 use crate::activations::{Reader, Scale};
 use crate::clt::CltConfig;
 use crate::error::Result;
 use candle_core::Device;
-
-/// What of a training's configuration decides whether a GPU can do it: nobody asks here.
-#[allow(dead_code)]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
-    pub groups: usize,
-    pub aux_k: usize,
-}
 
 pub(crate) enum CudaTraining {}
 

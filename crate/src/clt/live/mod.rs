@@ -31,6 +31,7 @@ mod near;
 mod norm;
 mod param;
 mod per_target;
+pub(crate) mod room;
 mod scratch;
 mod update;
 

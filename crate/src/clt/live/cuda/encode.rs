@@ -1,20 +1,15 @@
 //! Forward, first half: pre-activations, which of them are kept, and the lists of both orders.
 
 use super::{CudaClt, DeviceBatch, Matrix};
+use crate::clt::live::room::{most_kept, FOUND, WARPS};
 use crate::clt::kernels::cuda::{Argument, At, Operand, Product, Sent};
 use crate::clt::live::StepOptions;
-use crate::clt::{Activation, CltConfig};
+use crate::clt::Activation;
 use crate::error::Result;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 
 /// Threads of kernels that walk along a row.
 pub(super) const ROW: usize = 256;
-/// Warps that collect a row, and what each has room for: as in `found.cuh`.
-const WARPS: usize = 8;
-const CANDIDATES: usize = 256;
-/// Entries that a token has room for while a ranking looks for the largest.
-pub(super) const FOUND: usize = WARPS * CANDIDATES;
-
 /// As in `ranking.cu`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -24,13 +19,6 @@ unsafe impl DeviceRepr for Found {}
 
 /// Blocks a layer of kernels that walk along all entries.
 pub(super) const WIDE: usize = 128;
-
-/// Entries of one layer that can stay, of a token or on average; `None` where only counting tells.
-pub(super) fn most_kept(config: &CltConfig) -> Option<usize> {
-    let k = config.activation.k()?;
-    // Ranked together, one layer may get what all are given.
-    Some(if config.activation.ranks_layers() { config.most_of_layers(k) } else { k })
-}
 
 impl Matrix {
     /// As a factor of a product, its rows from `column` on.

@@ -23,22 +23,18 @@ mod tables;
 mod tied;
 mod training;
 
+pub(crate) use super::room::{check, Wanted};
 pub(crate) use training::CudaTraining;
 
+use super::room::{self, LINE, RING};
 use super::{Cut, GpuPath, LiveClt, StepOptions, StepReport};
 use crate::activations::Batch;
 use crate::clt::kernels::cuda::{Buffer, Gpu, Numbers, Sent, Stored};
-use crate::clt::{Activation, CltConfig, Tied};
-use crate::error::{Error, ErrorKind, Result};
-
-/// Steps whose figures the device keeps until they are asked for.
-const RING: u64 = 64;
+use crate::clt::CltConfig;
+use crate::error::Result;
 
 /// Blocks that share the sum of a part of the gradient's norm.
 const SHARES: usize = 128;
-
-/// Numbers in one layer's line of figures, as `report.cu` has them.
-const LINE: usize = 9;
 
 /// A matrix with Adam's moments.
 struct Matrix {
@@ -212,56 +208,10 @@ impl DeviceBatch {
     }
 }
 
-/// Refuses what is trained on the CPU only.
-pub(crate) fn check(config: &CltConfig, eight: bool) -> Result<()> {
-    let refuse = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::Unsupported, format_args!("{field} on CUDA"), got, expected).help("train it on the CPU"));
-    let multiple = if eight { 64 } else { 8 };
-    if !config.width.is_multiple_of(multiple) || config.width > 8192 {
-        return refuse("CltConfig::width", config.width.to_string(), if eight { "a multiple of 64 up to 8192, with moments in eight bits" } else { "a multiple of 8 up to 8192" });
-    }
-    Ok(())
-}
-
-/// What of a training's configuration decides whether a GPU can do it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
-    /// Nested groups of features.
-    pub groups: usize,
-    /// Dead features of a token and layer in an auxiliary loss; 0 without.
-    pub aux_k: usize,
-}
-
 impl CudaClt {
     /// Bytes on the device for weights, moments and a step of `tokens`.
     pub fn bytes(config: &CltConfig, stored: Stored, eight: bool, tokens: usize, wanted: Wanted) -> u64 {
-        let (groups, aux) = (wanted.groups, wanted.aux_k as u64);
-        let g = if aux > 0 { 2 } else { 1 } * groups as u64;
-        let (l, d, f, t) = (config.layers as u64, config.width as u64, config.features as u64, tokens as u64);
-        let weight = stored.bytes() as u64;
-        let weights = config.trained_parameters() * if eight { weight * 64 + 130 } else { (weight + 8) * 64 } / 64;
-        // Without a k as many as at random weights.
-        let kept = config.activation.k().map_or(f / 2, |k| k as u64);
-        let pays = |side| path::dense_pays(side, tokens, config.features, kept as f64, stored);
-        let lists = groups > 1 || aux > 0 || config.tied == Tied::PerTarget;
-        let (dense, backward) = (!lists && pays(path::Side::Forward), !lists && pays(path::Side::Backward));
-        let skips = if config.skip { 16 * l * d * d + 2 * d * d } else { 0 };
-        let batch = 2 * l * t * d * weight;
-        let places = encode::most_kept(config).map_or(kept, |most| most as u64);
-        let place = if matches!(config.activation, Activation::JumpRelu { .. }) { 36 } else { 28 };
-        // Products with parts of decoder rows: of all layers' entries, or of one layer's where these are dense.
-        let parts = if backward { 1 } else { (0..config.layers).map(|layer| if config.tied == Tied::PerSource { 1 } else { config.slots(layer) as u64 }).sum() };
-        let entries = t * (places + aux) * (l * place + 4 * parts);
-        let also = |there: bool, bytes: u64| if there { bytes } else { 0 };
-        let runs = t * l * (16 + also(config.activation.ranks_layers(), 8) + also(aux > 0, 12) + also(groups > 1, 8 * groups as u64));
-        let slabs = t * l * d * (g * weight + if dense || config.skip || groups > 1 { 4 } else { 0 });
-        let both = if config.activation.is_ranked() { 4 } else { 8 };
-        let matrices = t * f * (both + if dense || backward { weight } else { 0 }) + if backward { 4 * f * config.columns(0) as u64 } else { 0 };
-        let found = if config.activation.ranks_batch() { 8 * t * encode::FOUND as u64 } else { 0 };
-        // Norms of rows, before and of gradients, and some ten numbers a feature.
-        let parts = (0..config.layers).map(|layer| config.columns(layer) as u64 / d).sum::<u64>();
-        let figures = f * (8 * parts + 48 * l);
-        let lines = 4 * (RING * LINE as u64 * l + 2048);
-        lines + weights + skips + batch + entries + runs + slabs + matrices + found + figures
+        room::bytes(config, stored.bytes() as u64, eight, tokens, wanted)
     }
 
     /// The figures of all steps since the last call, oldest first, and the first step whose numbers were not finite;

@@ -11,16 +11,10 @@
 //! where many tokens share a step. `CLTLAB_CUDA_PATH=dense` or `lists` decides for all, to measure.
 
 use super::CudaClt;
-use crate::clt::kernels::cuda::Stored;
+use crate::clt::live::room::dense_pays;
+pub(super) use crate::clt::live::room::Side;
 use crate::clt::live::GpuPath;
 use crate::clt::Tied;
-
-/// Which half of a step.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Side {
-    Forward,
-    Backward,
-}
 
 /// As the environment says.
 pub(super) fn wanted() -> GpuPath {
@@ -29,24 +23,6 @@ pub(super) fn wanted() -> GpuPath {
         Ok("lists") => GpuPath::Lists,
         _ => GpuPath::Reckoned,
     }
-}
-
-/// An H100's rates, of which only ratios matter: bytes a second of memory and of cache, flops a second.
-const MEMORY: f64 = 3e12;
-const CACHE: f64 = 5e12;
-
-/// Whether dense products are the faster way for `kept` of `features` entries a token.
-pub(super) fn dense_pays(side: Side, tokens: usize, features: usize, kept: f64, stored: Stored) -> bool {
-    let (t, f, bytes) = (tokens as f64, features as f64, stored.bytes() as f64);
-    let rate = match stored {
-        Stored::Bf16 => 6e14,
-        Stored::F32 => 5e13,
-    };
-    let (dense, lists) = match side {
-        Side::Forward => ((2.0 * t * f / rate).max(f * bytes / MEMORY), t * kept * bytes / MEMORY),
-        Side::Backward => (4.0 * t * f / rate + 8.0 * f / MEMORY, t * kept * bytes / CACHE),
-    };
-    dense < lists
 }
 
 impl CudaClt {
@@ -60,7 +36,7 @@ impl CudaClt {
         let features = self.config.features;
         let kept = self.config.activation.k().map_or(self.layers[layer].density * features as f64, |k| k as f64);
         match self.path {
-            GpuPath::Reckoned => dense_pays(side, tokens, features, kept, self.stored),
+            GpuPath::Reckoned => dense_pays(side, tokens, features, kept, self.stored.bytes() as f64),
             GpuPath::Dense => true,
             GpuPath::Lists => false,
             GpuPath::DenseForward => side == Side::Forward,

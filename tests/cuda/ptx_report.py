@@ -30,7 +30,8 @@ SPILLS = 56
 # 16-byte loads in flight at once in the inner loop, by a pattern of the kernel's whole name. A row of eight numbers is
 # one such load in bf16 and two in f32.
 LOADS = {
-    r"meet_(f32|bf16)_(full|small)": 3,
+    r"meet_bf16_small": 3,
+    r"meet_(bf16_full|f32_full|f32_small)": 2,
     r"spend_(f32|bf16)_(full|small)": 3,
     r"products_(f32|bf16)": 3,
     r"measure_(f32|bf16)": 3,

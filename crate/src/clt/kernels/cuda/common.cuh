@@ -132,26 +132,38 @@ __device__ __forceinline__ T block_sum(T v, T* room) {
     return total;
 }
 
-// Sums of eight values over a warp at once, with 9 exchanges instead of 40: lane i gets that of value `of_lane(i)`.
-__device__ __forceinline__ float warp_sum8(float v[8]) {
+// The sums of two numbers over the block, in thread 0 alone. `room` has 64 places.
+__device__ __forceinline__ void block_sums(float& a, float& b, float* room) {
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    a = warp_sum(a);
+    b = warp_sum(b);
+    if (lane == 0) {
+        room[warp] = a;
+        room[32 + warp] = b;
+    }
+    __syncthreads();
+    if (warp == 0) {
+        a = warp_sum(lane < warps ? room[lane] : 0.f);
+        b = warp_sum(lane < warps ? room[32 + lane] : 0.f);
+    }
+}
+
+// Sums of four values over a warp at once, with 6 exchanges instead of 20: lane i gets that of value `of_lane(i)`.
+__device__ __forceinline__ float warp_sum4(float v[4]) {
     const u32 lane = threadIdx.x & 31;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        float keep = (lane & 16) ? v[i + 4] : v[i], give = (lane & 16) ? v[i] : v[i + 4];
+    for (int i = 0; i < 2; ++i) {
+        float keep = (lane & 16) ? v[i + 2] : v[i], give = (lane & 16) ? v[i] : v[i + 2];
         v[i] = keep + __shfl_xor_sync(WHOLE, give, 16);
     }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        float keep = (lane & 8) ? v[i + 2] : v[i], give = (lane & 8) ? v[i] : v[i + 2];
-        v[i] = keep + __shfl_xor_sync(WHOLE, give, 8);
-    }
-    float keep = (lane & 4) ? v[1] : v[0], give = (lane & 4) ? v[0] : v[1];
-    float sum = keep + __shfl_xor_sync(WHOLE, give, 4);
+    float keep = (lane & 8) ? v[1] : v[0], give = (lane & 8) ? v[0] : v[1];
+    float sum = keep + __shfl_xor_sync(WHOLE, give, 8);
+    sum += __shfl_xor_sync(WHOLE, sum, 4);
     sum += __shfl_xor_sync(WHOLE, sum, 2);
     return sum + __shfl_xor_sync(WHOLE, sum, 1);
 }
 
-__device__ __forceinline__ u32 of_lane(u32 lane) { return ((lane & 16) >> 2) | ((lane & 8) >> 2) | ((lane & 4) >> 2); }
+__device__ __forceinline__ u32 of_lane(u32 lane) { return (lane >> 3) & 3; }
 
 // Sums over the lanes up to each.
 __device__ __forceinline__ u32 warp_scan(u32 v) {
@@ -211,6 +223,47 @@ __device__ __forceinline__ u32 scan(const u32* in, u32* out, u32* also, u32 n, u
 __device__ __forceinline__ void soon(const void* at) {
 #ifndef CLTLAB_EMULATED
     asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+#endif
+}
+
+// The same pointer, of which the compiler knows nothing more: it would split a sum that is added to in a loop.
+template <typename T>
+__device__ __forceinline__ T* whole(T* at) {
+#ifndef CLTLAB_EMULATED
+    asm("" : "+l"(at));
+#endif
+    return at;
+}
+
+// Two words of a table, read anew each time: addresses that are needed at the beginning of a long kernel and at its end would take
+// registers all the while.
+__device__ __forceinline__ void read_again(const void* at, u64& a, u64& b) {
+#ifdef CLTLAB_EMULATED
+    a = static_cast<const u64*>(at)[0];
+    b = static_cast<const u64*>(at)[1];
+#else
+    asm volatile("ld.global.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(at));
+#endif
+}
+
+// Square root and quotient to some two units in the last place: one instruction each where the exact ones take some twenty.
+__device__ __forceinline__ float quick_root(float x) {
+#ifdef CLTLAB_EMULATED
+    return sqrtf(x);
+#else
+    float root;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(x));
+    return root;
+#endif
+}
+__device__ __forceinline__ float quick_quotient(float x, float over) {
+#ifdef CLTLAB_EMULATED
+    return x / over;
+#else
+    // A root of any positive number, and more, is none of the numbers that are flushed to 0 here.
+    float reciprocal;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(over));
+    return x * reciprocal;
 #endif
 }
 

@@ -6,6 +6,7 @@
 #include "lists.cu"
 #include "decode.cu"
 #include "groups.cu"
+#include "rows.cu"
 #include "learn.cu"
 #include "report.cu"
 #include "edges.cu"

@@ -82,9 +82,10 @@ impl CudaClt {
         entries.values.fit(places)?;
         entries.tokens.fit(places)?;
         entries.list.fit(places)?;
-        entries.list_tokens.fit(places)?;
-        entries.list_values.fit(places)?;
-        entries.gradients.fit(places)?;
+        // Lists are read four entries at a time.
+        entries.list_tokens.fit(places + 3)?;
+        entries.list_values.fit(places + 3)?;
+        entries.gradients.fit(places + 3)?;
         if jumps {
             entries.pre.fit(places)?;
             entries.list_pre.fit(places)?;

@@ -8,12 +8,20 @@ use super::step::{threads, Told};
 use super::tables::{pair, Table};
 use super::{CudaClt, DeviceBatch, Matrix, Moments};
 use crate::clt::kernels::cuda::{At, Gpu};
+use crate::clt::live::StepOptions;
 use crate::clt::Tied;
 use crate::error::Result;
 use std::ops::Range;
 
-/// Words of a line: `Rows` of `learn.cu`.
+/// Words of a line: `Rows` of `rows.cu`.
 const LINE: usize = 22;
+
+/// Which of its parts a gradient has, as in `rows.cu`.
+const DENSE: usize = 1;
+const SHARED_LISTS: usize = 2;
+const OWN: usize = 4;
+const COMMON: usize = 8;
+const SQUARES: usize = 16;
 
 /// What a pass over rows does.
 #[derive(Clone, Copy, PartialEq)]
@@ -28,7 +36,7 @@ pub(super) enum Pass {
     Meet,
 }
 
-/// Where gradients of rows come from: `Terms` of `learn.cu`.
+/// Where gradients of rows come from; 0 for what is not there.
 #[derive(Clone, Copy, Default)]
 struct Terms {
     offsets: At,
@@ -49,14 +57,6 @@ struct Terms {
     dense: At,
 }
 
-impl Terms {
-    fn words(&self) -> [u64; 14] {
-        let lists = [self.offsets, self.tokens, self.coefficients, self.layers, self.slab];
-        let [a, b, c, d, e] = lists;
-        [a, b, c, d, e, pair(self.stride, self.at), pair(self.count, self.groups), self.ends, self.apart, pair(self.again, 0), self.own, self.common, self.sums, self.dense]
-    }
-}
-
 /// The table, and how many lines it has.
 pub(super) struct RowTable(Table);
 
@@ -71,11 +71,12 @@ fn line(matrix: &Matrix, tile: usize, terms: &Terms, [products, squares, norms]:
         Moments::Full { m, v } => [m.at(), v.at(), 0],
         Moments::Small { m, v, scales } => [m.at(), v.at(), scales.at()],
     };
-    let mut words = [0; LINE];
-    words[..4].copy_from_slice(&[matrix.w.at(), m, v, scales]);
-    words[4..18].copy_from_slice(&terms.words());
-    words[18..].copy_from_slice(&[products, squares, norms, pair(matrix.row, tile)]);
-    words
+    let there = [(DENSE, terms.dense), (SHARED_LISTS, terms.layers), (OWN, terms.own), (COMMON, terms.common), (SQUARES, squares)];
+    let flags = there.into_iter().filter(|(_, at)| *at != 0).map(|(flag, _)| flag).sum();
+    [
+        matrix.w.at(), terms.slab, terms.offsets, terms.tokens, terms.coefficients, products, m, v, scales, norms, squares, terms.own, terms.common, terms.sums, terms.dense, terms.layers, terms.ends,
+        terms.apart, pair(matrix.row, tile), pair(terms.stride, terms.at), pair(flags, terms.groups), pair(terms.count, terms.again),
+    ]
 }
 
 impl CudaClt {
@@ -120,7 +121,7 @@ impl CudaClt {
 
     /// Writes the table, where anything in it moved: decoders layer by layer and part by part, encoders, and for decoders tied by target each
     /// source's entries with the rows of each target.
-    pub(super) fn tell_rows(&mut self, batch: &DeviceBatch) -> Result<()> {
+    pub(super) fn tell_rows(&mut self, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
         let (l, d, f, tokens) = (self.config.layers, self.config.width, self.config.features, batch.tokens);
         let dense: Vec<bool> = (0..l).map(|layer| self.is_dense(layer, tokens, super::path::Side::Backward)).collect();
         if dense.contains(&true) {
@@ -129,14 +130,17 @@ impl CudaClt {
         }
         let (shared, room) = (&self.shared, self.room());
         let mut words = Vec::new();
+        // Multiples of a row itself come from the sparsity and dead-feature terms, of the inputs' sums from the latter.
+        let [own, common] = [options.sparsity > 0.0 || options.dead > 0.0, options.dead > 0.0];
+        let if_there = |there: bool, at: At| if there { at } else { 0 };
         let gradient = |layer: usize| if dense[layer] { shared.gradient.at() } else { 0 };
         for (index, layer) in self.layers.iter().enumerate() {
             let (e, products) = (&layer.entries, self.products_of(index, tokens));
             for part in 0..self.parts(index) {
                 let terms = self.at_targets(tokens, index + part);
                 let terms = match self.config.tied {
-                    Tied::PerTarget => Terms { layers: self.tables.layers.at(), count: index + 1, own: e.own.at(), ..terms },
-                    _ => Terms { offsets: e.offsets.at(), tokens: e.list_tokens.at(), coefficients: e.list_values.at(), own: e.own.at(), dense: gradient(index), ..terms },
+                    Tied::PerTarget => Terms { layers: self.tables.layers.at(), count: index + 1, own: if_there(own, e.own.at()), ..terms },
+                    _ => Terms { offsets: e.offsets.at(), tokens: e.list_tokens.at(), coefficients: e.list_values.at(), own: if_there(own, e.own.at()), dense: gradient(index), ..terms },
                 };
                 let [squares, norms] = [shared.squares.from(self.squares_from(index) + part * f), shared.norms.from(self.norms_from(index) + part * f)];
                 words.extend(line(&layer.decoder, part, &terms, [products + (4 * part * room) as u64, squares, norms]));
@@ -151,7 +155,7 @@ impl CudaClt {
                 slab: batch.inputs.from(index * tokens * d),
                 again: if self.aux.k > 0 { tokens } else { 0 },
                 stride: d,
-                common: e.common.at(),
+                common: if_there(common, e.common.at()),
                 sums: shared.input_sums.from(index * d),
                 dense: gradient(index),
                 ..Terms::default()

@@ -67,7 +67,7 @@ impl CudaClt {
         let adam = AdamStep::new(options.lr, options.betas, options.eps, options.weight_decay, self.steps + 1);
         let told = Told::new(&adam, if options.clip.is_some() { self.shared.clip.at() } else { 0 }, self.shared.go.at());
         self.terms(batch, options)?;
-        self.tell_rows(batch)?;
+        self.tell_rows(batch, options)?;
         // Each row is read once a step; with a limit on the gradient, or shared by several sources, once more before.
         let meets = options.clip.is_none() && self.config.tied != Tied::PerTarget;
         let turns = if self.is_together(batch.tokens) { vec![0..l] } else { (0..l).map(|layer| layer..layer + 1).collect() };

@@ -51,7 +51,7 @@ pub(super) struct Tables {
     pub vectors: Table,
     /// `Part` of `report.cu`.
     pub parts: Table,
-    /// `Rows` of `learn.cu`.
+    /// `Rows` of `rows.cu`.
     pub rows: RowTable,
 }
 

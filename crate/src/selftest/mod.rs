@@ -8,6 +8,7 @@
 
 mod ceilings;
 mod graphs;
+mod margins;
 mod naive;
 mod random;
 mod training;

@@ -1,7 +1,7 @@
 //! The loss of a training step from its formula (`clt::live` states it), in f64 and without kernels.
 
 use crate::activations::Batch;
-use crate::clt::live::{LiveClt, StepOptions, StepReport};
+use crate::clt::live::{LiveClt, LiveLayer, StepOptions, StepReport};
 use crate::clt::{Activation, Tied};
 
 /// What [`LiveClt::step`] should report of the forward pass on `batch`.
@@ -10,20 +10,8 @@ pub(super) fn report(live: &LiveClt, batch: &Batch, options: &StepOptions) -> St
     let (l, d, f, tokens) = (config.layers, config.width, config.features, batch.tokens);
     let mut report = StepReport::default();
     // Activations `[token][feature]` of each layer.
-    let mut codes: Vec<Vec<f64>> = (0..l)
-        .map(|index| {
-            let layer = &live.layers[index];
-            let mut h = vec![0f64; tokens * f];
-            for (p, row) in h.chunks_exact_mut(f).enumerate() {
-                for (j, h) in row.iter_mut().enumerate() {
-                    let x = &batch.inputs[index][p * d..(p + 1) * d];
-                    *h = f64::from(layer.encoder_bias.w[j]) + x.iter().zip(&layer.encoder.w[j * d..(j + 1) * d]).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
-                }
-            }
-            keep(&config.activation, layer.log_threshold.as_ref().map(|log| log.w.as_slice()), &mut h, f);
-            h
-        })
-        .collect();
+    let mut codes = pre_activations(live, batch);
+    codes.iter_mut().zip(&live.layers).for_each(|(h, layer)| keep(&config.activation, layer, h, f));
     match config.activation {
         Activation::GlobalTopK { k } => (0..tokens).for_each(|p| keep_largest(codes.iter_mut().map(|code| &mut code[p * f..(p + 1) * f]).collect(), k * l)),
         Activation::GlobalBatchTopK { k } => keep_largest(codes.iter_mut().map(Vec::as_mut_slice).collect(), k * l * tokens),
@@ -77,8 +65,21 @@ pub(super) fn report(live: &LiveClt, batch: &Batch, options: &StepOptions) -> St
     report
 }
 
+/// Pre-activations `[token][feature]` of each layer.
+pub(super) fn pre_activations(live: &LiveClt, batch: &Batch) -> Vec<Vec<f64>> {
+    let d = live.config.width;
+    let product = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
+    let rows = |layer: &LiveLayer, x: &[f32]| layer.encoder_bias.w.iter().zip(layer.encoder.w.chunks_exact(d)).map(|(&bias, w)| f64::from(bias) + product(x, w)).collect::<Vec<_>>();
+    live.layers.iter().zip(&batch.inputs).map(|(layer, inputs)| inputs.chunks_exact(d).flat_map(|x| rows(layer, x)).collect()).collect()
+}
+
+/// The threshold of a feature: 0 where the layer has none.
+pub(super) fn theta(layer: &LiveLayer, feature: usize) -> f64 {
+    layer.log_threshold.as_ref().map_or(0.0, |log| f64::from(log.w[feature].exp()))
+}
+
 /// Sets what is not kept to 0.
-fn keep(activation: &Activation, logs: Option<&[f32]>, h: &mut [f64], f: usize) {
+fn keep(activation: &Activation, layer: &LiveLayer, h: &mut [f64], f: usize) {
     match *activation {
         Activation::TopK { k } => h.chunks_exact_mut(f).for_each(|row| keep_largest(vec![row], k)),
         Activation::BatchTopK { k } => {
@@ -88,8 +89,7 @@ fn keep(activation: &Activation, logs: Option<&[f32]>, h: &mut [f64], f: usize) 
         // Ranked once all layers are there.
         Activation::GlobalTopK { .. } | Activation::GlobalBatchTopK { .. } => {}
         Activation::Relu | Activation::JumpRelu { .. } => {
-            let theta = |j: usize| logs.map_or(0.0, |logs| f64::from(logs[j].exp()));
-            h.iter_mut().enumerate().filter(|(at, h)| **h <= theta(at % f)).for_each(|(_, h)| *h = 0.0);
+            h.iter_mut().enumerate().filter(|(at, h)| **h <= theta(layer, at % f)).for_each(|(_, h)| *h = 0.0);
         }
     }
 }

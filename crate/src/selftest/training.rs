@@ -1,6 +1,6 @@
 //! Checks of the training step.
 
-use super::{deviation, naive, worse, Check};
+use super::{deviation, margins, naive, worse, Check};
 use crate::activations::Batch;
 use crate::clt::live::{LiveClt, Scratch, StepOptions, StepReport};
 use crate::clt::{Activation, CltConfig, Tied};
@@ -99,8 +99,20 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// A CLT before its first step.
-fn fresh(case: &Case, eight: bool) -> Result<LiveClt> {
+/// The 50 steps' case.
+#[cfg(any(feature = "cuda", test))]
+fn curve() -> Case {
+    let case = cases().swap_remove(2);
+    Case { options: StepOptions { lr: 1e-3, eps: 1e-8, dead: 0.0, ..case.options }, ..case }
+}
+
+/// Rounds to what bf16 holds.
+fn round(values: &mut [f32]) {
+    values.iter_mut().for_each(|value| *value = half::bf16::from_f32(*value).to_f32());
+}
+
+/// A CLT before its first step; `rounded`: its matrices hold what bf16 can.
+fn fresh(case: &Case, eight: bool, rounded: bool) -> Result<LiveClt> {
     let mut live = LiveClt::new(&case.config, eight, 1)?;
     if case.data == Data::Skewed {
         for layer in &mut live.layers {
@@ -111,15 +123,32 @@ fn fresh(case: &Case, eight: bool) -> Result<LiveClt> {
     if case.data.is_even() {
         live.layers.iter_mut().flat_map(|layer| &mut layer.encoder.w).for_each(|w| *w = (*w * 64.0).round() / 64.0);
     }
+    if rounded {
+        for layer in &mut live.layers {
+            round(&mut layer.encoder.w);
+            round(&mut layer.decoder.w);
+            layer.measure();
+        }
+    }
     Ok(live)
 }
 
-fn batch(case: &Case, step: u64, rng: &mut StdRng) -> Batch {
+/// A step's batch, at a distance from where the step of `live` jumps; `rounded`: of numbers that bf16 holds.
+fn batch(case: &Case, live: &LiveClt, options: &StepOptions, rounded: bool, rng: &mut StdRng) -> Result<Batch> {
+    let mut batch = drawn(case, options.step, rounded, rng);
+    margins::widen(live, &mut batch, options, case.data.is_even())?;
+    Ok(batch)
+}
+
+fn drawn(case: &Case, step: u64, rounded: bool, rng: &mut StdRng) -> Batch {
     let mut side = || (0..case.config.layers).map(|_| (0..case.tokens * case.config.width).map(|_| rng.random_range(-1.7..1.7f32)).collect()).collect();
     let mut batch = Batch { tokens: case.tokens, inputs: side(), targets: side() };
     let scale = if case.data == Data::Fading { 0.25f32.powi(step as i32 - 1) } else { 1.0 };
     if case.data.is_even() {
         batch.inputs.iter_mut().flatten().for_each(|x| *x = x.round() * scale);
+    }
+    if rounded {
+        batch.inputs.iter_mut().chain(&mut batch.targets).for_each(|values| round(values));
     }
     batch
 }
@@ -136,14 +165,14 @@ pub(super) fn checks(device: &Device, done: &mut dyn FnMut(Check)) -> Result<Str
 fn cpu(done: &mut dyn FnMut(Check)) -> Result<()> {
     for case in cases() {
         let mut rng = StdRng::seed_from_u64(3);
-        let mut live = fresh(&case, false)?;
+        let mut live = fresh(&case, false, false)?;
         let mut alone = live.clone();
         let (mut scratch, mut second) = (Scratch::default(), Scratch::default());
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|error| crate::Error::new(crate::ErrorKind::Unsupported, error.to_string()))?;
         let (mut worst, mut apart) = (0f64, 0f64);
         for step in 1..=3 {
-            let batch = batch(&case, step, &mut rng);
             let options = StepOptions { step, ..case.options.clone() };
+            let batch = batch(&case, &live, &options, false, &mut rng)?;
             let expected = naive::report(&live, &batch, &options);
             let got = live.step(&batch, &mut scratch, &options)?;
             pool.install(|| alone.step(&batch, &mut second, &options))?;
@@ -211,8 +240,7 @@ fn other(device: &Device, done: &mut dyn FnMut(Check)) -> Result<String> {
             done(Check { name: format!("{kind}: weights"), deviation: weights, bound });
         }
     }
-    let mut curve = cases().swap_remove(2);
-    curve.options = StepOptions { lr: 1e-3, eps: 1e-8, dead: 0.0, ..curve.options };
+    let curve = curve();
     for (stored, eight, bound) in [(Stored::F32, false, 1e-3), (Stored::Bf16, true, 2e-2)] {
         let [report, _] = compare(&curve, &gpu, stored, eight, 50, GpuPath::Reckoned)?;
         done(Check { name: format!("50 steps of {}, weights {}: loss", curve.name, stored.name()), deviation: report, bound });
@@ -225,23 +253,16 @@ fn other(device: &Device, done: &mut dyn FnMut(Check)) -> Result<String> {
 fn compare(case: &Case, gpu: &crate::clt::kernels::cuda::Gpu, stored: crate::clt::kernels::cuda::Stored, eight: bool, steps: u64, path: crate::clt::live::GpuPath) -> Result<[f64; 2]> {
     use crate::clt::live::cuda::{CudaClt, DeviceBatch};
     let mut rng = StdRng::seed_from_u64(3);
-    let mut live = fresh(case, eight)?;
     // Both begin with numbers that either can hold.
-    let round = |values: &mut Vec<f32>| values.iter_mut().for_each(|w| *w = half::bf16::from_f32(*w).to_f32());
-    for layer in &mut live.layers {
-        round(&mut layer.encoder.w);
-        round(&mut layer.decoder.w);
-        layer.measure();
-    }
+    let mut live = fresh(case, eight, true)?;
     let mut on_gpu = CudaClt::upload(&live, gpu, stored)?;
     on_gpu.take(path);
     let mut scratch = Scratch::default();
     let mut there = DeviceBatch::new(gpu, stored)?;
     let mut worst = 0f64;
     for step in 1..=steps {
-        let mut batch = batch(case, step, &mut rng);
-        batch.inputs.iter_mut().chain(&mut batch.targets).for_each(round);
         let options = StepOptions { step, ..case.options.clone() };
+        let batch = batch(case, &live, &options, true, &mut rng)?;
         there.write(&batch)?;
         on_gpu.step(&there, &options)?;
         let expected = live.step(&batch, &mut scratch, &options)?;
@@ -260,4 +281,55 @@ fn compare(case: &Case, gpu: &crate::clt::kernels::cuda::Gpu, stored: crate::clt
         }
     }
     Ok([worst, weights(&on_gpu.download()?, &live)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a step makes of inputs a rounding apart, every other one up or down: whether L0 is the same, and how far the
+    /// weights come apart.
+    fn apart(live: &LiveClt, batch: &Batch, options: &StepOptions) -> (bool, f64) {
+        let [(one, l0), (other, other_l0)] = [5e-7, -5e-7].map(|by| {
+            let (mut live, mut batch) = (live.clone(), batch.clone());
+            batch.inputs.iter_mut().flatten().enumerate().for_each(|(at, x)| *x *= if at % 2 == 0 { 1.0 + by } else { 1.0 - by });
+            let report = live.step(&batch, &mut Scratch::default(), options).unwrap();
+            (live, report.l0)
+        });
+        (l0 == other_l0, weights(&other, &one))
+    }
+
+    #[test]
+    fn rounding_flips_no_entry() {
+        for (rounded, eight) in [(false, false), (true, false), (true, true)] {
+            for (case, steps) in cases().into_iter().map(|case| (case, 3)).chain([(curve(), 50)]) {
+                let (mut live, mut scratch, mut rng) = (fresh(&case, eight, rounded).unwrap(), Scratch::default(), StdRng::seed_from_u64(3));
+                for step in 1..=steps {
+                    let options = StepOptions { step, ..case.options.clone() };
+                    let batch = batch(&case, &live, &options, rounded, &mut rng).unwrap();
+                    let near = margins::distances(&live, &batch, &options, case.data.is_even()).iter().map(|distance| distance.value).fold(f64::INFINITY, f64::min);
+                    assert!(near >= 1e-5, "{}, step {step}: {near:.1e}", case.name);
+                    // Equal pre-activations would come apart; moments in eight bits and Adam with a small ε have jumps of their own.
+                    if !case.data.is_even() && !eight && steps == 3 {
+                        let (same, apart) = apart(&live, &batch, &options);
+                        assert!(same && apart < 1e-4, "{}, step {step}: weights {apart:.1e}", case.name);
+                    }
+                    live.step(&batch, &mut scratch, &options).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_flipped_on_an_h200_is_moved() {
+        // As drawn, a pre-activation of this case lies 6e-8 above its threshold: one entry of L0, and weights that differ by 2e-2.
+        let case = cases().swap_remove(1);
+        let live = fresh(&case, false, true).unwrap();
+        let mut batch = drawn(&case, 1, true, &mut StdRng::seed_from_u64(3));
+        let (same, far) = apart(&live, &batch, &case.options);
+        assert!(!same && far > 1e-2, "{far:.1e}");
+        margins::widen(&live, &mut batch, &case.options, false).unwrap();
+        let (same, far) = apart(&live, &batch, &case.options);
+        assert!(same && far < 1e-5, "{far:.1e}");
+    }
 }

@@ -32,7 +32,7 @@ pub(crate) enum Side {
 
 /// An H100's rates, of which only ratios matter: bytes a second of memory and of cache, flops a second.
 pub(crate) const MEMORY: f64 = 3e12;
-pub(crate) const CACHE: f64 = 5e12;
+pub(crate) const CACHE: f64 = 6e12;
 
 /// Whether dense products are the faster way for `kept` of `features` entries a token, with weights of `bytes` bytes.
 pub(crate) fn dense_pays(side: Side, tokens: usize, features: usize, kept: f64, bytes: f64) -> bool {

@@ -9,3 +9,5 @@
 #include "learn.cu"
 #include "report.cu"
 #include "edges.cu"
+#include "model.cu"
+#include "attend.cu"

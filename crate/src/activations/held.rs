@@ -97,6 +97,18 @@ impl Held {
         Ok(())
     }
 
+    /// Takes those tokens out that `out` marks, of all that it holds; the others keep their order.
+    pub fn leave_out(&mut self, out: &[bool]) -> Result<()> {
+        let index: Vec<u32> = (0..).zip(out).filter(|(_, &out)| !out).map(|(row, _)| row).collect();
+        let (Some(first), true) = (self.inputs.first(), index.len() < self.tokens) else { return Ok(()) };
+        let (count, index) = (index.len(), Tensor::new(index, first.device())?);
+        for side in self.inputs.iter().chain(&self.targets).filter(|_| count > 0) {
+            side.slice_set(&side.index_select(&index, 0)?, 0, 0)?;
+        }
+        self.tokens = count;
+        Ok(())
+    }
+
     /// Bytes that [`Held::measure`] takes of `tokens`: a run of rows in f32, the same centred, and squared.
     pub fn measuring_bytes(tokens: u64, d: usize) -> u64 {
         12 * tokens.min(RUN as u64) * d as u64

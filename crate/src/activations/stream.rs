@@ -5,7 +5,7 @@ use super::rounds::Rounds;
 use super::{Batch, InputSite, Outliers};
 use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Model, ModelConfig};
+use crate::model::{DevicePass, Model, ModelConfig, Sites};
 use crate::progress::{stop_requested, Task};
 use crate::text::{Blocks, Corpus};
 use candle_core::{DType, Tensor};
@@ -144,13 +144,17 @@ impl Runner {
         Ok(rows)
     }
 
-    /// As [`Runner::run`], but the activations stay where the model runs: of each batch of contexts only norms are read.
+    /// As [`Runner::run`], but the activations stay where the model runs: of each token it is read at most whether it is an outlier.
     ///
     /// # Errors
     /// As [`Runner::run`].
     pub fn run_in_place(&self, order: &[usize], held: &mut Held, cancel: Option<&AtomicBool>) -> Result<()> {
         let room = order.len() * (self.context - self.exclude_first);
         held.fit(self.model.layers(), room, self.model.width(), Held::dtype_for(self.model.dtype()), self.model.device())?;
+        let rows = self.batch.min(order.len()) * self.context;
+        if let Some(mut pass) = DevicePass::new(&self.model, self.input, rows, self.context, room)? {
+            return self.run_straight(order, held, cancel, &mut pass);
+        }
         self.each(order, cancel, |tokens, kept| {
             let mut sites = Vec::with_capacity(2 * self.model.layers());
             self.model.visit_mlp(tokens, &mut |_, site| {
@@ -161,6 +165,21 @@ impl Runner {
             held.append(&sites, self.max_norm, kept, self.context)
         })
         .map(|_| ())
+    }
+
+    /// The same by kernels that write into the filling; outliers are taken out of it when it is full.
+    fn run_straight(&self, order: &[usize], held: &mut Held, cancel: Option<&AtomicBool>, pass: &mut DevicePass) -> Result<()> {
+        self.each(order, cancel, |tokens, kept| {
+            let mut rows = held.tokens as u32..;
+            let places: Vec<Option<u32>> = kept.iter().map(|&kept| if kept { rows.next() } else { None }).collect();
+            pass.run(tokens, &Sites { inputs: &held.inputs, targets: &held.targets, places: &places, max_norm: self.max_norm })?;
+            held.tokens = rows.start as usize;
+            Ok(())
+        })?;
+        if self.max_norm.is_some() {
+            held.leave_out(&pass.outliers(held.tokens)?)?;
+        }
+        Ok(())
     }
 
     /// `take` on the tokens of some blocks at a time, `[blocks, context]`, and on which of them are kept, of which it may

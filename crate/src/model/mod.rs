@@ -9,6 +9,8 @@ mod attention;
 pub(crate) mod back;
 mod batch;
 mod config;
+#[cfg_attr(not(feature = "cuda"), path = "no_device_pass.rs")]
+mod device_pass;
 pub(crate) mod family;
 pub(crate) mod fast;
 pub(crate) mod flow;
@@ -27,6 +29,7 @@ mod summary;
 mod weights;
 
 pub(crate) use attention::Past;
+pub(crate) use device_pass::{DevicePass, Sites};
 pub(crate) use qk::Side;
 pub use batch::Padding;
 pub use config::{Biases, LocalAttention, MlpActivation, ModelConfig, NormKind, NormPlaces, Positions, QkNorm, RotaryScaling};

@@ -76,6 +76,12 @@ impl Places<'_> {
 }
 
 impl Rotary {
+    /// Cosines and sines, `[context, pairs]`, and whether pairs are neighbours.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn tables(&self) -> (&Tensor, &Tensor, bool) {
+        (&self.cos, &self.sin, self.interleaved)
+    }
+
     /// `x [B, heads, T, h]`, turned.
     pub(crate) fn apply(&self, x: &Tensor, places: Places<'_>) -> Result<Tensor> {
         let (tokens, width) = (x.dim(2)?, x.dim(3)?);

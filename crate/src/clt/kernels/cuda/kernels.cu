@@ -10,3 +10,5 @@
 #include "learn.cu"
 #include "report.cu"
 #include "edges.cu"
+#include "model.cu"
+#include "attend.cu"

@@ -7,12 +7,13 @@
 
 use super::back::Heads;
 use super::config::{ModelConfig, QkNorm};
+use super::device_pass;
 use super::fast;
 use super::flow::{self, Flow};
 use super::parts::{Layer, Linear, Norm};
 use super::rotary::{Places, Rotary};
 use super::softmax::{softmax, Hidden, Mask};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use candle_core::{Tensor, D};
 use std::ops::Range;
 
@@ -59,6 +60,14 @@ pub(crate) fn forward(config: &ModelConfig, layer: &Layer, view: View<'_>, x: &T
     let share = heads / groups;
     let split = |y: Tensor, count: usize| fast::by_head(&y, count);
     let start = view.places.start;
+    // On a GPU whole contexts take one kernel, where no pattern is asked for or given.
+    let whole = past.is_none() && start == 0 && view.pads.is_empty() && view.places.ids.is_none();
+    let plain = view.window.is_none_or(|window| window >= tokens) && config.attention_cap.is_none() && config.qk_norm.is_none();
+    if whole && plain && view.pattern.is_none() && !view.keep_pattern && device_pass::has_attention(config, x) {
+        let [q, k, v] = [&layer.query, &layer.key, &layer.value].map(|map| Ok::<_, Error>(map.forward(x)?.contiguous()?));
+        let mixed = device_pass::attention(config, view.rotary, [&q?, &k?, &v?])?;
+        return Ok(Attended { output: layer.output.forward(&mixed)?, pattern: None });
+    }
     // [B, count, T, h], normed before or after the split into heads, then turned.
     let placed = |map: &Linear, norm: &Option<Norm>, count: usize| -> Result<Tensor> {
         let mut y = map.forward(x)?;

@@ -7,6 +7,7 @@
 
 use super::config::{MlpActivation, ModelConfig, NormKind, NormPlaces};
 use super::parts::{Layer, Linear, Norm};
+use super::rotary::Rotary;
 use super::Model;
 use crate::activations::InputSite;
 use crate::clt::kernels::cuda::{At, Buffer, Gpu, Numbers, Operand, Product, Stored};
@@ -91,8 +92,13 @@ struct Block {
     gate: Option<Map>,
     up: Map,
     down: Map,
-    /// Cosines and sines, and pairs that are turned.
-    turns: [At; 2],
+    turns: Turns,
+}
+
+/// Cosines and sines, and how many pairs are turned.
+#[derive(Default)]
+struct Turns {
+    tables: [At; 2],
     pairs: usize,
     interleaved: bool,
 }
@@ -181,9 +187,9 @@ impl DevicePass {
         if let Some(positions) = &self.model.parts().positions {
             x = x.broadcast_add(&positions.narrow(0, 0, context)?)?;
         }
-        let (x, layers) = (self.gpu.place(&x.contiguous()?).map(|at| (at, x))?, self.blocks.len());
-        // Its memory is used again once this returns, by what comes later in the stream.
-        let (x, _held) = x;
+        // The stream is added to where it lies; its memory is given to others once this returns, later in the device's stream.
+        let stream = x.contiguous()?;
+        let (x, layers) = (self.gpu.place(&stream)?, self.blocks.len());
         let places: Vec<u32> = sites.places.iter().map(|place| place.unwrap_or(NOWHERE)).collect();
         self.places.write(&places)?;
         let side = |tensors: &[Tensor]| tensors.iter().map(|tensor| Ok(self.gpu.find(tensor)?.0)).collect::<Result<Vec<At>>>();
@@ -253,22 +259,10 @@ impl DevicePass {
     }
 
     fn attend(&self, block: &Block, contexts: usize, context: usize) -> Result<()> {
-        let config = self.model.config();
         let [q, k, v] = [0, 1, 2].map(|i| self.heads[i].at());
-        let arguments = AttendArguments {
-            inputs: [q, k, v, block.query.bias, block.key.bias, block.value.bias],
-            turns: block.turns,
-            pairs: block.pairs as u32,
-            interleaved: u32::from(block.interleaved),
-            tokens: context as u32,
-            heads: config.heads as u32,
-            groups: config.kv_heads as u32,
-            h: config.head_dim as u32,
-            scale: config.attention_scale as f32,
-        };
-        let name = format!("attend_{}_{}", if config.head_dim <= 64 { 64 } else { 128 }, self.stored.name());
+        let inputs = [q, k, v, block.query.bias, block.key.bias, block.value.bias];
         // SAFETY: queries, keys and values are those of these contexts; the tables have a row for each place in a context.
-        unsafe { self.gpu.launch(&name, (context.div_ceil(QUERIES), contexts * config.heads), 128, &[&arguments, &self.mixed.at()]) }
+        unsafe { attend(&self.gpu, self.model.config(), inputs, &block.turns, contexts, context, self.mixed.at(), self.stored) }
     }
 
     fn nonlinear(&self, block: &Block, rows: usize) -> Result<()> {
@@ -290,9 +284,9 @@ impl DevicePass {
 fn fits(config: &ModelConfig, rows: usize, context: usize) -> bool {
     let plain = config.norm_places == NormPlaces::Pre && !config.parallel && config.qk_norm.is_none() && config.attention_cap.is_none();
     let near = (0..config.layers).all(|layer| config.window(layer).is_none_or(|window| window >= context));
-    let widths = config.width.is_multiple_of(8) && config.mlp_width.is_multiple_of(8) && config.head_dim.is_multiple_of(4) && config.head_dim <= 128;
+    let widths = config.width.is_multiple_of(8) && config.mlp_width.is_multiple_of(8) && takes(config, rows / context.max(1));
     // As far as a grid and 32 bits reach.
-    let sizes = context <= CONTEXT && rows / context.max(1) * config.heads <= 65_535 && 2 * config.layers <= 65_535 && rows * config.mlp_width / 8 <= u32::MAX as usize;
+    let sizes = context <= CONTEXT && 2 * config.layers <= 65_535 && rows * config.mlp_width / 8 <= u32::MAX as usize;
     plain && near && widths && sizes
 }
 
@@ -309,14 +303,6 @@ fn block(gpu: &Gpu, model: &Model, index: usize, layer: &Layer, stored: Stored) 
         let centre = norm.kind == NormKind::Layer;
         Some(Scaled { weight: f32_at(&norm.weight)?, bias: bias(norm.bias.as_ref().filter(|_| centre))?, eps: norm.eps as f32, centre })
     };
-    let rotary = model.rotaries().of(model.config().window(index).is_some());
-    let (turns, pairs, interleaved) = match rotary {
-        Some(rotary) => {
-            let (cos, sin, interleaved) = rotary.tables();
-            ([f32_at(cos)?, f32_at(sin)?], cos.dim(1).ok()?, interleaved)
-        }
-        None => ([0, 0], 0, false),
-    };
     Some(Block {
         attn_norm: norm(layer.attn_norm.as_ref())?,
         query: map(&layer.query)?,
@@ -330,8 +316,60 @@ fn block(gpu: &Gpu, model: &Model, index: usize, layer: &Layer, stored: Stored) 
         },
         up: map(&layer.mlp.up)?,
         down: map(&layer.mlp.down)?,
-        turns,
-        pairs,
-        interleaved,
+        turns: turns(gpu, model.rotaries().of(model.config().window(index).is_some())).ok()?,
     })
+}
+
+fn turns(gpu: &Gpu, rotary: Option<&Rotary>) -> Result<Turns> {
+    let Some(rotary) = rotary else { return Ok(Turns::default()) };
+    let (cos, sin, interleaved) = rotary.tables();
+    Ok(Turns { tables: [gpu.place(cos)?, gpu.place(sin)?], pairs: cos.dim(1)?, interleaved })
+}
+
+/// Whether [`attend`] takes heads and contexts of this size.
+fn takes(config: &ModelConfig, contexts: usize) -> bool {
+    config.head_dim.is_multiple_of(4) && config.head_dim <= 128 && contexts * config.heads <= 65_535
+}
+
+/// Causal attention of `inputs`: queries, keys and values before they are turned, and their biases or 0.
+///
+/// # Safety
+/// They are `contexts` times `context` rows of the configuration's heads, as is `out`, and the tables of `turns` have a row for each
+/// place in a context.
+#[allow(clippy::too_many_arguments)]
+unsafe fn attend(gpu: &Gpu, config: &ModelConfig, inputs: [At; 6], turns: &Turns, contexts: usize, context: usize, out: At, stored: Stored) -> Result<()> {
+    let arguments = AttendArguments {
+        inputs,
+        turns: turns.tables,
+        pairs: turns.pairs as u32,
+        interleaved: u32::from(turns.interleaved),
+        tokens: context as u32,
+        heads: config.heads as u32,
+        groups: config.kv_heads as u32,
+        h: config.head_dim as u32,
+        scale: config.attention_scale as f32,
+    };
+    let name = format!("attend_{}_{}", if config.head_dim <= 64 { 64 } else { 128 }, stored.name());
+    gpu.launch(&name, (context.div_ceil(QUERIES), contexts * config.heads), 128, &[&arguments, &out])
+}
+
+/// Whether [`attention`] is there for heads on `x`'s device; what candle differentiates has to stay with it.
+pub(super) fn has_attention(config: &ModelConfig, x: &Tensor) -> bool {
+    x.device().is_cuda() && !x.track_op() && takes(config, x.dim(0).unwrap_or(0))
+}
+
+/// Causal attention of whole contexts on a GPU, from queries `[B, T, H·h]`, keys and values `[B, T, K·h]` before they are turned, to
+/// `[B, T, H·h]`, all f32.
+///
+/// # Errors
+/// Faults of the device.
+pub(super) fn attention(config: &ModelConfig, rotary: Option<&Rotary>, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
+    let (contexts, context, wide) = q.dims3()?;
+    let gpu = Gpu::of(q.device())?;
+    let out = Tensor::zeros((contexts, context, wide), DType::F32, q.device())?;
+    let inputs = [gpu.place(q)?, gpu.place(k)?, gpu.place(v)?, 0, 0, 0];
+    // SAFETY: the shapes are those of the configuration's heads, and the tables have a row for each place in its longest context. The
+    // stream comes to this kernel before it gives any of the memory to others.
+    unsafe { attend(&gpu, config, inputs, &turns(&gpu, rotary)?, contexts, context, gpu.place(&out)?, Stored::F32)? };
+    Ok(out)
 }

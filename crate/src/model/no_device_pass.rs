@@ -1,8 +1,10 @@
 //! What stands for a forward pass on a GPU in a build without CUDA: nothing that can be made.
 
+use super::config::ModelConfig;
+use super::rotary::Rotary;
 use super::Model;
 use crate::activations::InputSite;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use candle_core::Tensor;
 
 /// Where the sites of a batch go: nobody writes them here.
@@ -28,4 +30,12 @@ impl DevicePass {
     pub fn outliers(&self, _: usize) -> Result<Vec<bool>> {
         match *self {}
     }
+}
+
+pub(super) fn has_attention(_: &ModelConfig, _: &Tensor) -> bool {
+    false
+}
+
+pub(super) fn attention(_: &ModelConfig, _: Option<&Rotary>, _: [&Tensor; 3]) -> Result<Tensor> {
+    Err(Error::new(ErrorKind::Unsupported, "attention on a GPU: this build has no CUDA"))
 }

@@ -145,7 +145,7 @@ __device__ void feature_pass(const Rows<S>& rows, u32 d, const Told& told) {
     const auto lists = rows.b;
     const u32 feature = blockIdx.x, column = 8 * threadIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const bool mine = column < d;
-    // Threads beyond the last column read the first one's numbers and write nothing.
+    // Threads beyond the last column read the first one's gradients, and write nothing.
     const u32 held = mine ? column : 0u, at = size.tile * d + held;
     const size_t index = (size_t)feature * size.row + at;
     u32 count = what.flags & DENSE ? 0u : 1u;
@@ -155,7 +155,7 @@ __device__ void feature_pass(const Rows<S>& rows, u32 d, const Told& told) {
     const bool reads = PASS & (PRODUCTS | SPEND) || what.flags & OWN;
     S* w = global(first.w);
     decltype(raw8(w)) stored;
-    if (reads) stored = raw8(w + index);
+    if (reads && mine) stored = raw8(w + index);
     if (PASS & SPEND) fetch(moments_of<M>(rows), index);
     float g[8];
 #pragma unroll

@@ -26,7 +26,7 @@ REGISTERS, SHARED = 65536, 48 << 10
 # A block without a bound in its source may have this many threads.
 THREADS = 1024
 # Bytes of spill stores per thread, for any kernel on any card.
-SPILLS = 64
+SPILLS = 56
 # 16-byte loads in flight at once in the inner loop, by a pattern of the kernel's whole name. A row of eight numbers is
 # one such load in bf16 and two in f32.
 LOADS = {

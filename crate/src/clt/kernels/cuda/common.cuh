@@ -148,37 +148,22 @@ __device__ __forceinline__ void block_sums(float& a, float& b, float* room) {
     }
 }
 
-// Sums of four values over a warp at once, or of eight, with 6 or 9 exchanges instead of 20 or 40: each exchange halves the values that a
-// lane has. First four values become two; at the end lane i has the sum of value `of_lane(i)`, all in the same order of sums.
-__device__ __forceinline__ void halve(float v[4]) {
-    const bool high = threadIdx.x & 16;
+// Sums of four values over a warp at once, with 6 exchanges instead of 20: lane i gets that of value `of_lane(i)`.
+__device__ __forceinline__ float warp_sum4(float v[4]) {
+    const u32 lane = threadIdx.x & 31;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const float keep = high ? v[i + 2] : v[i], give = high ? v[i] : v[i + 2];
+        float keep = (lane & 16) ? v[i + 2] : v[i], give = (lane & 16) ? v[i] : v[i + 2];
         v[i] = keep + __shfl_xor_sync(WHOLE, give, 16);
     }
-}
-
-__device__ __forceinline__ float halve_two(const float v[2], u32 gap) {
-    const bool high = threadIdx.x & gap;
-    const float keep = high ? v[1] : v[0], give = high ? v[0] : v[1];
-    return keep + __shfl_xor_sync(WHOLE, give, gap);
-}
-
-// Of the first four values, and with `two` of four more, that were halved.
-__device__ __forceinline__ float finish_sums(const float first[2], const float second[2], bool two) {
-    float sum = halve_two(first, 8);
-    if (two) {
-        const float both[2] = {sum, halve_two(second, 8)};
-        sum = halve_two(both, 4);
-    } else {
-        sum += __shfl_xor_sync(WHOLE, sum, 4);
-    }
+    float keep = (lane & 8) ? v[1] : v[0], give = (lane & 8) ? v[0] : v[1];
+    float sum = keep + __shfl_xor_sync(WHOLE, give, 8);
+    sum += __shfl_xor_sync(WHOLE, sum, 4);
     sum += __shfl_xor_sync(WHOLE, sum, 2);
     return sum + __shfl_xor_sync(WHOLE, sum, 1);
 }
 
-__device__ __forceinline__ u32 of_lane(u32 lane, bool two) { return ((lane >> 3) & 3) + (two ? lane & 4 : 0u); }
+__device__ __forceinline__ u32 of_lane(u32 lane) { return (lane >> 3) & 3; }
 
 // Sums over the lanes up to each.
 __device__ __forceinline__ u32 warp_scan(u32 v) {

@@ -82,7 +82,7 @@ __device__ __forceinline__ M moments_of(const Rows<S>& rows) {
     return M::of(m, v, scales);
 }
 
-// Rows of gradients that are asked for before the first of them is used, of entries that are looked at together.
+// Entries that are looked at together, and how many rows of gradients are asked for before the first of them is used.
 #define TOGETHER 4
 template <typename S>
 struct InFlight {
@@ -104,45 +104,17 @@ __device__ __forceinline__ void read_entries(const u32* of, const float* with, u
     }
 }
 
-// Adds four entries' rows of gradients at `rows_at`, `stride` bytes apart, to eight columns of a row's gradient, and gives the products of
-// these columns.
-template <typename S, u32 PASS>
-__device__ __forceinline__ void add_rows(const char* rows_at, u32 stride, const u32 tokens[TOGETHER], const float coefficients[TOGETHER], decltype(raw8((const S*)nullptr)) stored, bool mine,
-                                         float g[8], float dots[TOGETHER]) {
-#pragma unroll
-    for (int part = 0; part < TOGETHER; part += InFlight<S>::rows) {
-        // No branch between the loads, or each would be waited for before the next is asked for.
-        decltype(raw8((const S*)nullptr)) raw[InFlight<S>::rows];
-#pragma unroll
-        for (int j = 0; j < InFlight<S>::rows; ++j) raw[j] = raw8(global(reinterpret_cast<const S*>(rows_at + (u64)tokens[part + j] * stride)));
-        // The assembler moves no load to behind it. In f32 there are too few registers for more.
-        if (sizeof(S) == 2) __syncwarp();
-        float weights[8];
-        if (PASS & PRODUCTS) spread(stored, weights);
-#pragma unroll
-        for (int j = 0; j < InFlight<S>::rows; ++j) {
-            float e[8], dot = 0.f;
-            spread(raw[j], e);
-#pragma unroll
-            for (int c = 0; c < 8; ++c) {
-                if (PASS & PRODUCTS) dot = fmaf(e[c], weights[c], dot);
-                if (PASS & (SPEND | MEASURE)) g[c] = fmaf(coefficients[part + j], e[c], g[c]);
-            }
-            dots[part + j] = mine ? dot : 0.f;
-        }
-    }
-}
-
 // One feature and one part of a matrix a block, eight columns a thread.
 template <typename S, typename M, u32 PASS>
 __device__ void feature_pass(const Rows<S>& rows, u32 d, const Told& told) {
-    __shared__ float parts[2][32][2 * TOGETHER];
+    __shared__ float parts[2][32][TOGETHER];
     __shared__ float room[64];
     if ((PASS & SPEND) && !*told.go) return;
     const auto size = rows.j;
     const auto first = rows.a;
     const auto what = rows.k;
     const auto lists = rows.b;
+    const auto values = rows.c;
     const u32 feature = blockIdx.x, column = 8 * threadIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const bool mine = column < d;
     // Threads beyond the last column read the first one's gradients, and write nothing.
@@ -172,41 +144,53 @@ __device__ void feature_pass(const Rows<S>& rows, u32 d, const Told& told) {
     u32 turn = 0;
     for (u32 list = 0; list < count; ++list) {
         const u32 *offsets = lists.offsets, *of = lists.tokens;
-        const float* with = rows.c.coefficients;
+        const float* with = values.coefficients;
         if (what.flags & SHARED_LISTS) {
             const Layer& layer = rows.h.layers[list];
             offsets = layer.offsets, of = layer.list_tokens, with = layer.list_values;
         }
         of = global(of), with = global(with);
         const u32 begin = global(offsets)[feature], end = global(offsets)[feature + 1];
-        for (u32 i = begin; i < end;) {
+        for (u32 i = begin; i < end; i += TOGETHER) {
             u32 tokens[TOGETHER];
-            float coefficients[TOGETHER], dots[TOGETHER], more[TOGETHER];
-            // Eight at a time where there are more than four: sums over the block are once a round.
-            const bool two = end - i > TOGETHER;
+            float coefficients[TOGETHER], dots[TOGETHER];
             read_entries(of, with, i, mine ? end : i, what.again, tokens, coefficients);
-            add_rows<S, PASS>(rows_at, stride, tokens, coefficients, stored, mine, g, dots);
-            if (PASS & PRODUCTS) halve(dots);
-            if (two) {
-                read_entries(of, with, i + TOGETHER, mine ? end : i, what.again, tokens, coefficients);
-                add_rows<S, PASS>(rows_at, stride, tokens, coefficients, stored, mine, g, more);
-                if (PASS & PRODUCTS) halve(more);
+#pragma unroll
+            for (int part = 0; part < TOGETHER; part += InFlight<S>::rows) {
+                // No branch between the loads, or each would be waited for before the next is asked for.
+                decltype(raw8(slab)) raw[InFlight<S>::rows];
+#pragma unroll
+                for (int j = 0; j < InFlight<S>::rows; ++j) raw[j] = raw8(global(reinterpret_cast<const S*>(rows_at + (u64)tokens[part + j] * stride)));
+                // The assembler moves no load to behind it. In f32 there are too few registers for more.
+                if (sizeof(S) == 2) __syncwarp();
+                float weights[8];
+                if (PASS & PRODUCTS) spread(stored, weights);
+#pragma unroll
+                for (int j = 0; j < InFlight<S>::rows; ++j) {
+                    float e[8], dot = 0.f;
+                    spread(raw[j], e);
+#pragma unroll
+                    for (int c = 0; c < 8; ++c) {
+                        if (PASS & PRODUCTS) dot = fmaf(e[c], weights[c], dot);
+                        if (PASS & (SPEND | MEASURE)) g[c] = fmaf(coefficients[part + j], e[c], g[c]);
+                    }
+                    dots[part + j] = mine ? dot : 0.f;
+                }
             }
             if (PASS & PRODUCTS) {
                 // Two places in turns: one is read while the other is written.
-                float(*place)[2 * TOGETHER] = parts[turn];
+                float(*place)[TOGETHER] = parts[turn];
                 turn ^= 1u;
-                const float sum = finish_sums(dots, more, two);
-                if ((lane & (two ? 3u : 7u)) == 0) place[warp][of_lane(lane, two)] = sum;
+                const float sum = warp_sum4(dots);
+                if ((lane & 7) == 0) place[warp][of_lane(lane)] = sum;
                 __syncthreads();
-                if (threadIdx.x < (two ? 2 * TOGETHER : TOGETHER) && i + threadIdx.x < end) {
+                if (threadIdx.x < TOGETHER && i + threadIdx.x < end) {
                     float total = 0.f;
 #pragma unroll 1
                     for (u32 k = 0; k < blockDim.x >> 5; ++k) total += place[k][threadIdx.x];
-                    global(rows.c.products)[i + threadIdx.x] = total;
+                    global(values.products)[i + threadIdx.x] = total;
                 }
             }
-            i += two ? 2 * TOGETHER : TOGETHER;
         }
     }
     if (!(PASS & (SPEND | MEASURE))) return;

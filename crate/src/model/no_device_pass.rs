@@ -7,7 +7,7 @@ use crate::activations::InputSite;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::Tensor;
 
-/// Where the sites of a batch go: nobody writes them here.
+/// Where the sites of a batch go: nothing writes them here.
 #[allow(dead_code)]
 pub(crate) struct Sites<'a> {
     pub inputs: &'a [Tensor],

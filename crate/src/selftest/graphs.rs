@@ -1,11 +1,12 @@
 //! Checks of codes, reconstructions and attribution graphs on a GPU, against the CPU's: a model and CLTs of random numbers.
 
 use super::random::random;
-use super::{deviation, random_clt, Check, RandomModel};
+use super::{deviation, random_clt, worse, Check, RandomModel};
+use crate::activations::InputSite;
 use crate::clt::{Activation, Clt, CltConfig, SparseCode};
 use crate::error::Result;
 use crate::graph::{AttributeConfig, Graph};
-use crate::model::LoadConfig;
+use crate::model::{DevicePass, LoadConfig, Sites};
 use crate::replacement::Replacement;
 use candle_core::{DType, Device, Tensor};
 
@@ -35,6 +36,7 @@ pub(super) fn checks(device: &Device, done: &mut dyn FnMut(Check)) -> Result<()>
         let apart = deviation(numbers(&there.decode(&expected)?)?, numbers(&here.decode(&expected)?)?);
         done(Check { name: format!("{name}: reconstruction"), deviation: apart, bound: 1e-5 });
     }
+    sites(&shape, device, done)?;
     for (name, per_layer) in [("CLT", false), ("PLT", true)] {
         let clt = clt(&shape, jump.clone(), per_layer)?;
         let (expected, got) = (graph(&shape, &clt, &Device::Cpu)?, graph(&shape, &clt, device)?);
@@ -43,6 +45,48 @@ pub(super) fn checks(device: &Device, done: &mut dyn FnMut(Check)) -> Result<()>
         let apart = if ends(&expected) == ends(&got) { deviation(weights(&got), weights(&expected)) } else { f64::INFINITY };
         done(Check { name: format!("{name}: graph of {} edges", expected.edges().len()), deviation: apart, bound: 1e-4 });
     }
+    Ok(())
+}
+
+/// What every MLP of a model reads and writes for two contexts: by the pass that serves evaluation, and by the one that fills a training's
+/// buffer on the device.
+fn sites(shape: &RandomModel, device: &Device, done: &mut dyn FnMut(Check)) -> Result<()> {
+    let (contexts, context) = (2, 40);
+    let load = |device: &Device| shape.load(&LoadConfig { device: Some(device.clone()), dtype: Some(DType::F32) });
+    let ids: Vec<u32> = (0..contexts * context).map(|i| ((i * 23 + 7) % shape.vocab) as u32).collect();
+    let visited = |device: &Device| -> Result<[Vec<f64>; 2]> {
+        let [mut inputs, mut targets] = [Vec::new(), Vec::new()];
+        load(device)?.visit_mlp(&Tensor::from_slice(&ids, (contexts, context), device)?, &mut |_, site| {
+            inputs.push(site.resid_mid.to_device(&Device::Cpu)?);
+            targets.push(site.mlp_out.to_device(&Device::Cpu)?);
+            Ok(())
+        })?;
+        Ok([numbers(&inputs)?, numbers(&targets)?])
+    };
+    let expected = visited(&Device::Cpu)?;
+    let mut check = |name: &str, got: [Vec<f64>; 2]| {
+        let [inputs, targets] = [0, 1].map(|side| deviation(got[side].iter().copied(), expected[side].iter().copied()));
+        done(Check { name: format!("a model's MLPs, {name}"), deviation: worse(inputs, targets), bound: 1e-5 });
+    };
+    check("visited", visited(device)?);
+    let (model, rows) = (load(device)?, contexts * context);
+    let room = |_| Ok(Tensor::zeros((rows, shape.width), DType::F32, device)?);
+    let [inputs, targets]: [Vec<Tensor>; 2] = [(0..shape.layers).map(room).collect::<Result<_>>()?, (0..shape.layers).map(room).collect::<Result<_>>()?];
+    let filled = match DevicePass::new(&model, InputSite::ResidMid, rows, context, rows)? {
+        Some(mut pass) => {
+            // Every row goes to the one behind it.
+            let places: Vec<Option<u32>> = (0..rows).map(|row| Some(((row + 1) % rows) as u32)).collect();
+            pass.run(&Tensor::from_slice(&ids, (contexts, context), device)?, &Sites { inputs: &inputs, targets: &targets, places: &places, max_norm: None })?;
+            let back = |side: &[Tensor]| -> Result<Vec<f64>> {
+                let mut values = numbers(side)?;
+                values.chunks_exact_mut(rows * shape.width).for_each(|layer| layer.rotate_left(shape.width));
+                Ok(values)
+            };
+            [back(&inputs)?, back(&targets)?]
+        }
+        None => Default::default(),
+    };
+    check("straight into a buffer", filled);
     Ok(())
 }
 

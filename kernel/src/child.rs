@@ -12,7 +12,7 @@
 //! SIGINT must not end the runner: the library's handler turns it into the stop flag, and before the
 //! library is there it is ignored.
 
-use crate::marks::{MAGIC, Seal, can_ask};
+use crate::marks::{MAGIC, Seal, can_ask, is_listening};
 use serde_json::json;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io::{BufRead, BufReader, PipeWriter, Write};
@@ -80,7 +80,9 @@ fn run() -> ! {
             *answers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = opened.ok();
         }
         note_panics(&out);
-        let _ = writeln!(out, "{MAGIC}{}", json!({"kind": "began"}));
+        if is_listening() {
+            let _ = out.write_all(format!("{MAGIC}{}\n", json!({"kind": "began"})).as_bytes());
+        }
         store = cell(store);
         let _ = std::io::stdout().flush();
         if answers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take().is_some() {

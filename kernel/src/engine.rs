@@ -8,6 +8,7 @@
 use crate::errors::{Failure, Place};
 use crate::folders::{self, OwnFolder};
 use crate::interrupts::PATIENCE;
+use crate::marks::LISTENING;
 use crate::outputs::{Outputs, media};
 use crate::tools;
 use crossbeam_channel::{Receiver, Sender};
@@ -92,6 +93,7 @@ impl Engine {
         let draining = Arc::new(Mutex::new(()));
         let mut engine = Engine { context, outputs, stdout, stderr, draining, ask, root, prepared: own.prepared, folder: own.path.clone(), history: VecDeque::new() };
         engine.pump();
+        std::fs::write(engine.folder.join(LISTENING), "").map_err(|error| format!("{}: {error}", engine.folder.display()))?;
         // With lld evcxr changes the compiler's flags, and every dependency would be built anew.
         let linker = if tools::find("mold").is_some() { "" } else { ":linker system\n" };
         let dependency = format!("{linker}:dep {}\n{PRELUDE}", folders::dependency(&engine.root));

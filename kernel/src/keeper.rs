@@ -5,7 +5,7 @@
 //! UTF-8 are shown as U+FFFD here, because evcxr would give up reading in the middle of a cell.
 
 use crate::child::RUNNER;
-use crate::marks::{ASKS, BEGIN, CHANGED, COMPLETE, END, FAILED, MAGIC, PANICKED, Seal, VARIABLE, can_ask};
+use crate::marks::{ASKS, BEGIN, CHANGED, COMPLETE, END, FAILED, MAGIC, PANICKED, Seal, VARIABLE, can_ask, is_listening};
 use serde_json::{Map, Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -50,21 +50,21 @@ pub fn keep() -> ! {
         std::process::exit(99);
     });
     RUNNER_ID.store(runner.id() as i32, Ordering::SeqCst);
-    let asks = Arc::new(AtomicBool::new(false));
+    let cell = Arc::new(Running::default());
     let (commands, out, error) = (runner.stdin.take(), runner.stdout.take(), runner.stderr.take());
     let (ended, both_ended) = channel::<()>();
     let (said, all_said) = channel::<()>();
     if let (Some(out), Some(error)) = (out, error) {
-        let (filter, seal, done) = (Filter::new(seal.clone(), asks.clone()), seal, ended.clone());
+        let (filter, seal, done) = (Filter::new(seal.clone(), cell.clone()), seal, ended.clone());
         std::thread::spawn(move || pass_stdout(out, filter, &all_said, &done));
         std::thread::spawn(move || pass_stderr(error, &seal, &said, &ended));
     }
     std::thread::spawn(move || {
         let mut commands = commands;
         for line in std::io::stdin().lines().map_while(Result::ok) {
-            let path = line.strip_prefix("LOAD_AND_RUN ").and_then(|rest| rest.split(' ').next());
-            if let Some(path) = path {
-                asks.store(can_ask(path), Ordering::SeqCst);
+            if let Some((path, _)) = line.strip_prefix("LOAD_AND_RUN ").and_then(|rest| rest.split_once(' ')) {
+                cell.asks.store(can_ask(path), Ordering::SeqCst);
+                cell.unheard.store(!is_listening(), Ordering::SeqCst);
             }
             if commands.as_mut().is_none_or(|commands| writeln!(commands, "{line}").is_err()) {
                 break;
@@ -128,11 +128,19 @@ fn pass_stderr(error: impl Read, seal: &Seal, said: &Sender<()>, ended: &Sender<
     let _ = ended.send(());
 }
 
+/// What is known of the running cell.
+#[derive(Default)]
+struct Running {
+    /// It can ask the front end for a line.
+    asks: AtomicBool,
+    /// It is one of those with which evcxr tries itself; nobody takes what it prints, and evcxr waits until all is taken.
+    unheard: AtomicBool,
+}
+
 /// Sorts the lines of a cell's stdout: marks that are evcxr's, displays, text.
 struct Filter {
     seal: Seal,
-    /// Whether the running cell can ask the front end for a line.
-    asks: Arc<AtomicBool>,
+    cell: Arc<Running>,
     /// What goes to evcxr.
     out: String,
     /// The content that is being read: its type, its lines, whether it is the closing expression's text.
@@ -142,8 +150,8 @@ struct Filter {
 }
 
 impl Filter {
-    fn new(seal: Seal, asks: Arc<AtomicBool>) -> Self {
-        Filter { seal, asks, out: String::new(), open: None, shown: Map::new() }
+    fn new(seal: Seal, cell: Arc<Running>) -> Self {
+        Filter { seal, cell, out: String::new(), open: None, shown: Map::new() }
     }
 
     /// Takes one line; true when it ends the cell.
@@ -197,7 +205,7 @@ impl Filter {
                 return;
             }
         }
-        if line.starts_with(ASKS) && self.asks.load(Ordering::SeqCst) {
+        if line.starts_with(ASKS) && self.cell.asks.load(Ordering::SeqCst) {
             return self.raw(line);
         }
         self.text(line);
@@ -241,6 +249,9 @@ impl Filter {
     }
 
     fn send(&mut self, message: &Value) {
+        if self.cell.unheard.load(Ordering::SeqCst) {
+            return;
+        }
         self.raw(&format!("{MAGIC}{message}"));
     }
 

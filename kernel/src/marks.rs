@@ -7,6 +7,7 @@
 //! else as text.
 
 use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
 
 /// What begins a side-channel line; the rest of the line is JSON. The library's
 /// `notebook::channel` writes the same.
@@ -72,7 +73,16 @@ impl Seal {
     }
 }
 
-/// Whether a cell's shared object can ask the front end for a line.
+/// The file in the kernel's folder that says that the kernel takes what cells print.
+pub const LISTENING: &str = "listening";
+
+/// Whether the kernel that started this process takes what cells print.
+pub fn is_listening() -> bool {
+    std::env::var_os("EVCXR_TMPDIR").is_some_and(|folder| Path::new(&folder).join(LISTENING).exists())
+}
+
+/// Whether a cell's shared object can ask the front end for a line: the crate `evcxr_input` is in it.
 pub fn can_ask(path: &str) -> bool {
-    std::fs::read(path).is_ok_and(|object| object.windows(ASKS.len()).any(|bytes| bytes == ASKS.as_bytes()))
+    let holds = |object: &[u8], text: &[u8]| object.windows(text.len()).any(|bytes| bytes == text);
+    std::fs::read(path).is_ok_and(|object| holds(&object, b"11evcxr_input") && holds(&object, ASKS.as_bytes()))
 }

@@ -89,6 +89,10 @@ impl Guard {
             }
             Err(zmq::RuntimeError::ZmqError(error)) => self.fault(&error.to_string()),
             Err(zmq::RuntimeError::IoError(error)) => self.fault(&error.to_string()),
+            Err(zmq::RuntimeError::VerifyError(_)) => {
+                self.faults = 0;
+                self.say("its signature is not by this kernel's key")
+            }
             Err(error) => {
                 self.faults = 0;
                 self.say(&error.to_string())

@@ -196,7 +196,6 @@ impl Engine {
             true => "No variables were lost.".to_string(),
             false => format!("These variables are lost: {}. Run the cells that define them again.", names.join(", ")),
         });
-        self.outputs.cell().began = false;
         if let Err(error) = self.context.execute(REATTACH) {
             lines.push(format!("A new process could not be prepared ({error}); restart the kernel."));
         }

@@ -6,7 +6,7 @@
 
 use crate::engine::ChildHandle;
 use crate::outputs::Outputs;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,16 +22,23 @@ pub struct Interrupts {
     running: AtomicUsize,
     /// Interrupts that this cell has had.
     count: AtomicUsize,
+    /// This cell's process was ended; its successor is not to be touched.
+    ended: AtomicBool,
 }
 
 impl Interrupts {
     pub fn new(outputs: Outputs) -> Arc<Self> {
-        Arc::new(Interrupts { child: Mutex::new(None), outputs, running: AtomicUsize::new(0), count: AtomicUsize::new(0) })
+        Arc::new(Interrupts { child: Mutex::new(None), outputs, running: AtomicUsize::new(0), count: AtomicUsize::new(0), ended: AtomicBool::new(false) })
     }
 
     /// A cell begins; `cell` is its number.
     pub fn begin(&self, cell: usize) {
         self.count.store(0, Ordering::SeqCst);
+        self.ended.store(false, Ordering::SeqCst);
+        {
+            let mut state = self.outputs.cell();
+            (state.interrupts, state.began, state.stopping) = (0, false, false);
+        }
         self.running.store(cell, Ordering::SeqCst);
     }
 
@@ -52,12 +59,12 @@ impl Interrupts {
             state.began
         };
         if before > 0 {
-            return if began { self.signal(libc::SIGKILL) };
+            return if began { self.end_process() };
         }
         let this = self.clone();
         tokio::spawn(async move {
             let mut asked: Option<Instant> = None;
-            while this.running.load(Ordering::SeqCst) == cell {
+            while this.running.load(Ordering::SeqCst) == cell && !this.ended.load(Ordering::SeqCst) {
                 let (began, stopping) = {
                     let state = this.outputs.cell();
                     (state.began, state.stopping)
@@ -68,12 +75,19 @@ impl Interrupts {
                         this.signal(libc::SIGINT);
                         asked = Some(Instant::now());
                     }
-                    Some(since) if since.elapsed() >= PATIENCE && !stopping => return this.signal(libc::SIGKILL),
+                    Some(since) if since.elapsed() >= PATIENCE && !stopping => return this.end_process(),
                     Some(_) => {}
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         });
+    }
+
+    /// Ends the running cell's process, once.
+    fn end_process(&self) {
+        if !self.ended.swap(true, Ordering::SeqCst) {
+            self.signal(libc::SIGKILL);
+        }
     }
 
     /// Signals evcxr's child and everything that it or a cell started.

@@ -184,8 +184,11 @@ impl Filter {
         if let Some(name) = line.strip_prefix(&self.seal.mark(CHANGED)) {
             return self.raw(&format!("{CHANGED}{name}"));
         }
-        if line.contains(MAGIC) {
-            return self.raw(line);
+        if let Some((before, message)) = line.split_once(MAGIC) {
+            if !before.is_empty() {
+                self.text(before);
+            }
+            return self.raw(&format!("{MAGIC}{}", hidden(message)));
         }
         if let Some((mime, lines, closes)) = self.open.as_mut() {
             if line != END {
@@ -252,13 +255,18 @@ impl Filter {
         if self.cell.unheard.load(Ordering::SeqCst) {
             return;
         }
-        self.raw(&format!("{MAGIC}{message}"));
+        self.raw(&format!("{MAGIC}{}", hidden(&message.to_string())));
     }
 
     fn raw(&mut self, line: &str) {
         self.out.push_str(line);
         self.out.push('\n');
     }
+}
+
+/// JSON in which evcxr finds no mark: it looks for some anywhere in a line.
+fn hidden(json: &str) -> String {
+    json.replace("EVCXR_", "EVCXR\\u005f")
 }
 
 #[cfg(test)]
@@ -281,7 +289,8 @@ mod tests {
         for mark in [COMPLETE, PANICKED, FAILED, "EVCXR_VARIABLE_CHANGED_TYPE:x", "EVCXR_INPUT_REQUEST:name", "EVCXR_BEGIN_CONTENT", END] {
             for line in [mark.to_string(), format!("before {mark}")] {
                 let (out, ends) = filtered(format!("{line}\nafter\n").as_bytes());
-                assert_eq!(out, format!("{MAGIC}{}\nafter\n", json!({"kind": "text", "text": format!("{line}\n")})));
+                assert_eq!(out, format!("{MAGIC}{}\nafter\n", hidden(&json!({"kind": "text", "text": format!("{line}\n")}).to_string())));
+                assert!(!out.contains("EVCXR_"));
                 assert_eq!(ends, 1);
             }
         }
@@ -325,7 +334,10 @@ mod tests {
     fn a_content_without_an_end_is_text_and_ends_with_its_cell() {
         let (out, ends) = filtered(format!("{BEGIN} text/html\n<b>\n").as_bytes());
         assert_eq!((out.lines().count(), ends), (2, 1));
-        assert!(out.ends_with("<b>\n"));
+        assert!(out.ends_with("<b>\n") && !out.contains(BEGIN));
+        // The library's own messages are looked through as well.
+        let (out, _) = filtered(format!("{MAGIC}{{\"kind\": \"display\", \"data\": \"{BEGIN} text/html\"}}\n").as_bytes());
+        assert!(out.starts_with(MAGIC) && !out.contains(BEGIN));
     }
 
     #[test]

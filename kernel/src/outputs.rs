@@ -64,7 +64,9 @@ impl Outputs {
 
     /// Begins a cell: later output belongs to `parent`.
     pub fn begin(&self, parent: Option<&JupyterMessage>) {
-        *self.cell() = Cell { parent: parent.cloned(), ..Cell::default() };
+        let mut cell = self.cell();
+        // An interrupt may come before the cell begins.
+        *cell = Cell { parent: parent.cloned(), interrupts: cell.interrupts, ..Cell::default() };
     }
 
     /// The request that the running cell belongs to.

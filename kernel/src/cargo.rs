@@ -1,6 +1,6 @@
 //! The `cargo` that evcxr and rust-analyzer find first on the kernel's PATH.
 //!
-//! It stands before the real one for five things:
+//! It stands before the real one for six things:
 //!
 //! - evcxr first evaluates `42` in a crate without dependencies, and cargo then drops every pinned
 //!   version from the lock file: the prepared lock file is put back.
@@ -12,7 +12,9 @@
 //!   packages to find them unchanged) is then skipped: the compiler is called as cargo last did.
 //! - For the words of some errors evcxr runs `cargo check`, which would compile every dependency a
 //!   second time; the built ones serve.
+//! - evcxr's marks in a cell's source are sealed ([`crate::marks`]).
 
+use crate::marks::Seal;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -49,6 +51,12 @@ pub fn run(arguments: &[OsString]) -> Result<ExitCode> {
         return Ok(code(output.status));
     }
     if checks || has("build") {
+        if let Ok(source) = std::fs::read_to_string("src/lib.rs") {
+            let sealed = Seal::of_environment().seal_source(&source);
+            if sealed != source {
+                std::fs::write("src/lib.rs", sealed)?;
+            }
+        }
         let call = PathBuf::from("target/cell-rustc.json");
         let state = state(rest)?;
         if let Some(recorded) = read(&call).filter(|recorded| recorded["state"] == state) {

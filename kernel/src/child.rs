@@ -1,95 +1,172 @@
-//! The child process in which cells run.
+//! The process in which cells run.
 //!
-//! evcxr starts this program again as its runtime and keeps for itself the lines that say "the cell
-//! panicked" or "a `?` failed". So the child's stdout goes through a pipe first, and a thread puts
-//! a notice for the kernel before such a line. SIGINT must not end the child: the library's handler
-//! turns it into the stop flag, and before the library is there it is ignored.
+//! evcxr starts this program again as its runtime. That process is the keeper ([`crate::keeper`]), and
+//! it starts this program a third time, as the runner below. The runner holds none of evcxr's pipes, so
+//! neither what a cell prints nor a process that a cell leaves behind can stand between evcxr and
+//! the end of a cell.
+//!
+//! The runner loads each cell's shared object and calls it. A cell's stdin is empty: commands come by
+//! a descriptor that no process started by a cell inherits. Only a cell that can ask the front end
+//! for a line (by the crate `evcxr_input`) has a stdin, in which the answer comes.
+//!
+//! SIGINT must not end the runner: the library's handler turns it into the stop flag, and before the
+//! library is there it is ignored.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::FromRawFd;
+use crate::marks::{MAGIC, Seal, can_ask, is_listening};
+use serde_json::json;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io::{BufRead, BufReader, PipeWriter, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::{Arc, Mutex};
 
-/// What begins a side-channel line; the rest of the line is JSON. The library's
-/// `notebook::channel` writes the same.
-pub const MAGIC: &str = "\u{1}cltlab ";
+/// Set for the runner by the keeper.
+pub const RUNNER: &str = "CLTLAB_RUNNER";
+/// Set by evcxr for its runtime.
+const RUNTIME: &str = "EVCXR_IS_RUNTIME";
 
-/// evcxr's own markers on the child's stdout.
-const PANICKED: &str = "EVCXR_PANIC_NOTIFICATION";
-const FAILED: &str = "EVCXR_ERROR_OCCURRED";
-const COMPLETE: &str = "EVCXR_EXECUTION_COMPLETE";
+/// A cell's function: takes and returns the store of variables.
+type Cell = extern "C" fn(*mut c_void) -> *mut c_void;
 
-/// Takes the child's or the compiler wrapper's role when evcxr started this process for it; then it
+/// Takes the role of keeper, runner or compiler wrapper when this process was started for it; then it
 /// does not return.
 pub fn become_child_if_asked() {
-    if std::env::var_os("EVCXR_IS_RUNTIME").is_some() {
-        // SAFETY: plain system calls at the start of a process that has no other thread.
-        unsafe {
-            libc::signal(libc::SIGINT, libc::SIG_IGN);
-            libc::signal(libc::SIGUSR1, libc::SIG_IGN);
-            #[cfg(target_os = "linux")]
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        }
-        crate::tools::give_back_cargo_home();
-        if let Err(error) = put_pipe_before_stdout() {
-            eprintln!("cltlab-kernel: the child's stdout cannot be watched ({error}): errors of cells will look like success");
-        }
+    if std::env::var_os(RUNNER).is_some() {
+        run();
+    }
+    if std::env::var_os(RUNTIME).is_some() {
+        crate::keeper::keep();
     }
     evcxr::runtime_hook();
 }
 
-fn put_pipe_before_stdout() -> std::io::Result<()> {
-    let mut ends = [0; 2];
-    // SAFETY: the descriptors are this process's own, and each is given to one owner.
-    let (reader, mut real) = unsafe {
-        let real = libc::dup(1);
-        if real < 0 || libc::pipe(ends.as_mut_ptr()) < 0 || libc::dup2(ends[1], 1) < 0 {
-            return Err(std::io::Error::last_os_error());
+/// Runs cells until the commands end.
+fn run() -> ! {
+    let seal = Seal::of_environment();
+    // SAFETY: plain system calls at the start of a process that has no other thread.
+    unsafe {
+        libc::signal(libc::SIGINT, libc::SIG_IGN);
+        libc::signal(libc::SIGUSR1, libc::SIG_IGN);
+        #[cfg(target_os = "linux")]
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        for signal in [libc::SIGSEGV, libc::SIGILL, libc::SIGBUS] {
+            libc::signal(signal, on_crash as extern "C" fn(c_int) as libc::sighandler_t);
         }
-        libc::close(ends[1]);
-        (std::fs::File::from_raw_fd(ends[0]), std::fs::File::from_raw_fd(real))
+        std::env::remove_var(RUNNER);
+        std::env::remove_var(crate::marks::VARIABLE);
+    }
+    crate::tools::give_back_cargo_home();
+    let streams = own(0).and_then(|commands| Ok((commands, own(1)?, own(2)?))).and_then(|streams| empty_stdin().map(|()| streams));
+    let (commands, mut out, mut error) = streams.unwrap_or_else(|error| give_up(&format!("its streams cannot be set up: {error}")));
+    let answers: Arc<Mutex<Option<PipeWriter>>> = Arc::default();
+    let (sender, jobs) = std::sync::mpsc::channel::<String>();
+    let to_stdin = answers.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(commands).lines().map_while(Result::ok) {
+            match to_stdin.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).as_mut() {
+                Some(answers) if !line.starts_with("LOAD_AND_RUN ") => drop(writeln!(answers, "{line}")),
+                _ => drop(sender.send(line)),
+            }
+        }
+        // The kernel is gone, whatever a cell still does.
+        std::process::exit(0);
+    });
+    let mut store = std::ptr::null_mut();
+    for job in jobs {
+        let words: Vec<&str> = job.split(' ').collect();
+        let ["LOAD_AND_RUN", path, function] = words[..] else { give_up(&format!("unrecognised line: {job}")) };
+        let cell = load(path, function).unwrap_or_else(|why| give_up(&format!("the cell cannot be loaded: {why}")));
+        if can_ask(path) {
+            let opened = std::io::pipe().and_then(|(reader, writer)| give_stdin(reader.as_raw_fd()).map(|()| writer));
+            *answers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = opened.ok();
+        }
+        note_panics(&out);
+        if is_listening() {
+            let _ = out.write_all(format!("{MAGIC}{}\n", json!({"kind": "began"})).as_bytes());
+        }
+        store = cell(store);
+        let _ = std::io::stdout().flush();
+        if answers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take().is_some() {
+            let _ = empty_stdin();
+        }
+        // The keeper waits for the end of stderr before it reports the end of stdout.
+        if error.write_all(seal.end().as_bytes()).and_then(|()| out.write_all(seal.end().as_bytes())).is_err() {
+            std::process::exit(0);
+        }
+    }
+    std::process::exit(0);
+}
+
+/// A copy of a descriptor that processes started by cells do not inherit.
+fn own(descriptor: c_int) -> std::io::Result<std::fs::File> {
+    // SAFETY: the new descriptor has one owner, the returned file.
+    unsafe {
+        match libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) {
+            copy if copy >= 0 => Ok(std::fs::File::from_raw_fd(copy)),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    }
+}
+
+fn empty_stdin() -> std::io::Result<()> {
+    give_stdin(std::fs::File::open("/dev/null")?.as_raw_fd())
+}
+
+fn give_stdin(descriptor: c_int) -> std::io::Result<()> {
+    // SAFETY: both descriptors are open.
+    match unsafe { libc::dup2(descriptor, 0) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+fn give_up(why: &str) -> ! {
+    eprintln!("cltlab-kernel: the process that runs the cells: {why}");
+    std::process::exit(99)
+}
+
+/// The function of a cell's shared object, which is never unloaded.
+fn load(path: &str, function: &str) -> Result<Cell, String> {
+    // SAFETY: the strings end with zero; evcxr compiled the object and named the function, whose type is Cell.
+    unsafe {
+        let (path, name) = (CString::new(path).map_err(|error| error.to_string())?, CString::new(function).map_err(|error| error.to_string())?);
+        let object = libc::dlopen(path.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL);
+        let symbol = if object.is_null() { object } else { libc::dlsym(object, name.as_ptr()) };
+        if symbol.is_null() {
+            let why: *const c_char = libc::dlerror();
+            return Err(if why.is_null() { "dlopen failed".to_string() } else { CStr::from_ptr(why).to_string_lossy().into_owned() });
+        }
+        Ok(std::mem::transmute::<*mut c_void, Cell>(symbol))
+    }
+}
+
+extern "C" fn on_crash(signal: c_int) {
+    let what = match signal {
+        libc::SIGSEGV => "Segmentation fault.",
+        libc::SIGILL => "Illegal instruction.",
+        _ => "Bus error.",
     };
-    std::thread::Builder::new().name("cltlab-stdout".to_string()).spawn(move || {
-        let mut reader = BufReader::new(reader);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-            if real.write_all(&with_notices(&line)).is_err() {
-                break;
-            }
-            line.clear();
-        }
-    })?;
-    Ok(())
+    eprintln!("{what}\n{}", std::backtrace::Backtrace::force_capture());
+    std::process::abort();
 }
 
-/// Puts a notice before evcxr's markers, and a marker on a line of its own when the cell printed
-/// text without a newline before it.
-fn with_notices(line: &[u8]) -> Vec<u8> {
-    let text = line.strip_suffix(b"\n").unwrap_or(line);
-    for (marker, notice) in [(PANICKED, "panic"), (FAILED, "failed"), (COMPLETE, "")] {
-        if let Some(before) = text.strip_suffix(marker.as_bytes()) {
-            let mut out = before.to_vec();
-            if !before.is_empty() {
-                out.push(b'\n');
-            }
-            if !notice.is_empty() {
-                out.extend_from_slice(format!("{MAGIC}{{\"kind\": \"{notice}\"}}\n").as_bytes());
-            }
-            out.extend_from_slice(marker.as_bytes());
-            out.push(b'\n');
-            return out;
+/// Puts a hook before the panic hook that is installed now, which tells the kernel a panic's place.
+fn note_panics(out: &std::fs::File) {
+    static OURS: Mutex<usize> = Mutex::new(0);
+    let mut ours = OURS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let address = |hook: &(dyn Fn(&std::panic::PanicHookInfo<'_>) + Send + Sync)| std::ptr::from_ref(hook).cast::<u8>() as usize;
+    let hook = std::panic::take_hook();
+    if address(&*hook) == *ours {
+        return std::panic::set_hook(hook);
+    }
+    let Ok(out) = out.try_clone() else { return std::panic::set_hook(hook) };
+    let noting = Box::new(move |panic: &std::panic::PanicHookInfo<'_>| {
+        if let Some(place) = panic.location().filter(|place| place.file().len() < 1000) {
+            let note = json!({"kind": "at", "file": place.file(), "line": place.line()});
+            // One write, which the pipe does not tear apart.
+            let _ = (&out).write_all(format!("{MAGIC}{note}\n").as_bytes());
         }
-    }
-    line.to_vec()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{MAGIC, with_notices};
-
-    #[test]
-    fn markers_get_lines_of_their_own() {
-        assert_eq!(with_notices(b"text\n"), b"text\n");
-        assert_eq!(with_notices(b"half EVCXR_EXECUTION_COMPLETE\n"), b"half \nEVCXR_EXECUTION_COMPLETE\n");
-        let noticed = String::from_utf8(with_notices(b"EVCXR_PANIC_NOTIFICATION\n")).unwrap();
-        assert_eq!(noticed, format!("{MAGIC}{{\"kind\": \"panic\"}}\nEVCXR_PANIC_NOTIFICATION\n"));
-    }
+        hook(panic);
+    });
+    *ours = address(&*noting);
+    std::panic::set_hook(noting);
 }

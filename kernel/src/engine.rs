@@ -5,14 +5,17 @@
 //! typed `let` and a `?`, so that rust-analyzer's first inference and evcxr's first failed compile
 //! are paid before the user's first cell.
 
-use crate::errors::Failure;
+use crate::errors::{Failure, Place};
 use crate::folders::{self, OwnFolder};
+use crate::interrupts::PATIENCE;
+use crate::marks::LISTENING;
 use crate::outputs::{Outputs, media};
 use crate::tools;
 use crossbeam_channel::{Receiver, Sender};
 use evcxr::{CommandContext, Error, EvalCallbacks, EvalContextOutputs};
 use jupyter_protocol::JupyterMessage;
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -20,8 +23,8 @@ use tokio::sync::oneshot;
 
 /// What the server asks for.
 pub enum Job {
-    /// Run a cell; its outputs go out under `parent`.
-    Execute { parent: JupyterMessage, code: String, silent: bool, reply: oneshot::Sender<Result<Option<Value>, Failure>> },
+    /// Run a cell, the `count`th; its outputs go out under `parent`.
+    Execute { parent: JupyterMessage, code: String, count: usize, silent: bool, reply: oneshot::Sender<Result<Option<Value>, Failure>> },
     /// Completions at a byte offset: the texts, and the byte range they replace.
     Complete { code: String, offset: usize, reply: oneshot::Sender<(Vec<String>, usize, usize)> },
     /// Documentation of the expression that ends at a byte offset, by MIME type.
@@ -39,6 +42,9 @@ const PRELUDE: &str = "use cltlab::prelude::*;\nlet notebook = cltlab::notebook:
 /// After a new child: the imports are still there, the side channel is not.
 const REATTACH: &str = "let notebook = cltlab::notebook::attach()?;";
 
+/// How many cells' sources are kept.
+const HISTORY: usize = 1000;
+
 struct Engine {
     context: CommandContext,
     outputs: Outputs,
@@ -48,6 +54,10 @@ struct Engine {
     ask: Ask,
     root: PathBuf,
     prepared: SystemTime,
+    /// The kernel's own folder, in which the source of the running cell lies.
+    folder: PathBuf,
+    /// The cells that ran, newest last, with their numbers, for the places of panics.
+    history: VecDeque<(usize, String)>,
 }
 
 /// Starts the engine; `ready` gets the child's handle, or why the engine could not start.
@@ -56,7 +66,7 @@ pub fn start(folder: Result<OwnFolder, String>, outputs: Outputs, ask: Ask, read
     let spawned = std::thread::Builder::new().name("cltlab-engine".to_string()).stack_size(64 << 20).spawn(move || {
         // Moved in whole: the folder must live as long as the engine.
         let folder = folder;
-        let engine = folder.as_ref().map_err(String::clone).and_then(|folder| Engine::warm_up(outputs, ask, folder.prepared));
+        let engine = folder.as_ref().map_err(String::clone).and_then(|folder| Engine::warm_up(outputs, ask, folder));
         match engine {
             Ok(mut engine) => {
                 let _ = ready.send(Ok(engine.context.process_handle()));
@@ -77,12 +87,13 @@ pub fn start(folder: Result<OwnFolder, String>, outputs: Outputs, ask: Ask, read
 }
 
 impl Engine {
-    fn warm_up(outputs: Outputs, ask: Ask, prepared: SystemTime) -> Result<Engine, String> {
+    fn warm_up(outputs: Outputs, ask: Ask, own: &OwnFolder) -> Result<Engine, String> {
         let root = folders::root().map_err(|error| format!("{error:#}"))?;
         let (context, EvalContextOutputs { stdout, stderr }) = CommandContext::new().map_err(|error| error.to_string())?;
         let draining = Arc::new(Mutex::new(()));
-        let mut engine = Engine { context, outputs, stdout, stderr, draining, ask, root, prepared };
+        let mut engine = Engine { context, outputs, stdout, stderr, draining, ask, root, prepared: own.prepared, folder: own.path.clone(), history: VecDeque::new() };
         engine.pump();
+        std::fs::write(engine.folder.join(LISTENING), "").map_err(|error| format!("{}: {error}", engine.folder.display()))?;
         // With lld evcxr changes the compiler's flags, and every dependency would be built anew.
         let linker = if tools::find("mold").is_some() { "" } else { ":linker system\n" };
         let dependency = format!("{linker}:dep {}\n{PRELUDE}", folders::dependency(&engine.root));
@@ -107,8 +118,12 @@ impl Engine {
 
     fn run(&mut self, job: Job) {
         match job {
-            Job::Execute { parent, code, silent, reply } => {
+            Job::Execute { parent, code, count, silent, reply } => {
                 self.outputs.begin(if silent { None } else { Some(&parent) });
+                if self.history.len() >= HISTORY {
+                    self.history.pop_front();
+                }
+                self.history.push_back((count, code.clone()));
                 let result = self.evaluate(&code);
                 // A late line of stderr still belongs to this cell.
                 self.outputs.cell().failed = None;
@@ -142,13 +157,22 @@ impl Engine {
             Ok(outputs) => {
                 let Some(kind) = self.outputs.cell().failed else {
                     self.outputs.release_stderr();
+                    if let Some(result) = self.outputs.cell().result.take() {
+                        return Ok(Some(result));
+                    }
                     let data: Value = outputs.content_by_mime_type.into_iter().map(|(mime, content)| (mime, Value::String(content))).collect();
                     return Ok(data.as_object().filter(|data| !data.is_empty()).map(|_| media(&data)));
                 };
                 // The message comes by another pipe than the word that the cell failed.
                 std::thread::sleep(Duration::from_millis(60));
                 self.drain();
-                Err(Failure::at_run_time(kind, self.outputs.take_held()))
+                let place = self.outputs.cell().place.take().filter(|_| kind == "panic");
+                let place = place.and_then(|(file, line)| self.place_in_cell(&file, line));
+                Err(Failure::at_run_time(kind, self.outputs.take_held(), place))
+            }
+            Err(_) if self.interrupted_before_it_ran() => {
+                self.outputs.release_stderr();
+                Err(Failure::new("Interrupted", vec!["The cell was interrupted while it was compiled: it did not run, and no variable changed.".to_string()]))
             }
             Err(Error::SubprocessTerminated(why)) => Err(self.child_lost(&why, variables)),
             Err(error) => {
@@ -162,7 +186,11 @@ impl Engine {
         std::thread::sleep(Duration::from_millis(60));
         self.drain();
         let mut lines = self.outputs.take_held();
-        lines.insert(0, format!("The process that runs the cells ended: {why}"));
+        lines.insert(0, match self.outputs.cell().interrupts {
+            0 => format!("The process that runs the cells ended: {why}"),
+            1 => format!("The cell did not stop within {} s of the interrupt, so the process that runs the cells was ended.", PATIENCE.as_secs()),
+            _ => "The cell was interrupted twice, so the process that runs the cells was ended.".to_string(),
+        });
         let names: Vec<_> = variables.into_iter().filter(|name| name != "notebook").collect();
         lines.push(match names.is_empty() {
             true => "No variables were lost.".to_string(),
@@ -172,6 +200,20 @@ impl Engine {
             lines.push(format!("A new process could not be prepared ({error}); restart the kernel."));
         }
         Failure::new("ChildLost", lines)
+    }
+
+    fn interrupted_before_it_ran(&self) -> bool {
+        let cell = self.outputs.cell();
+        cell.interrupts > 0 && !cell.began
+    }
+
+    /// Where a line of the source that evcxr made of a cell stands in this cell or an earlier one.
+    fn place_in_cell(&self, file: &str, line: usize) -> Option<Place> {
+        if file != "src/lib.rs" {
+            return None;
+        }
+        let source = std::fs::read_to_string(self.folder.join(file)).ok()?;
+        Place::find(&source, line, self.history.iter().rev().map(|(count, code)| (*count, code.as_str())))
     }
 
     fn drain(&self) {

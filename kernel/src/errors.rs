@@ -25,7 +25,7 @@ impl Failure {
     }
 
     /// A cell that compiled and then panicked or returned an error by `?`.
-    pub fn at_run_time(kind: &str, stderr: Vec<String>) -> Self {
+    pub fn at_run_time(kind: &str, stderr: Vec<String>, place: Option<Place>) -> Self {
         let name = if kind == "panic" { "Panic" } else { "Error" };
         let mut lines = stderr;
         if lines.is_empty() {
@@ -33,6 +33,11 @@ impl Failure {
         }
         let mut failure = Failure::new(name, lines);
         failure.traceback[0] = format!("{RED}{name}{PLAIN}: {}", failure.traceback[0]);
+        if let Some(place) = place {
+            let number = place.line.to_string();
+            failure.traceback.push(format!("{}{BLUE}--> {}, line {number}{PLAIN}", " ".repeat(number.len()), place.cell));
+            failure.traceback.push(format!("{BLUE}{number} |{PLAIN} {}", place.text));
+        }
         failure.traceback.push("Variables of earlier cells are kept; those that this cell defined are not.".to_string());
         failure
     }
@@ -55,6 +60,42 @@ impl Failure {
             }
             Error::Message(text) | Error::SubprocessTerminated(text) => Failure::new("Error", text.lines().map(str::to_string).collect()),
         }
+    }
+}
+
+/// A line of a cell.
+#[derive(Debug, PartialEq)]
+pub struct Place {
+    /// The cell in words.
+    pub cell: String,
+    /// Counted from 1.
+    pub line: usize,
+    /// The line.
+    pub text: String,
+}
+
+impl Place {
+    /// The place of line `line` of `source`, which evcxr put together from `cells` (their numbers and codes, newest
+    /// first). A cell's text stands in the source as it is, with text of evcxr's between statements: where a line
+    /// occurs more than once, the place with the most equal neighbours counts.
+    pub fn find<'a>(source: &str, line: usize, cells: impl Iterator<Item = (usize, &'a str)>) -> Option<Place> {
+        let made: Vec<&str> = source.lines().map(str::trim).collect();
+        let index = line.checked_sub(1).filter(|index| made.get(*index).is_some_and(|text| !text.is_empty()))?;
+        let equal = |own: &str, made: &str| !made.is_empty() && (own.trim() == made || (made.len() > 3 && own.contains(made)));
+        for (age, (count, code)) in cells.enumerate() {
+            let own: Vec<&str> = code.lines().collect();
+            let neighbours = |at: usize| {
+                let above = (1..=at.min(index)).take_while(|by| equal(own[at - by], made[index - by])).count();
+                let below = (1..own.len() - at).take_while(|by| made.get(index + by).is_some_and(|made| equal(own[at + by], made))).count();
+                above + below
+            };
+            let found = (0..own.len()).filter(|at| equal(own[*at], made[index])).max_by_key(|at| (neighbours(*at), std::cmp::Reverse(*at)));
+            if let Some(at) = found {
+                let cell = if age == 0 { "this cell".to_string() } else { format!("cell [{count}]") };
+                return Some(Place { cell, line: at + 1, text: own[at].trim_end().to_string() });
+            }
+        }
+        None
     }
 }
 
@@ -87,4 +128,19 @@ fn compile_error(error: &CompilationError, source: &str) -> String {
         let _ = writeln!(out, "  {BLUE}= note:{PLAIN} {hint}");
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Place;
+
+    #[test]
+    fn a_panic_is_found_in_the_cell_that_holds_its_line() {
+        let source = "#![allow(x)]\nfn helper() {\n    panic!(\"a\");\n}\npub extern \"C\" fn run() {\nlet a = 1;\n\nlet b = 2;\npanic!(\"a\")\n}\n";
+        let cells = || [(7, "let a = 1;\n\nlet b = 2;\npanic!(\"a\")"), (3, "fn helper() {\n    panic!(\"a\");\n}")].into_iter();
+        let place = |cell: &str, line, text: &str| Some(Place { cell: cell.to_string(), line, text: text.to_string() });
+        assert_eq!(Place::find(source, 9, cells()), place("this cell", 4, "panic!(\"a\")"));
+        assert_eq!(Place::find(source, 3, cells()), place("cell [3]", 2, "    panic!(\"a\");"));
+        assert_eq!(Place::find(source, 99, cells()), None);
+    }
 }

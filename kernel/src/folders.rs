@@ -13,6 +13,7 @@ use crate::tools;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
@@ -169,6 +170,8 @@ impl OwnFolder {
         let host = host()?;
         let prepared = base.join("ready").metadata()?.modified()?;
         let mut own = OwnFolder { path, prepared, tools: OsString::new() };
+        // A cell's source and what it prints are nobody else's.
+        std::fs::DirBuilder::new().mode(0o700).create(&own.path).with_context(|| own.path.display().to_string())?;
         std::fs::create_dir_all(own.path.join("src"))?;
         std::fs::copy(base.join("Cargo.lock"), own.path.join("Cargo.lock"))?;
         link_build(&base.join("prepared/target"), &own.path.join("target"), &host, is_cell)?;

@@ -5,19 +5,27 @@
 //! finds the library built. One program, four roles:
 //!
 //! - the kernel (`cltlab-kernel CONNECTION_FILE`): [`server`] speaks Jupyter's protocol,
+//!   [`sockets`] drops what is not signed, [`activity`] says busy and idle, [`interrupts`] ends a cell,
 //!   [`engine`] owns evcxr on a thread of its own, [`outputs`] sorts what the cell prints;
-//! - the child in which cells run (started by evcxr; [`child`]);
+//! - the two processes behind evcxr: the keeper of its pipes ([`keeper`]) and the one in which cells run
+//!   ([`child`]), which understand each other by [`marks`];
 //! - the `cargo` in front of cargo, for a quick start and quick cells ([`cargo`]);
 //! - the preparation of the build folder (`cltlab-kernel --prebuild`; [`folders`], [`tools`]).
 
+mod activity;
 mod cargo;
 mod child;
 mod engine;
 mod errors;
 mod folders;
+mod input;
+mod interrupts;
+mod keeper;
+mod marks;
 mod messages;
 mod outputs;
 mod server;
+mod sockets;
 mod tools;
 
 use std::process::ExitCode;

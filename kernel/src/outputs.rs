@@ -1,16 +1,20 @@
 //! What a running cell prints, sorted: text goes on as streams, side-channel lines become displays.
 //!
-//! A side-channel line is [`MAGIC`](crate::child::MAGIC) and one line of JSON:
+//! A side-channel line is [`MAGIC`](crate::marks::MAGIC) and one line of JSON:
 //!
 //! ```text
 //! {"kind": "display", "id": ID, "data": {MIME: ...}}   -> display_data with this display_id
 //! {"kind": "update",  "id": ID, "data": {MIME: ...}}   -> update_display_data
 //! {"kind": "clear",   "wait": true}                     -> clear_output
 //! {"kind": "stopping"}     the library saw the stop flag and is finishing its step
+//! {"kind": "began"}        the cell is compiled and runs
+//! {"kind": "text", "text": ...}     text that evcxr would take for a mark of its own -> stream
+//! {"kind": "result", "data": {MIME: ...}}                the last display of the cell
+//! {"kind": "at", "file": ..., "line": ...}              a panic's place
 //! {"kind": "panic"}, {"kind": "failed"}                 the cell panicked, or a `?` failed
 //! ```
 
-use crate::child::MAGIC;
+use crate::marks::MAGIC;
 use crossbeam_channel::Receiver;
 use jupyter_protocol::{JupyterMessage, JupyterMessageContent};
 use serde_json::{Value, json};
@@ -28,6 +32,14 @@ pub struct Cell {
     pub failed: Option<&'static str>,
     /// The library said that it is stopping.
     pub stopping: bool,
+    /// The cell is compiled and runs.
+    pub began: bool,
+    /// Interrupts that the cell has had.
+    pub interrupts: usize,
+    /// The last display, by MIME type.
+    pub result: Option<Value>,
+    /// Where the last panic was: file and line.
+    pub place: Option<(String, usize)>,
 }
 
 /// Sends messages about the running cell to the notebook.
@@ -52,7 +64,9 @@ impl Outputs {
 
     /// Begins a cell: later output belongs to `parent`.
     pub fn begin(&self, parent: Option<&JupyterMessage>) {
-        *self.cell() = Cell { parent: parent.cloned(), ..Cell::default() };
+        let mut cell = self.cell();
+        // An interrupt may come before the cell begins.
+        *cell = Cell { parent: parent.cloned(), interrupts: cell.interrupts, ..Cell::default() };
     }
 
     /// The request that the running cell belongs to.
@@ -94,11 +108,18 @@ impl Outputs {
         let Ok(message) = serde_json::from_str::<Value>(message) else {
             return self.stream("stderr", "cltlab-kernel: a display message was not JSON and is dropped\n");
         };
-        let shown = || json!({"data": media(&message["data"]), "metadata": {}, "transient": {"display_id": message["id"]}});
+        let shown = || {
+            let transient = message["id"].as_str().map_or_else(|| json!({}), |id| json!({"display_id": id}));
+            json!({"data": media(&message["data"]), "metadata": {}, "transient": transient})
+        };
         match message["kind"].as_str() {
             Some("display") => self.send("display_data", shown()),
             Some("update") => self.send("update_display_data", shown()),
             Some("clear") => self.send("clear_output", json!({"wait": message["wait"].as_bool().unwrap_or(false)})),
+            Some("text") => self.stream("stdout", message["text"].as_str().unwrap_or_default()),
+            Some("began") => self.cell().began = true,
+            Some("result") => self.cell().result = Some(media(&message["data"])),
+            Some("at") => self.cell().place = message["file"].as_str().map(|file| (file.to_string(), message["line"].as_u64().unwrap_or(0) as usize)),
             Some("stopping") => self.cell().stopping = true,
             Some("panic") => self.cell().failed = Some("panic"),
             Some("failed") => self.cell().failed = Some("error"),

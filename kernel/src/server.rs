@@ -1,33 +1,39 @@
 //! The server: Jupyter's protocol on five sockets.
 //!
-//! Shell requests are taken one by one, so cells queue; kernel_info is answered while the engine
-//! still warms up. Interrupts come on the control socket or as SIGINT: the first asks the child
-//! gently, the second, or 5 s without an answer, ends it.
+//! Shell requests are taken one by one, so cells queue; kernel_info and comm messages are answered
+//! while a cell runs or the engine still warms up. Interrupts come on the control socket or as SIGINT
+//! ([`crate::interrupts`]).
 
+use crate::activity::Activity;
 use crate::engine::{self, ChildHandle, Job};
 use crate::errors::Failure;
 use crate::folders::{self, OwnFolder};
+use crate::input;
+use crate::interrupts::Interrupts;
+use crate::marks;
 use crate::messages::{as_json, code_and_offset, content, is_complete, kernel_info};
 use crate::outputs::Outputs;
+use crate::sockets::{self, Guard, Read, Seen};
 use crate::tools;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender};
 use jupyter_protocol::{ConnectionInfo, JupyterMessage};
 use jupyter_zmq_client as zmq;
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
-/// How long a cell may take to answer a first interrupt.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a socket that failed is left alone.
+const FAULT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Serves one notebook until it shuts the kernel down.
 pub fn serve(connection_file: &Path) -> Result<()> {
     let text = std::fs::read_to_string(connection_file).with_context(|| connection_file.display().to_string())?;
     let connection: ConnectionInfo = serde_json::from_str(&text).with_context(|| connection_file.display().to_string())?;
+    sockets::check(&connection).with_context(|| connection_file.display().to_string())?;
     // Without a folder no cell can run, but the first one can say why.
     let folder = folders::root().and_then(|root| OwnFolder::make(&root)).and_then(|folder| {
         let config = folder.path.join("config");
@@ -44,6 +50,7 @@ pub fn serve(connection_file: &Path) -> Result<()> {
             std::env::set_var("EVCXR_TMPDIR", &folder.path);
             std::env::set_var("EVCXR_CONFIG_DIR", &config);
             std::env::set_var("CLTLAB_KERNEL", "1");
+            std::env::set_var(marks::VARIABLE, marks::Seal::draw().text());
         }
         Ok(folder)
     });
@@ -57,59 +64,12 @@ pub fn serve(connection_file: &Path) -> Result<()> {
     served
 }
 
-/// What the running cell can be interrupted through.
-struct Interrupts {
-    child: Mutex<Option<ChildHandle>>,
-    outputs: Outputs,
-    /// Number of the running cell, 0 when none runs.
-    running: AtomicUsize,
-    /// Interrupts that this cell has had.
-    count: AtomicUsize,
-}
-
-impl Interrupts {
-    fn begin(&self, cell: usize) {
-        self.count.store(0, Ordering::SeqCst);
-        self.running.store(cell, Ordering::SeqCst);
-    }
-
-    fn end(&self) {
-        self.running.store(0, Ordering::SeqCst);
-    }
-
-    fn interrupt(self: &Arc<Self>) {
-        let cell = self.running.load(Ordering::SeqCst);
-        if cell == 0 {
-            return;
-        }
-        if self.count.fetch_add(1, Ordering::SeqCst) > 0 {
-            return self.signal(libc::SIGKILL);
-        }
-        self.signal(libc::SIGINT);
-        let this = self.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(PATIENCE).await;
-            if this.running.load(Ordering::SeqCst) == cell && !this.outputs.cell().stopping {
-                this.signal(libc::SIGKILL);
-            }
-        });
-    }
-
-    fn signal(&self, signal: i32) {
-        let child = self.child.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        if let Some(child) = child.as_ref().and_then(|child| child.lock().ok()) {
-            // SAFETY: the child is ours and not yet waited for while its handle is locked.
-            unsafe { libc::kill(child.id() as i32, signal) };
-        }
-    }
-}
-
 async fn run(connection: ConnectionInfo, folder: Result<OwnFolder, String>) -> Result<()> {
     let session = format!("cltlab-{}", std::process::id());
     let mut heartbeat = zmq::create_kernel_heartbeat_connection(&connection).await?;
     let mut control = zmq::create_kernel_control_connection(&connection, &session).await?;
     let shell = zmq::create_kernel_shell_connection(&connection, &session).await?;
-    let mut stdin = zmq::create_kernel_stdin_connection(&connection, &session).await?;
+    let stdin = zmq::create_kernel_stdin_connection(&connection, &session).await?;
     let mut iopub = zmq::create_kernel_iopub_connection(&connection, &session).await?;
 
     let (iopub_sender, mut iopub_messages) = mpsc::unbounded_channel::<JupyterMessage>();
@@ -120,43 +80,37 @@ async fn run(connection: ConnectionInfo, folder: Result<OwnFolder, String>) -> R
             }
         }
     });
-    tokio::spawn(async move { while heartbeat.single_heartbeat().await.is_ok() {} });
-
-    let outputs = Outputs::new(iopub_sender);
-    let (questions, mut asked) = mpsc::unbounded_channel::<(Option<JupyterMessage>, String, bool, Sender<String>)>();
     tokio::spawn(async move {
-        while let Some((parent, prompt, password, answer)) = asked.recv().await {
-            let content = content("input_request", json!({"prompt": prompt, "password": password}));
-            let sent = stdin.send(JupyterMessage::new(content, parent.as_ref())).await;
-            let reply = if sent.is_ok() { stdin.read().await.ok() } else { None };
-            let value = reply.and_then(|reply| as_json(&reply)["value"].as_str().map(str::to_string));
-            let _ = answer.send(value.unwrap_or_default());
+        // A peer that sends something else than a beat must not end the others' beats.
+        loop {
+            if heartbeat.single_heartbeat().await.is_err() {
+                tokio::time::sleep(FAULT_PAUSE).await;
+            }
         }
     });
 
+    let outputs = Outputs::new(iopub_sender);
+    let seen = Seen::new();
+    let ask = input::serve(stdin, Guard::new("stdin", &connection, &seen), outputs.clone());
     let (ready_sender, ready) = crossbeam_channel::bounded(1);
-    let ask_outputs = outputs.clone();
-    let ask = Arc::new(move |prompt: String, password: bool| {
-        let (answer, answered) = crossbeam_channel::bounded(1);
-        let _ = questions.send((ask_outputs.parent(), prompt, password, answer));
-        answered.recv().unwrap_or_default()
-    });
     let jobs = engine::start(folder, outputs.clone(), ask, ready_sender);
-    let interrupts = Arc::new(Interrupts {
-        child: Mutex::new(None),
-        outputs: outputs.clone(),
-        running: AtomicUsize::new(0),
-        count: AtomicUsize::new(0),
-    });
+    let interrupts = Interrupts::new(outputs.clone());
+    let activity = Activity::new(outputs.clone());
 
-    let (stop, mut stopped) = mpsc::unbounded_channel::<()>();
+    // Why the kernel ends: asked to, or a socket that is lost.
+    let (stop, mut stopped) = mpsc::unbounded_channel::<Result<(), &'static str>>();
     let (for_control, for_signals) = (interrupts.clone(), interrupts.clone());
-    let control_outputs = outputs.clone();
+    let (control_activity, control_stop) = (activity.clone(), stop.clone());
+    let mut guard = Guard::new("control", &connection, &seen);
     tokio::spawn(async move {
-        let mut faults = 0;
         loop {
-            let Some(request) = good(control.read().await, "control", &mut faults) else {
-                if faults > FAULTS { break } else { continue }
+            let request = match guard.sort(control.read().await) {
+                Read::Message(request) => request,
+                Read::Dropped => continue,
+                Read::Lost => {
+                    let _ = control_stop.send(Err("control"));
+                    break;
+                }
             };
             let reply = match request.message_type() {
                 "interrupt_request" => {
@@ -167,12 +121,12 @@ async fn run(connection: ConnectionInfo, folder: Result<OwnFolder, String>) -> R
                 "kernel_info_request" => ("kernel_info_reply", kernel_info()),
                 _ => continue,
             };
-            status(&control_outputs, &request, "busy");
-            let sent = control.send(JupyterMessage::new(content(reply.0, reply.1), Some(&request))).await;
-            status(&control_outputs, &request, "idle");
-            if reply.0 == "shutdown_reply" || sent.is_err() {
+            // A reply that cannot be sent concerns its client only.
+            let _ = control.send(JupyterMessage::new(content(reply.0, reply.1), Some(&request))).await;
+            control_activity.beside(&request, || ());
+            if reply.0 == "shutdown_reply" {
                 for_control.signal(libc::SIGKILL);
-                let _ = stop.send(());
+                let _ = control_stop.send(Ok(()));
                 break;
             }
         }
@@ -183,62 +137,79 @@ async fn run(connection: ConnectionInfo, folder: Result<OwnFolder, String>) -> R
         }
     });
     let (mut replies, mut requests) = shell.split();
-    let (queue, mut queued) = mpsc::unbounded_channel::<JupyterMessage>();
-    let shell_outputs = outputs.clone();
+    let (queue, mut queued) = mpsc::unbounded_channel::<(Instant, JupyterMessage)>();
     let (reply_sender, mut to_send) = mpsc::unbounded_channel::<JupyterMessage>();
     tokio::spawn(async move {
         while let Some(message) = to_send.recv().await {
             let _ = replies.send(message).await;
         }
     });
-    let early = reply_sender.clone();
+    let (early, shell_activity, shell_outputs) = (reply_sender.clone(), activity.clone(), outputs.clone());
+    let mut guard = Guard::new("shell", &connection, &seen);
     tokio::spawn(async move {
-        let mut faults = 0;
         loop {
-            let Some(request) = good(requests.read().await, "shell", &mut faults) else {
-                if faults > FAULTS { break } else { continue }
+            let request = match guard.sort(requests.read().await) {
+                Read::Message(request) => request,
+                Read::Dropped => continue,
+                Read::Lost => {
+                    let _ = stop.send(Err("shell"));
+                    break;
+                }
             };
             // What needs no engine is answered at once, even while a cell runs or the engine starts.
-            let answer = match request.message_type() {
-                "kernel_info_request" => Some(("kernel_info_reply", kernel_info())),
-                "comm_info_request" => Some(("comm_info_reply", json!({"status": "ok", "comms": {}}))),
-                "history_request" => Some(("history_reply", json!({"status": "ok", "history": []}))),
-                "is_complete_request" => Some(("is_complete_reply", is_complete(as_json(&request)["code"].as_str().unwrap_or("")))),
-                _ => None,
-            };
-            match answer {
-                Some((kind, value)) => {
-                    status(&shell_outputs, &request, "busy");
-                    let _ = early.send(JupyterMessage::new(content(kind, value), Some(&request)));
-                    status(&shell_outputs, &request, "idle");
+            let reply = |kind: &str, value| drop(early.send(JupyterMessage::new(content(kind, value), Some(&request))));
+            match request.message_type() {
+                "kernel_info_request" => shell_activity.beside(&request, || reply("kernel_info_reply", kernel_info())),
+                "comm_info_request" => shell_activity.beside(&request, || reply("comm_info_reply", json!({"status": "ok", "comms": {}}))),
+                "history_request" => shell_activity.beside(&request, || reply("history_reply", json!({"status": "ok", "history": []}))),
+                "is_complete_request" => {
+                    let complete = is_complete(as_json(&request)["code"].as_str().unwrap_or(""));
+                    shell_activity.beside(&request, || reply("is_complete_reply", complete));
                 }
-                None => drop(queue.send(request)),
+                // No target is known here; the protocol asks that an unknown one is closed at once.
+                "comm_open" => shell_activity.beside(&request, || {
+                    let close = json!({"comm_id": as_json(&request)["comm_id"], "data": {"reason": "unknown target"}});
+                    shell_outputs.send_about(Some(&request), "comm_close", close);
+                }),
+                "comm_msg" | "comm_close" => shell_activity.beside(&request, || ()),
+                _ => drop(queue.send((Instant::now(), *request))),
             }
         }
     });
-    let mut cells = Cells { count: 0, executions: 0, jobs, ready: Some(ready), outputs, interrupts, abort_queued: false, broken: None };
+    let mut cells = Cells { count: 0, executions: 0, jobs, ready: Some(ready), outputs, interrupts, failed: None, broken: None };
+    let mut waiting: VecDeque<(Instant, JupyterMessage)> = VecDeque::new();
+    let why = |stopped: Option<Result<(), &'static str>>| match stopped {
+        Some(Err(socket)) => bail!("the {socket} socket is lost"),
+        _ => Ok(()),
+    };
     loop {
-        tokio::select! {
-            _ = stopped.recv() => return Ok(()),
-            request = queued.recv() => {
-                let Some(request) = request else { return Ok(()) };
-                let answered = tokio::select! {
-                    answered = cells.answer(&request) => answered,
-                    _ = stopped.recv() => return Ok(()),
-                };
-                if let Some((kind, value)) = answered {
-                    let _ = reply_sender.send(JupyterMessage::new(content(kind, value), Some(&request)));
-                }
-                status(&cells.outputs, &request, "idle");
-                if std::mem::take(&mut cells.abort_queued) {
-                    while let Ok(waiting) = queued.try_recv() {
-                        let aborted = json!({"status": "aborted", "execution_count": cells.count});
-                        let kind = waiting.message_type().replace("_request", "_reply");
-                        let _ = reply_sender.send(JupyterMessage::new(content(&kind, aborted), Some(&waiting)));
-                        status(&cells.outputs, &waiting, "idle");
-                    }
-                }
-            }
+        let next = match waiting.pop_front() {
+            Some(next) => Some(next),
+            None => tokio::select! {
+                end = stopped.recv() => return why(end),
+                next = queued.recv() => next,
+            },
+        };
+        let Some((_, request)) = next else { return why(stopped.recv().await) };
+        activity.begin(&request);
+        let answered = tokio::select! {
+            answered = cells.answer(&request) => answered,
+            end = stopped.recv() => return why(end),
+        };
+        // Only what had come when the cell failed is aborted, and of that only cells.
+        let mut aborted = Vec::new();
+        if let Some(failed) = cells.failed.take() {
+            waiting.extend(std::iter::from_fn(|| queued.try_recv().ok()));
+            let (behind, others): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|(came, request)| *came <= failed && request.message_type() == "execute_request");
+            (aborted, waiting) = (behind, others.into());
+        }
+        if let Some((kind, value)) = answered {
+            let _ = reply_sender.send(JupyterMessage::new(content(kind, value), Some(&request)));
+        }
+        activity.end(&request);
+        for (_, request) in aborted {
+            let value = json!({"status": "aborted", "execution_count": cells.count});
+            activity.beside(&request, || drop(reply_sender.send(JupyterMessage::new(content("execute_reply", value), Some(&request)))));
         }
     }
 }
@@ -252,14 +223,13 @@ struct Cells {
     ready: Option<Receiver<Result<ChildHandle, String>>>,
     outputs: Outputs,
     interrupts: Arc<Interrupts>,
-    /// A cell failed: the cells that wait behind it are not run.
-    abort_queued: bool,
+    /// When a cell failed: the cells that had come by then are not run.
+    failed: Option<Instant>,
     broken: Option<String>,
 }
 
 impl Cells {
     async fn answer(&mut self, request: &JupyterMessage) -> Option<(&'static str, Value)> {
-        status(&self.outputs, request, "busy");
         let asked = as_json(request);
         match request.message_type() {
             "execute_request" => Some(("execute_reply", self.execute(request, &asked).await)),
@@ -308,7 +278,7 @@ impl Cells {
                 let (reply, done) = oneshot::channel();
                 self.executions += 1;
                 self.interrupts.begin(self.executions);
-                let _ = self.jobs.send(Job::Execute { parent: request.clone(), code, silent, reply });
+                let _ = self.jobs.send(Job::Execute { parent: request.clone(), code, count: self.count, silent, reply });
                 let result = done.await.unwrap_or_else(|_| Err(Failure::new("Error", vec!["the engine ended; restart the kernel".to_string()])));
                 self.interrupts.end();
                 result
@@ -323,11 +293,11 @@ impl Cells {
                 json!({"status": "ok", "execution_count": self.count, "payload": [], "user_expressions": {}})
             }
             Err(failure) => {
+                self.failed = asked["stop_on_error"].as_bool().unwrap_or(true).then(Instant::now);
                 let error = json!({"ename": failure.name, "evalue": failure.value, "traceback": failure.traceback});
                 if !silent {
                     self.outputs.send_about(Some(request), "error", error.clone());
                 }
-                self.abort_queued = asked["stop_on_error"].as_bool().unwrap_or(true);
                 let mut reply = error;
                 reply["status"] = json!("error");
                 reply["execution_count"] = json!(self.count);
@@ -335,26 +305,4 @@ impl Cells {
             }
         }
     }
-}
-
-/// Messages in a row that cannot be read before a socket is given up.
-const FAULTS: usize = 100;
-
-/// A message, or `None` with a word on stderr for one that is malformed or badly signed.
-fn good(read: zmq::Result<JupyterMessage>, socket: &str, faults: &mut usize) -> Option<JupyterMessage> {
-    match read {
-        Ok(message) => {
-            *faults = 0;
-            Some(message)
-        }
-        Err(error) => {
-            *faults += 1;
-            eprintln!("cltlab-kernel: {socket}: {error}");
-            None
-        }
-    }
-}
-
-fn status(outputs: &Outputs, parent: &JupyterMessage, state: &str) {
-    outputs.send_about(Some(parent), "status", json!({"execution_state": state}));
 }

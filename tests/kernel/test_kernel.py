@@ -200,8 +200,8 @@ def test_a_kernel_that_cannot_start_says_why(_):
         assert "rustup.rs" in traceback_of(outputs), outputs
 
 
-def main():
-    tests = [(name, test) for name, test in globals().items() if name.startswith("test_") and all(part in name for part in sys.argv[1:])]
+def main(tests):
+    tests = [(name, test) for name, test in tests if all(part in name for part in sys.argv[1:])]
     passed, failed = 0, 0
     with Kernel() as kernel:
         for name, test in tests:
@@ -218,4 +218,6 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    import test_protocol
+
+    main([(name, test) for name, test in list(globals().items()) if name.startswith("test_") and callable(test)] + test_protocol.TESTS)

@@ -1,16 +1,26 @@
 //! Files: written whole or not at all, read with the path in every error.
+//!
+//! An output that is a regular file, or not there yet, is written beside its place and renamed onto it;
+//! a link is followed, and the file that it leads to is replaced. A pipe or a device is written to and
+//! never replaced; so is `-`, standard output. Modes follow the umask; a file that is replaced keeps its own.
 
+pub mod lock;
+pub(crate) mod names;
 pub(crate) mod sealed;
+pub(crate) mod write;
 
 use crate::error::{Error, ErrorKind, Result};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use write::Target;
 
 /// Writes `bytes` to a sibling temporary file, flushes it to disk, then renames it onto `path`.
-/// A full disk or a crash leaves what was there before.
+/// A full disk or a crash leaves what was there before. What is no regular file, and `-` for standard
+/// output, is written to instead.
 ///
 /// # Errors
-/// `DiskFull`, `MissingFile` (the folder) or `Io`, with the path.
+/// `DiskFull`, `MissingFile` (the folder), `BadInput` (a folder of this name) or `Io`, with the path.
 pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     write_atomic_with(path, |file| file.write_all(bytes))
 }
@@ -18,63 +28,48 @@ pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
 /// As [`write_atomic`], for content that is streamed out by `fill`.
 ///
 /// # Errors
-/// `DiskFull`, `MissingFile` (the folder) or `Io`, with the path.
-pub fn write_atomic_with(
-    path: impl AsRef<Path>,
-    fill: impl FnOnce(&mut std::io::BufWriter<std::fs::File>) -> std::io::Result<()>,
-) -> Result<()> {
+/// As [`write_atomic`].
+pub fn write_atomic_with(path: impl AsRef<Path>, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
     let path = path.as_ref();
-    replace(path, |temporary| {
-        let written = (|| {
-            let mut out = std::io::BufWriter::new(std::fs::File::create(temporary)?);
-            fill(&mut out)?;
-            out.flush()
-        })();
-        written.map_err(|error| Error::io(path, &error))
+    let write = |file: File| {
+        let mut out = BufWriter::new(file);
+        fill(&mut out).and_then(|()| out.flush()).map_err(|error| Error::io(path, &error))
+    };
+    match write::target(path)? {
+        Target::Stream(file) => write(file),
+        Target::Place(place) => write::at_place(path, &place, |_, file| write(file)),
+    }
+}
+
+/// Lets `write` fill a temporary sibling of `path`, flushes that to disk, then renames it onto
+/// `path`; for writers that need a path of their own. On error the sibling is removed. What is no
+/// regular file gets the bytes at the end.
+///
+/// # Errors
+/// What `write` returns; those of [`write_atomic`].
+pub fn replace(path: impl AsRef<Path>, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let path = path.as_ref();
+    match write::target(path)? {
+        Target::Stream(mut file) => write::through(path, &mut file, write),
+        Target::Place(place) => write::at_place(path, &place, |temporary, file| {
+            drop(file);
+            write(temporary)
+        }),
+    }
+}
+
+/// The open file when `path` is no regular file: a pipe, a device, standard output.
+pub(crate) fn stream(path: &Path) -> Result<Option<File>> {
+    Ok(match write::target(path)? {
+        Target::Stream(file) => Some(file),
+        Target::Place(_) => None,
     })
 }
 
-/// Lets `write` make a temporary sibling of `path`, flushes that to disk, then renames it onto
-/// `path`; for writers that need a path of their own. On error the sibling is removed.
-///
-/// # Errors
-/// What `write` returns; `DiskFull` or `Io` with the path.
-pub fn replace(path: impl AsRef<Path>, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let path = path.as_ref();
-    let temporary = sibling(path);
-    let renamed = write(&temporary).and_then(|()| {
-        let moved = std::fs::File::open(&temporary).and_then(|file| file.sync_all()).and_then(|()| std::fs::rename(&temporary, path));
-        // The new name reaches the disk with its folder. A system that cannot flush folders keeps order itself.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
-        moved.map_err(|error| Error::io(path, &error))
-    });
-    if renamed.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    renamed
-}
-
-fn sibling(path: &Path) -> PathBuf {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
-}
-
-/// Removes temporary files that [`replace`] left in `folder` when its process was killed. What cannot
-/// be read or removed stays.
+/// Removes temporary files that outputs left in `folder` when their process was killed. What is not
+/// surely left by a process of this system that is over stays, as does what cannot be removed.
 pub fn sweep(folder: impl AsRef<Path>) {
-    let alive = |pid: i32| {
-        // SAFETY: signal 0 is not sent; it asks whether the process is there.
-        pid > 0 && (unsafe { libc::kill(pid, 0) } == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH))
-    };
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")?.rsplit('.').next()?.parse().ok());
-        if pid.is_some_and(|pid| !alive(pid)) {
-            let path = entry.path();
-            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-        }
-    }
+    write::sweep(folder.as_ref(), None);
 }
 
 /// Makes a folder and its parents.
@@ -108,8 +103,8 @@ pub fn read_json<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) -> Resu
 /// `DiskFull` or `Io`, with the path; `NotFinite` when the value does not serialise.
 pub fn write_json<T: serde::Serialize>(path: impl AsRef<Path>, value: &T) -> Result<()> {
     let path = path.as_ref();
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        create_folder(folder)?;
+    if !path.exists() {
+        create_folder(write::folder_of(path))?;
     }
     let bytes = serde_json::to_vec_pretty(value)
         .map_err(|error| Error::new(ErrorKind::NotFinite, format!("{}: {error}", path.display())))?;

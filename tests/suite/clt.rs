@@ -1,7 +1,7 @@
 //! Encode and decode against loops written out.
 
 use crate::numbers::Numbers;
-use crate::support::scratch;
+use crate::support::{scratch, worse};
 use candle_core::{DType, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, LayerCode, LayerWeights, SparseCode};
 use cltlab::ErrorKind;
@@ -69,8 +69,8 @@ fn encode_and_decode_equal_loops() {
                         let w = clt.decoder(source).to_vec3::<f32>().unwrap();
                         expected += (0..f).map(|j| dense[source][p][j] * w[j][target - source][c] as f64).sum::<f64>();
                     }
-                    worst = worst.max((got[p][c] as f64 - expected).abs());
-                    largest = largest.max(expected.abs());
+                    worst = worse(worst, (got[p][c] as f64 - expected).abs());
+                    largest = worse(largest, expected.abs());
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Every family on tiny random models: outputs of Hugging Face transformers (`tests/make_parity.py`),
 //! and what must hold whatever the family.
 
-use crate::support::{assert_close, fixture, lively_clt, max_difference, shared, tensors, values};
+use crate::support::{assert_close, fixture, lively_clt, max_difference, shared, tensors, values, worse};
 use cltlab::candle::{DType, Device, Tensor};
 use cltlab::clt::InputSite;
 use cltlab::graph::AttributeConfig;
@@ -33,9 +33,7 @@ fn folders() -> Vec<PathBuf> {
     own.chain(others).collect()
 }
 
-pub fn largest(values: &[f32]) -> f32 {
-    values.iter().fold(0.0, |top, value| top.max(value.abs()))
-}
+pub use crate::support::largest;
 
 #[test]
 fn equal_to_transformers() {
@@ -170,7 +168,7 @@ fn batches_equal_single_prompts() {
                         let (got, alone) = (values(&got), values(&alone));
                         let off = max_difference(&got, &alone) / largest(&alone).max(1.0);
                         assert!(off <= 1e-5, "{family}, {padding:?} {prompts:?}: {name} differs by {off}");
-                        worst = worst.max(off);
+                        worst = worse(worst, off);
                     }
                 }
             }

@@ -12,6 +12,7 @@
 //! held the same differences do not vanish. Left out: derivatives with respect to downloaded models,
 //! and autograd itself, of which we have none.
 
+use crate::support::worse;
 use crate::families::{largest, FAMILIES};
 use crate::held::{transcoder, with_rows, Held, Shown, KINDS, PROMPT, ZERO};
 use crate::numbers::Numbers;
@@ -36,8 +37,8 @@ fn vanish(what: &str, cases: impl Fn(&Held, &[u32], &dyn Fn(&[u32], &[(usize, us
                 let (mut differences, mut changes) = (0.0_f32, 0.0_f32);
                 for [a, b, c, d] in shown {
                     let (difference, change) = second(&a, &b, &c, &d);
-                    differences = differences.max(difference);
-                    changes = changes.max(change);
+                    differences = worse(differences, difference);
+                    changes = worse(changes, change);
                 }
                 assert!(changes > 1e-2, "{family}: nothing moved");
                 differences / changes

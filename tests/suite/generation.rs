@@ -75,7 +75,7 @@ fn distributions_equal_brute_force() {
                 let got = config.distribution(&logits).unwrap();
                 let mut dense = vec![0.0; logits.len()];
                 got.iter().for_each(|(id, probability)| dense[*id as usize] = *probability);
-                let difference = dense.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                let difference = max_difference(&dense, &expected);
                 assert!(difference < 1e-9, "k {top_k}, p {top_p}, temperature {temperature}: {difference}");
                 assert!(got.windows(2).all(|pair| pair[0].1 >= pair[1].1), "likeliest first");
             }

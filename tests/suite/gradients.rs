@@ -3,7 +3,7 @@
 //! gradient, and a checkpoint shows it.
 
 use crate::numbers::Numbers;
-use crate::support::{scratch, seal};
+use crate::support::{largest, max_difference, scratch, seal, worse};
 use candle_core::{DType, Device, Tensor, Var, D};
 use cltlab::activations::Activations;
 use cltlab::clt::{Activation, CltConfig};
@@ -193,10 +193,8 @@ fn worst(found: &Arrays, expected: &BTreeMap<String, Vec<f64>>) -> f64 {
     let mut worst = 0f64;
     for (name, values) in expected {
         let got = &found[&format!("{name}.m")];
-        let size = values.iter().fold(0f64, |m, v| m.max(v.abs())).max(1e-6);
-        for (g, e) in got.iter().zip(values) {
-            worst = worst.max((g / 0.1 - e).abs() / size);
-        }
+        let scaled: Vec<f64> = got.iter().map(|g| g / 0.1).collect();
+        worst = worse(worst, max_difference(&scaled, values) / largest(values).max(1e-6));
     }
     worst
 }

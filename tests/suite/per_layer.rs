@@ -3,7 +3,7 @@
 //! with and without skip connections.
 
 use crate::attribution::{dense, TOKENS};
-use crate::support::{assert_close, fixture, scratch, tensors, values};
+use crate::support::{assert_close, fixture, largest, max_difference, scratch, tensors, values, worse};
 use cltlab::candle::safetensors::save;
 use cltlab::candle::{DType, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
@@ -72,7 +72,7 @@ fn interventions_of_circuit_tracer() {
             let effect = replacement.intervene_tokens(&TOKENS, &[set], &InterveneConfig { mode, ..InterveneConfig::default() }).unwrap();
             assert_close(&format!("{arch} {name}"), effect.logits_after(), &values(&want[name]), 1e-4);
             // Held all through, the outputs follow the edges exactly.
-            let exact = effect.outputs.iter().map(|output| (output.predicted - output.measured).abs()).fold(0.0, f64::max);
+            let exact = effect.outputs.iter().fold(0.0, |worst, output| worse(worst, (output.predicted - output.measured).abs()));
             assert!(mode != Mode::Direct || exact < 1e-4, "{arch}: predicted and measured differ by {exact}");
         }
     }
@@ -94,8 +94,8 @@ fn later_layers_answer_in_predictions() {
         };
         let [open, one, none] = [Mode::FrozenAttention, Mode::Layers { start: layer, end: layer + 1 }, Mode::Direct].map(predicted);
         assert_eq!(open.len(), one.len());
-        let top = open.iter().fold(0f64, |top, change| top.max(change.abs()));
-        let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0f64, |most, (a, b)| most.max((a - b).abs()));
+        let top = largest(&open);
+        let apart = |a: &[f64], b: &[f64]| max_difference(a, b);
         assert!(apart(&open, &one) < 1e-4 * top, "{arch}: {}", apart(&open, &one) / top);
         let last = layer + 1 == replacement.model().layers();
         assert!(last || apart(&open, &none) > 1e-3 * top, "{arch}: nothing answers");

@@ -21,7 +21,7 @@
 use crate::families::FAMILIES;
 use crate::held::{transcoder, with_rows, Held, Kind, Shown, Write, KINDS, PROMPT};
 use crate::numbers::Numbers;
-use crate::support::{fixture, scratch, tensors, values};
+use crate::support::{fixture, scratch, tensors, values, worse};
 use cltlab::candle::{safetensors, Device, Tensor};
 use cltlab::clt::InputSite;
 use cltlab::graph::{AttributeConfig, Graph, NodeKind};
@@ -44,8 +44,8 @@ impl Bound {
     fn see(&mut self, what: &dyn Fn() -> String, before: f32, after: f32, effect: f32, (atol, rtol): (f32, f32)) {
         let off = (after - (before + effect)).abs();
         assert!(off <= atol + rtol * (before + effect).abs(), "{}: {before} became {after}, by {}, edge {effect}", what(), after - before);
-        self.largest = self.largest.max(effect.abs());
-        self.off = self.off.max((after - before - effect).abs());
+        self.largest = worse(self.largest, effect.abs());
+        self.off = worse(self.off, (after - before - effect).abs());
         self.count += 1;
     }
 

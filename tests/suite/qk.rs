@@ -2,7 +2,7 @@
 //! forward passes, constants against what they are, on every family.
 
 use crate::families::{largest, tiny, FAMILIES};
-use crate::support::{assert_close, lively_clt, scratch, tensors, values};
+use crate::support::{assert_close, lively_clt, scratch, tensors, values, worse};
 use cltlab::candle::{safetensors, DType, Device, Tensor};
 use cltlab::clt::{Clt, InputSite};
 use cltlab::graph::{NodeKind, QkAttribution, QkConfig, QkPart};
@@ -46,8 +46,9 @@ fn scores_are_the_models_and_parts_add_up() {
                 for split in &splits {
                     let size = split.score.abs().max(1.0);
                     let from_keys: f64 = split.keys.iter().map(|part| part.weight).sum();
-                    worst = worst.max((split.sum() - split.score).abs() / size).max((from_keys - split.score).abs() / size);
-                    largest_score = largest_score.max(split.score.abs());
+                    worst = worse(worst, (split.sum() - split.score).abs() / size);
+                    worst = worse(worst, (from_keys - split.score).abs() / size);
+                    largest_score = worse(largest_score, split.score.abs());
                     assert!((split.attention - f64::from(softmax[split.config.key - first])).abs() < 1e-5);
                 }
             }

@@ -46,17 +46,74 @@ pub fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Largest absolute difference; the shapes must hold equally many values.
-pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "different numbers of values");
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |top, next| if next.is_nan() { f32::NAN } else { top.max(next) })
+/// Largest absolute difference of two lists, and where it is. The one comparator of this suite: other
+/// lengths, empty lists and NaN anywhere are faults, not differences. Equal infinities are equal.
+///
+/// # Errors
+/// What is wrong with the lists, and where.
+pub fn compare<T: Number>(got: &[T], expected: &[T]) -> Result<(f64, usize), String> {
+    if got.len() != expected.len() {
+        return Err(format!("{} values, expected {}", got.len(), expected.len()));
+    }
+    let mut worst = (-1.0, 0);
+    for (at, (&got, &expected)) in got.iter().zip(expected).enumerate() {
+        let (got, expected): (f64, f64) = (got.into(), expected.into());
+        let difference = if got == expected { 0.0 } else { (got - expected).abs() };
+        if difference.is_nan() {
+            return Err(format!("{got} at {at}, expected {expected}"));
+        }
+        if difference > worst.0 {
+            worst = (difference, at);
+        }
+    }
+    if worst.0 < 0.0 { Err("no values".into()) } else { Ok(worst) }
+}
+
+/// A type of numbers that tests compare.
+pub trait Number: Copy + Into<f64> {
+    fn of(value: f64) -> Self;
+}
+
+impl Number for f32 {
+    fn of(value: f64) -> f32 {
+        value as f32
+    }
+}
+
+impl Number for f64 {
+    fn of(value: f64) -> f64 {
+        value
+    }
+}
+
+/// Largest absolute difference, as [`compare`] finds it.
+#[track_caller]
+pub fn max_difference<T: Number>(got: &[T], expected: &[T]) -> T {
+    T::of(compare(got, expected).unwrap_or_else(|fault| panic!("{fault}")).0)
 }
 
 /// Asserts that two lists of values differ by at most `tolerance`, and prints by how much.
-pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
-    let difference = max_difference(got, expected);
-    println!("{what}: largest difference {difference:.2e} (allowed {tolerance:.0e})");
-    assert!(difference <= tolerance, "{what}: largest difference {difference:e}, allowed {tolerance:e}");
+#[track_caller]
+pub fn assert_close<T: Number>(what: &str, got: &[T], expected: &[T], tolerance: f32) {
+    let (difference, at) = compare(got, expected).unwrap_or_else(|fault| panic!("{what}: {fault}"));
+    println!("{what}: largest difference {difference:.2e} at {at} (allowed {tolerance:.0e})");
+    let (got, expected): (f64, f64) = (got[at].into(), expected[at].into());
+    assert!(difference <= f64::from(tolerance), "{what}: largest difference {difference:e} at {at} ({got}, expected {expected}), allowed {tolerance:e}");
+}
+
+/// Largest absolute value; at least one value, none NaN.
+#[track_caller]
+pub fn largest<T: Number>(values: &[T]) -> T {
+    assert!(!values.is_empty(), "no values");
+    T::of(values.iter().fold(0.0, |top, &value| worse(top, value.into().abs())))
+}
+
+/// The larger of the worst so far and the next, which must be a number.
+#[track_caller]
+pub fn worse<T: Number>(worst: T, next: T) -> T {
+    let (before, after): (f64, f64) = (worst.into(), next.into());
+    assert!(!before.is_nan() && !after.is_nan(), "{after} after {before}");
+    T::of(before.max(after))
 }
 
 /// A new folder for one test, removed by the next run of it.

@@ -33,16 +33,27 @@ pub struct Deviation {
     pub max_abs: f64,
 }
 
+/// The larger of two; NaN when one of them is.
+fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}
+
 impl Deviation {
-    fn see(&mut self, effect: f64, measured: f64) {
+    /// Takes in one effect as the graph has it and as it was measured.
+    pub fn see(&mut self, effect: f64, measured: f64) {
         self.effects += 1;
-        self.largest = self.largest.max(effect.abs());
-        self.max_abs = self.max_abs.max((effect - measured).abs());
+        self.largest = worse(self.largest, effect.abs());
+        self.max_abs = worse(self.max_abs, (effect - measured).abs());
     }
 
-    /// Largest difference relative to the largest effect.
+    /// Largest difference relative to the largest effect; NaN when one of the effects was NaN or infinite.
     pub fn relative(&self) -> f64 {
-        if self.largest > 0.0 { self.max_abs / self.largest } else { self.max_abs }
+        let finite = self.largest.is_finite() && self.max_abs.is_finite();
+        match self.largest > 0.0 {
+            _ if !finite => f64::NAN,
+            true => self.max_abs / self.largest,
+            false => self.max_abs,
+        }
     }
 }
 
@@ -58,7 +69,8 @@ pub struct EdgeCheck {
 }
 
 impl EdgeCheck {
-    /// True when no effect is further off than `tolerance`, relative to the largest of its kind.
+    /// True when no effect is further off than `tolerance`, relative to the largest of its kind; false when
+    /// one is NaN or infinite.
     pub fn holds(&self, tolerance: f64) -> bool {
         self.sources > 0 && self.features.relative() <= tolerance && self.logits.relative() <= tolerance
     }
@@ -66,13 +78,16 @@ impl EdgeCheck {
     /// Writes the figures as JSON; `relative_error` is the larger of the two kinds'.
     ///
     /// # Errors
-    /// `DiskFull` or `Io`, with the path.
+    /// `NotFinite` when a difference is NaN, which JSON cannot hold; `DiskFull` or `Io`, with the path.
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
+        let worst = worse(self.features.relative(), self.logits.relative());
+        if !worst.is_finite() {
+            return Err(Error::expected(ErrorKind::NotFinite, "EdgeCheck: relative error", worst, "a number: an effect is NaN or infinite"));
+        }
         let kind = |deviation: &Deviation| {
             serde_json::json!({"effects": deviation.effects, "largest": deviation.largest, "max_abs_error": deviation.max_abs, "relative_error": deviation.relative()})
         };
         let (features, logits) = (kind(&self.features), kind(&self.logits));
-        let worst = self.features.relative().max(self.logits.relative());
         files::write_json(path, &serde_json::json!({"sources": self.sources, "features": features, "logits": logits, "relative_error": worst}))
     }
 }

@@ -175,6 +175,16 @@ impl Trainer {
     pub fn with_config(mut self, config: &TrainConfig) -> Result<Self> {
         config.validate()?;
         same_course(&self.config, config)?;
+        let refuse = |field: &str, got: String, expected: String| {
+            Err(Error::expected(ErrorKind::Mismatch, format_args!("TrainConfig::{field}"), got, expected).help("go on with the same value, or begin anew in another folder"))
+        };
+        // Where it is trained was settled when the checkpoint was read.
+        if config.device != self.config.device && device::wanted(&self.activations, config)?.is_cuda() != self.on_gpu.is_some() {
+            return refuse("device", format!("{:?}", config.device).to_lowercase(), format!("{:?}, as in the checkpoint", self.config.device).to_lowercase());
+        }
+        if config.steps != self.config.steps && config.steps < self.steps() {
+            return refuse("steps", config.steps.to_string(), format!("at least {}, which are done", self.steps()));
+        }
         if config.steps != self.config.steps && self.reached.is_none() {
             self.target = config.steps;
         }

@@ -23,8 +23,8 @@ pub(super) struct Metrics {
 impl Metrics {
     /// Makes the file say what `history` says, and opens it for more.
     fn open(path: &Path, history: &History) -> Result<Self> {
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            files::create_folder(folder)?;
+        if !path.exists() {
+            files::create_folder(files::write::folder_of(path))?;
         }
         let mut text = Vec::new();
         let mut evals = history.evals.iter().peekable();
@@ -32,8 +32,14 @@ impl Metrics {
             let held_out = evals.next_if(|eval| eval.step == sample.step);
             append(&mut text, path, &Line { sample, held_out })?;
         }
-        files::write_atomic(path, &text)?;
-        let file = File::options().append(true).open(path).map_err(|error| Error::io(path, &error))?;
+        let fault = |error: std::io::Error| Error::io(path, &error);
+        let file = match files::stream(path)? {
+            Some(mut pipe) => pipe.write_all(&text).map(|()| pipe).map_err(fault)?,
+            None => {
+                files::write_atomic(path, &text)?;
+                File::options().append(true).open(path).map_err(fault)?
+            }
+        };
         Ok(Metrics { path: path.to_path_buf(), file })
     }
 

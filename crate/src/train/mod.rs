@@ -304,7 +304,7 @@ impl Trainer {
     /// `OutOfMemory` when the copy of the weights does not fit.
     pub fn clt(&self) -> Result<Clt> {
         require_memory("a copy of the CLT's weights", 4 * self.live.config.parameters(), "save a checkpoint and load it in a process of its own")?;
-        self.host()?.fold(&self.scale)?.to_device(&self.activations.device())
+        self.host()?.fold(&self.scale, self.config.eps)?.to_device(&self.activations.device())
     }
 }
 

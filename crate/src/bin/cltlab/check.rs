@@ -16,7 +16,7 @@ pub struct CheckArgs {
     #[arg(long, default_value_t = 24, conflicts_with = "groups")]
     supernodes: usize,
     /// Set groups to these multiples of their activations
-    #[arg(long, value_delimiter = ',', default_values_t = [0.0, 2.0], allow_hyphen_values = true)]
+    #[arg(long, value_delimiter = ',', num_args = 1.., default_values_t = [0.0, 2.0], allow_negative_numbers = true)]
     factors: Vec<f64>,
     /// Random groups in the place of each
     #[arg(long, default_value_t = 4)]

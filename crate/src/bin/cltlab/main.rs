@@ -1,6 +1,17 @@
 //! `cltlab`: the notebook's steps as commands, for terminals and batch jobs.
 //!
 //! Parse, install a progress line, do one thing, print errors in one place.
+//!
+//! Exit status: 0 done; 1 an error, printed; 2 a command line that cannot be read; 75 (`EX_TEMPFAIL`)
+//! ended early by a signal, with what was reached written down: `cltlab train --resume` goes on.
+
+// The standard ones panic when nobody reads; these end in `out`.
+macro_rules! println {
+    ($($text:tt)*) => { crate::out::line(format_args!($($text)*)) };
+}
+macro_rules! eprintln {
+    ($($text:tt)*) => { crate::out::aside(format_args!($($text)*)) };
+}
 
 mod attention;
 mod bench;
@@ -12,11 +23,13 @@ mod dry_run;
 mod graph;
 mod kernel;
 mod model;
+mod out;
 mod recipe;
+mod resume;
 mod selftest;
 mod train;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use cltlab::prelude::*;
 
 #[derive(Parser)]
@@ -58,9 +71,32 @@ enum Command {
     Bench(bench::BenchArgs),
 }
 
+/// Exit status after SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2 ended a training or an evaluation early.
+const STOPPED: u8 = 75;
+
+/// Negative numbers are values in all commands, not options.
+fn with_numbers(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg });
+    command.mut_subcommands(with_numbers)
+}
+
 fn main() -> std::process::ExitCode {
+    // A limit on the size of files becomes an error of the write instead of the process's end.
+    // SAFETY: ignoring a signal runs no code.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    let matches = with_numbers(Program::command()).try_get_matches();
+    let program = match matches.and_then(|matches| Program::from_arg_matches(&matches)) {
+        Ok(program) => program,
+        Err(error) => {
+            if let Err(fault) = error.print() {
+                out::keep(&fault);
+            }
+            return out::end().map_or_else(|fault| failed(&fault), |()| std::process::ExitCode::from(error.exit_code() as u8));
+        }
+    };
+    out::begin();
     cltlab::notebook::live::install();
-    let done: Result<()> = match Program::parse().command {
+    let done: Result<()> = match program.command {
         Command::Run(args) => model::run(&args),
         Command::Generate(args) => model::generate(&args),
         Command::Train(args) => train::train(&args),
@@ -76,11 +112,14 @@ fn main() -> std::process::ExitCode {
         Command::Selftest(args) => selftest::selftest(&args),
         Command::Bench(args) => bench::bench(&args),
     };
-    match done {
+    match done.and_then(|()| out::end()) {
+        Ok(()) if progress::stop_requested() => std::process::ExitCode::from(STOPPED),
         Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            std::process::ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &Error) -> std::process::ExitCode {
+    eprintln!("error: {error}");
+    std::process::ExitCode::FAILURE
 }

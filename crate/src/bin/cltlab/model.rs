@@ -1,10 +1,10 @@
 //! `cltlab run` and `cltlab generate`.
 
+use super::out;
 use clap::Args;
 use cltlab::candle::safetensors;
 use cltlab::prelude::*;
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::PathBuf;
 
 /// A model, and a prompt as text or as ids.
@@ -14,7 +14,7 @@ pub struct Prompted {
     #[arg(long)]
     pub model: String,
     /// The prompt as text
-    #[arg(long, required_unless_present = "tokens", conflicts_with = "tokens")]
+    #[arg(long, required_unless_present = "tokens", conflicts_with = "tokens", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// The prompt as token ids: 1,2,3
     #[arg(long, value_delimiter = ',')]
@@ -94,7 +94,7 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// End before this text; may be given several times
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Take the prompt as a user's message and answer by the model's chat template
     #[arg(long, requires = "prompt", conflicts_with = "tokens")]
@@ -125,13 +125,12 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     };
     let config = if args.as_published { GenerateConfig { max_tokens: args.max_tokens, seed: args.seed, stop: args.stop.clone(), ..model.generate_config() } } else { config };
     let readable = model.tokenizer().is_ok();
-    let mut out = std::io::stdout().lock();
     // A reader that went away ends the text; nobody is left to tell.
     let made = model.stream_tokens(&tokens, &config, &mut |step| {
         let text = if readable { printable(step.text) } else { format!("{} ", step.id) };
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+        out::write(&text)
     })?;
-    let _ = writeln!(out);
+    out::write("\n");
     let Some(path) = &args.raw else { return Ok(()) };
     let raw = Raw { prompt: made.prompt, tokens: made.tokens, text: made.text, stop: made.stop.to_string() };
     cltlab::files::write_json(path, &raw)

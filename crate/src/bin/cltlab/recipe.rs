@@ -122,17 +122,23 @@ const PATHS: [(&str, &str); 9] = [
 impl Recipe {
     /// Reads `path` and applies `table.key=value` overrides.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Self> {
-        let text = String::from_utf8_lossy(&cltlab::files::read(path)?).into_owned();
+        let text = String::from_utf8(cltlab::files::read(path)?).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            Error::expected(ErrorKind::BadFile, path.display(), format_args!("bytes that are not UTF-8 (byte {at})"), "TOML in UTF-8").help("save it as UTF-8")
+        })?;
         let mut tables: toml::Table =
-            toml::from_str(&text).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
+            toml::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
         let here = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         for (table, key) in PATHS {
             if let Some(value) = tables.get_mut(table).and_then(|table| table.get_mut(key)) {
-                anchor(value, table, here);
+                anchor(value, table, here)?;
             }
         }
         for text in overrides {
             set(&mut tables, text)?;
+        }
+        for (name, value) in &tables {
+            finite(path, name, value)?;
         }
         let preset = tables.get("preset").map(|value| preset(value, path)).transpose()?;
         tables.remove("preset");
@@ -195,6 +201,32 @@ impl Recipe {
     /// An error about one field of the file.
     pub fn bad(&self, field: &str, got: impl std::fmt::Display, expected: impl std::fmt::Display) -> Error {
         Error::expected(ErrorKind::BadConfig, format_args!("{}: {field}", self.path.display()), got, expected)
+    }
+
+    /// The file that it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Refuses outputs that would take the place of this recipe, its text or its activations.
+    ///
+    /// # Errors
+    /// `BadConfig` naming the input and the output.
+    pub fn keeps_inputs(&self, folder: &Path, metrics: Option<&Path>) -> Result<()> {
+        let outputs = [Some(folder.join("config.toml")), Some(folder.join("report.json")), metrics.map(Path::to_path_buf)];
+        let files = [&self.text.file, &self.text.held_out_file, &self.activations.file, &self.model.name];
+        let inputs = std::iter::once(self.path.clone()).chain(files.into_iter().flatten().map(PathBuf::from));
+        for input in inputs.filter_map(|input| input.canonicalize().ok()).filter(|input| input.is_file()) {
+            for output in outputs.iter().flatten().filter(|output| output.canonicalize().is_ok_and(|output| output == input)) {
+                let recipe = output.ends_with("config.toml") && self.path.canonicalize().is_ok_and(|path| path == input);
+                // A run goes on from the recipe that it wrote itself.
+                let written = || Some(Recipe::read(&self.path, &[]).ok()?.text().ok()?.into_bytes() == cltlab::files::read(&self.path).ok()?);
+                if !(recipe && written() == Some(true)) {
+                    return Err(self.bad("[output] folder", format_args!("{}, whose {} would replace an input of this training", folder.display(), output.display()), "another folder"));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn is_given(&self, table: &str, key: &str) -> bool {
@@ -266,7 +298,7 @@ fn set(tables: &mut toml::Table, text: &str) -> Result<()> {
     let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok().and_then(|mut table| table.remove("value"));
     let mut value = parsed.unwrap_or_else(|| toml::Value::String(value.to_string()));
     if PATHS.contains(&(name, key)) {
-        anchor(&mut value, name, Path::new("."));
+        anchor(&mut value, name, Path::new("."))?;
     }
     let table = tables.entry(name).or_insert_with(|| toml::Table::new().into());
     table.as_table_mut().ok_or_else(bad)?.insert(key.to_string(), value);
@@ -274,12 +306,24 @@ fn set(tables: &mut toml::Table, text: &str) -> Result<()> {
 }
 
 /// Makes a relative path absolute; a model's name stays when nothing lies there, as it may be the hub's.
-fn anchor(value: &mut toml::Value, table: &str, folder: &Path) {
-    let Some(text) = value.as_str().filter(|text| *text != "none") else { return };
+fn anchor(value: &mut toml::Value, table: &str, folder: &Path) -> Result<()> {
+    let Some(text) = value.as_str().filter(|text| *text != "none") else { return Ok(()) };
     let path = folder.join(text);
     if table != "model" || path.exists() {
-        let path = std::path::absolute(&path).unwrap_or(path);
-        *value = toml::Value::String(path.to_string_lossy().into_owned());
+        let path = std::path::absolute(&path).unwrap_or(path).into_os_string().into_string();
+        let path = path.map_err(|path| Error::expected(ErrorKind::BadInput, format_args!("[{table}]"), format_args!("{path:?}"), "a path in UTF-8, which TOML can hold"))?;
+        *value = toml::Value::String(path);
+    }
+    Ok(())
+}
+
+/// Refuses numbers that are none: behind them a field would be empty.
+fn finite(path: &Path, place: &str, value: &toml::Value) -> Result<()> {
+    match value {
+        toml::Value::Float(number) if !number.is_finite() => Err(Error::expected(ErrorKind::BadConfig, format_args!("{}: {place}", path.display()), number, "a finite number")),
+        toml::Value::Array(values) => values.iter().enumerate().try_for_each(|(at, value)| finite(path, &format!("{place}[{at}]"), value)),
+        toml::Value::Table(table) => table.iter().try_for_each(|(key, value)| finite(path, &format!("{place}.{key}"), value)),
+        _ => Ok(()),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::dry_run::dry_run;
 use super::recipe::Recipe;
+use super::resume::same_run;
 use clap::Args;
+use cltlab::files::lock::FolderLock;
 use cltlab::prelude::*;
 use cltlab::progress::TrainSample;
 use std::path::{Path, PathBuf};
@@ -105,7 +107,9 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     if args.dry_run {
         return dry_run(&recipe, &config, args.json);
     }
+    recipe.keeps_inputs(&folder.0, config.metrics.as_deref())?;
     let checkpoints = config.checkpoint_dir.clone().unwrap_or_default();
+    let _locks = locks(&folder.0, &checkpoints)?;
     let begun = has_checkpoint(&checkpoints);
     if begun && !args.resume && !args.resume_earlier {
         return Err(Error::new(ErrorKind::BadInput, format!("{}: holds checkpoints of an earlier run", checkpoints.display()))
@@ -122,6 +126,9 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         true => Trainer::resume(&checkpoints, &source.activations)?.with_config(&config)?,
         false => source.begin(&recipe, &config)?,
     };
+    if begun {
+        same_run(&recipe, &trainer, source.model.as_ref(), &source.activations, &folder.0)?;
+    }
     if let (Some(model), Some(text), true) = (&source.model, &source.held_out, config.eval_every > 0) {
         trainer = trainer.with_eval(model, text, &recipe.eval)?;
     }
@@ -294,14 +301,30 @@ fn has_checkpoint(folder: &Path) -> bool {
     names.into_iter().any(|name| name.starts_with("step-") && name.ends_with(".safetensors"))
 }
 
-/// The first SIGINT or SIGTERM ends the run after its step; the second ends the process.
+/// Keeps other trainings out of the folders that this one writes.
+fn locks(folder: &Path, checkpoints: &Path) -> Result<Vec<FolderLock>> {
+    let mut held = vec![FolderLock::take(folder)?];
+    let same = || Some(folder.canonicalize().ok()? == checkpoints.canonicalize().ok()?);
+    let within = std::path::absolute(checkpoints).is_ok_and(|path| std::path::absolute(folder).is_ok_and(|folder| path.starts_with(folder)));
+    if !within && same() != Some(true) {
+        held.push(FolderLock::take(checkpoints)?);
+    }
+    Ok(held)
+}
+
+/// The first of SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 ends the run after its step; the same one a
+/// second time ends the process. A SIGHUP that is ignored, as `nohup` has it, stays so.
 fn stop_on_signals() -> Result<()> {
     extern "C" fn on_signal(_signal: i32) {
         progress::request_stop();
     }
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2] {
         // SAFETY: the handler does one atomic store; SA_RESETHAND gives the second signal its usual effect.
         let refused = unsafe {
+            let mut before: libc::sigaction = std::mem::zeroed();
+            if signal == libc::SIGHUP && libc::sigaction(signal, std::ptr::null(), &mut before) == 0 && before.sa_sigaction == libc::SIG_IGN {
+                continue;
+            }
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_signal as extern "C" fn(i32) as libc::sighandler_t;
             action.sa_flags = libc::SA_RESTART | libc::SA_RESETHAND;
@@ -311,8 +334,5 @@ fn stop_on_signals() -> Result<()> {
             return Err(Error::new(ErrorKind::Unsupported, format!("signal handler: {}", std::io::Error::last_os_error())));
         }
     }
-    // A limit on the size of files becomes an error of the write instead of the process's end.
-    // SAFETY: ignoring a signal runs no code.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     Ok(())
 }

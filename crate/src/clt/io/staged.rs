@@ -4,6 +4,7 @@ use crate::clt::decode::values;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::sealed::{write_plain, Array};
+use crate::files::write::{folder_of, Temporary};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -17,19 +18,14 @@ pub(super) type Part<'a> = (String, Vec<usize>, &'a Tensor);
 /// Lets `fill` write a temporary folder, then moves its files into `folder`, or the folder itself when
 /// there is none. A full disk leaves what was there before; other files in the folder stay.
 pub(super) fn write(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let name = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "clt".into());
-    let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    files::create_folder(parent)?;
-    let staged = parent.join(format!(".{name}.{}.tmp", std::process::id()));
-    let done = files::create_folder(&staged).and_then(|()| fill(&staged)).and_then(|()| move_in(&staged, folder));
-    let _ = std::fs::remove_dir_all(&staged);
-    done
+    files::create_folder(folder_of(folder))?;
+    let place = if folder.file_name().is_some() { folder.to_path_buf() } else { folder.join("clt") };
+    let staged = Temporary::folder(&place)?;
+    fill(&staged.path)?;
+    if folder.exists() { move_in(&staged.path, folder) } else { staged.move_to(folder).map_err(|error| Error::io(folder, &error)) }
 }
 
 fn move_in(staged: &Path, folder: &Path) -> Result<()> {
-    if !folder.exists() {
-        return std::fs::rename(staged, folder).map_err(|error| Error::io(folder, &error));
-    }
     for entry in std::fs::read_dir(staged).map_err(|error| Error::io(staged, &error))? {
         let entry = entry.map_err(|error| Error::io(staged, &error))?;
         let to = folder.join(entry.file_name());

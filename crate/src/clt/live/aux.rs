@@ -70,16 +70,17 @@ impl LiveClt {
         let loss = (0..tokens)
             .into_par_iter()
             .map_init(Default::default, |buffers, p| {
-                // SAFETY: each task has its own token.
-                let row = unsafe { std::slice::from_raw_parts_mut(rows.at(p * stride), layers * d) };
-                row.fill(0.0);
+                // SAFETY: each task has its own token, and this slice ends before the sums are written.
+                unsafe { std::slice::from_raw_parts_mut(rows.at(p * stride), layers * d) }.fill(0.0);
                 for (source, (work, layer)) in works.iter().zip(&self.layers).enumerate() {
                     let width = layer.decoder.row;
                     let part = kernels::Part { code: &work.aux.code, tokens: p..p + 1, features: 0..self.config.features as u32, round: self.config.features as u32 };
-                    // SAFETY: as above.
+                    // SAFETY: as above; no slice of this token is alive here.
                     let out = Shared(unsafe { rows.at(source * d) });
                     kernels::decode_tile(&part, &layer.decoder.w, Columns { stride: width, at: 0, d: width }, out, stride, buffers);
                 }
+                // SAFETY: as above; nothing else writes to this token any more.
+                let row = unsafe { std::slice::from_raw_parts_mut(rows.at(p * stride), layers * d) };
                 if tied {
                     (d..layers * d).for_each(|i| row[i] += row[i - d]);
                 }

@@ -16,8 +16,9 @@ impl LiveClt {
     /// The CLT in the model's own units.
     ///
     /// In training h = W (x − μ) s + b, so W' = s W and b' = b − W' μ; targets are (y − μ) s, so
-    /// W_dec' = W_dec / s and b_dec' = b_dec / s + μ, with s and μ of the target layer.
-    pub fn fold(&self, scale: &Scale) -> Result<Clt> {
+    /// W_dec' = W_dec / s and b_dec' = b_dec / s + μ, with s and μ of the target layer. `eps` is Adam's, with
+    /// which rows at rest are brought up to date.
+    pub fn fold(&self, scale: &Scale, eps: f64) -> Result<Clt> {
         let (d, f, count) = (self.config.width, self.config.features, self.config.layers);
         let layers: Vec<LayerWeights> = self
             .layers
@@ -28,7 +29,7 @@ impl LiveClt {
                 let encoder: Vec<f32> = layer.encoder.w.iter().map(|w| w * input.factor).collect();
                 let shift = |row: &[f32]| row.iter().zip(&input.mean).map(|(&w, &mean)| f64::from(w) * f64::from(mean)).sum::<f64>();
                 let bias: Vec<f32> = encoder.chunks_exact(d).zip(&layer.encoder_bias.w).map(|(row, &b)| (f64::from(b) - shift(row)) as f32).collect();
-                let decoder = self.expanded(l, layer, &scale.layers);
+                let decoder = self.expanded(l, layer, &scale.layers, eps);
                 let decoder_bias: Vec<f32> = layer.decoder_bias.w.iter().zip(&target.mean).map(|(b, mean)| b / target.factor + mean).collect();
                 let (skip, shift) = match &layer.skip {
                     None => (None, vec![0.0; d]),
@@ -62,9 +63,9 @@ impl LiveClt {
     }
 
     /// The decoder of layer `l`, `[F, slots, d]`, in the targets' own units; a tied one repeated.
-    fn expanded(&self, l: usize, layer: &LiveLayer, scales: &[LayerScale]) -> Vec<f32> {
+    fn expanded(&self, l: usize, layer: &LiveLayer, scales: &[LayerScale], eps: f64) -> Vec<f32> {
         let (d, slots) = (self.config.width, self.config.slots(l));
-        let mut decoder = self.settled(layer);
+        let mut decoder = self.settled(layer, eps);
         if self.config.tied == Tied::PerTarget {
             let targets: Vec<&[f32]> = self.layers[l..].iter().map(|layer| layer.decoder.w.as_slice()).collect();
             decoder = (0..self.config.features).flat_map(|f| targets.iter().map(move |w| &w[f * d..(f + 1) * d])).flatten().copied().collect();

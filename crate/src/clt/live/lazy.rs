@@ -78,7 +78,7 @@ impl LiveClt {
     }
 
     /// The decoder of `layer` as it would be if no row had rested.
-    pub(super) fn settled(&self, layer: &LiveLayer) -> Vec<f32> {
+    pub(super) fn settled(&self, layer: &LiveLayer, eps: f64) -> Vec<f32> {
         let Param { w, row, .. } = &layer.decoder;
         let mut all = w.clone();
         all.par_chunks_mut(*row).enumerate().for_each_init(
@@ -87,7 +87,7 @@ impl LiveClt {
                 let since = u64::from(layer.last[f]) < self.steps;
                 if let Some(&drift) = self.pending.0.get(layer.last[f] as usize).filter(|_| since) {
                     layer.decoder.moments_of(f, m, v);
-                    w.iter_mut().zip(m.iter().zip(v.iter())).for_each(|(w, (m, v))| *w -= drift * m / (v.sqrt() + 1e-8));
+                    w.iter_mut().zip(m.iter().zip(v.iter())).for_each(|(w, (m, v))| *w -= drift * m / (v.sqrt() + eps as f32));
                 }
             },
         );

@@ -1,0 +1,87 @@
+//! What the program prints. `println!` and `eprintln!` of this program end here (see `main.rs`): they
+//! never panic.
+//!
+//! A reader that went away (`| head`) ends the text quietly, and the command goes on with what it writes
+//! to files. Any other fault, such as a full disk behind standard output, is kept and becomes the
+//! command's error when it ends. What comes from files and models cannot steer a terminal: control
+//! characters are shown as Rust writes them.
+
+use cltlab::{Error, ErrorKind, Result};
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
+
+/// Set when an output of the command is standard output: text goes to standard error then.
+static ASIDE: AtomicBool = AtomicBool::new(false);
+/// Set when nobody reads any more.
+static GONE: AtomicBool = AtomicBool::new(false);
+static FAULT: Mutex<Option<Error>> = Mutex::new(None);
+
+/// Options whose value names an output.
+const OUTPUTS: [&str; 4] = ["--output", "--raw", "--picture", "-o"];
+
+/// Looks whether an output of the command is standard output.
+pub fn begin() {
+    let arguments: Vec<String> = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let standard = |value: &str| matches!(value, "-" | "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1");
+    let apart = arguments.windows(2).any(|pair| OUTPUTS.contains(&pair[0].as_str()) && standard(&pair[1]));
+    let joined = arguments.iter().any(|argument| OUTPUTS.iter().any(|name| argument.strip_prefix(name).is_some_and(|value| standard(value.trim_start_matches('=')))));
+    ASIDE.store(apart || joined, Ordering::SeqCst);
+}
+
+/// Prints one line.
+pub fn line(text: std::fmt::Arguments<'_>) {
+    write(&format!("{}\n", printable(&text.to_string())));
+}
+
+/// Prints text as it comes, without line breaks of its own; false when it does not arrive.
+pub fn write(text: &str) -> bool {
+    if GONE.load(Ordering::SeqCst) {
+        return false;
+    }
+    if ASIDE.load(Ordering::SeqCst) {
+        return std::io::stderr().write_all(text.as_bytes()).is_ok();
+    }
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => true,
+        Err(error) => {
+            GONE.store(true, Ordering::SeqCst);
+            keep(&error);
+            false
+        }
+    }
+}
+
+/// Keeps a fault of standard output, but that nobody reads.
+pub fn keep(error: &std::io::Error) {
+    if error.kind() != std::io::ErrorKind::BrokenPipe {
+        FAULT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert_with(|| Error::io("standard output", error));
+    }
+}
+
+/// Says something beside the command's text. Where nobody hears it, it is lost.
+pub fn aside(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{}", printable(&text.to_string()));
+}
+
+/// The fault of standard output, when there was one.
+///
+/// # Errors
+/// `DiskFull` or `Io`.
+pub fn end() -> Result<()> {
+    if std::io::stdout().flush().is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe) {
+        keep(&std::io::Error::from(std::io::ErrorKind::WriteZero));
+    }
+    FAULT.lock().map_err(|_| Error::new(ErrorKind::Io, "standard output: lost"))?.take().map_or(Ok(()), Err)
+}
+
+/// `text` without characters that steer a terminal or turn the direction of writing.
+pub fn printable(text: &str) -> String {
+    let steers = |c: char| (c.is_control() && !matches!(c, '\n' | '\t')) || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if steers(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
+    }
+    out
+}

@@ -4,9 +4,11 @@
 //! a link is followed, and the file that it leads to is replaced. A pipe or a device is written to and
 //! never replaced; so is `-`, standard output. Modes follow the umask; a file that is replaced keeps its own.
 
+pub(crate) mod decode;
 pub mod lock;
 pub(crate) mod names;
 pub(crate) mod sealed;
+pub(crate) mod walk;
 pub(crate) mod write;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -94,7 +96,30 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
 /// `MissingFile`, `Io`, or `BadFile` when the content is not such JSON.
 pub fn read_json<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
     let path = path.as_ref();
-    serde_json::from_slice(&read(path)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
+    serde_json::from_slice(&decode::bytes(path, read(path)?)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
+}
+
+/// As [`read_json`], for a file that holds an object: a list is not taken for the object's fields in their order.
+///
+/// # Errors
+/// As [`read_json`].
+pub fn read_json_object<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
+    let path = path.as_ref();
+    let bytes = decode::bytes(path, read(path)?)?;
+    match bytes.trim_ascii_start().first() {
+        Some(b'{') | None => serde_json::from_slice(&bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display()))),
+        Some(b'[') => Err(Error::expected(ErrorKind::BadFile, path.display(), "a JSON list", "a JSON object")),
+        Some(_) => Err(Error::expected(ErrorKind::BadFile, path.display(), "something else", "a JSON object")),
+    }
+}
+
+/// Reads a text file in UTF-8 or UTF-16; a byte order mark is left out.
+///
+/// # Errors
+/// `MissingFile`, `Io`, or `BadFile` for bytes that are no text.
+pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    decode::text(path, read(path)?)
 }
 
 /// Writes `value` as indented JSON, whole or not at all; the folder is made.

@@ -16,9 +16,10 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TextConfig {
-    /// The field of a JSONL object, or the column of a parquet file. Default `text`.
+    /// The field of a JSONL object, or the column of a CSV or parquet file. Default `text`.
     pub field: String,
-    /// Reading stops once there are so many bytes of text; `None` for no limit. Default `None`.
+    /// Reading stops once there are so many bytes of text, after the document that reaches it; a document that goes 64 MiB
+    /// beyond is cut there in a plain text file and refused in others. `None` for no limit. Default `None`.
     pub max_bytes: Option<u64>,
 }
 
@@ -37,12 +38,15 @@ pub struct Corpus {
 
 impl Corpus {
     /// Loads a text file (blank lines, two in a row, part documents), a `.jsonl` file (one object
-    /// or string a line, field `text`), a `.json` file (the same, or one array of them), a `.parquet` file (string column `text`), or a folder of
-    /// such files in the order of their names. Text and JSONL may be compressed: `.gz`, `.zst`.
+    /// or string a line, field `text`), a `.json` file (the same, or one array of them), a `.csv` or `.tsv` file (the
+    /// first row names the fields), a `.parquet` file (string column `text`), or a folder of such files in the order of
+    /// their paths: as a dataset of the hub it is searched with its subfolders, and `README.md` and the like, other `.md`
+    /// files and hidden ones are left out. All but parquet may be compressed: `.gz`, `.zst`. Text is UTF-8, or UTF-16 or
+    /// UTF-32 (a byte order mark is no part of it), or in a plain text file Latin-1. A null or an empty field of a table is no document.
     ///
     /// # Errors
-    /// `MissingFile`; `BadFile` with the line or column that could not be read; `BadInput` when no
-    /// text was found.
+    /// `MissingFile`; `BadFile` with the line or column that could not be read, for files that are no text, and for packed
+    /// ones that hold more than a hundred times their length; `OutOfMemory`; `BadInput` when no text was found.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         Self::load_with(path, &TextConfig::default())
     }
@@ -66,7 +70,7 @@ impl Corpus {
         Self::named(name, documents.texts).map_err(|error| error.context(path.display()))
     }
 
-    /// Loads a dataset from the hub: `owner/name` for all of its text, JSONL and parquet files,
+    /// Loads a dataset from the hub: `owner/name` for all of its text, JSONL, CSV and parquet files,
     /// `owner/name/data/train` for those whose path begins so, or the path of one file; after the name
     /// `@revision` may stand (`@refs/convert/parquet` is the hub's own copy in parquet). Files are fetched
     /// one after the other until there is enough text ([`TextConfig::max_bytes`]), once, into the cache
@@ -132,7 +136,7 @@ impl Corpus {
         Ok(Corpus { name, documents: Arc::new(documents) })
     }
 
-    /// Splits by characters into the first `fraction` (for training) and the rest (held out); a
+    /// Splits by bytes of text into the first `fraction` (for training) and the rest (held out); a
     /// document is cut at a line end when the border falls inside it.
     ///
     /// # Errors
@@ -141,7 +145,7 @@ impl Corpus {
         if !(fraction > 0.0 && fraction < 1.0) {
             return Err(Error::expected(ErrorKind::BadInput, "Corpus::split fraction", fraction, "a number between 0 and 1"));
         }
-        let border = (self.characters() as f64 * fraction) as usize;
+        let border = (self.bytes() as f64 * fraction) as usize;
         let (mut head, mut tail, mut seen) = (Vec::new(), Vec::new(), 0);
         for document in self.documents.iter() {
             let end = seen + document.len();
@@ -174,8 +178,13 @@ impl Corpus {
     }
 
     /// Bytes of UTF-8 text.
-    pub fn characters(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.documents.iter().map(String::len).sum()
+    }
+
+    /// Characters (Unicode scalar values) of text.
+    pub fn characters(&self) -> usize {
+        self.documents.iter().map(|text| text.chars().count()).sum()
     }
 
     /// The documents.
@@ -198,7 +207,7 @@ impl Corpus {
         }
         let body = context - usize::from(special.is_some());
         let wanted = max_tokens.map_or(usize::MAX, |tokens| tokens.div_ceil(context));
-        let mut task = progress::Task::new("tokenise", self.characters() as u64, "bytes");
+        let mut task = progress::Task::new("tokenise", self.bytes() as u64, "bytes");
         let (mut ids, mut pending, mut done) = (Vec::new(), Vec::new(), 0);
         'documents: for (index, document) in self.documents.iter().enumerate() {
             for piece in pieces(document) {
@@ -242,7 +251,7 @@ fn matching(files: Vec<String>, path: &str, place: &str) -> Result<Vec<String>> 
     let (wanted, others): (Vec<String>, Vec<String>) = files.into_iter().partition(|file| file.starts_with(path) && documents::holds_text(file));
     if wanted.is_empty() {
         let some: Vec<&str> = others.iter().map(String::as_str).filter(|file| documents::holds_text(file)).take(5).collect();
-        let error = Error::new(ErrorKind::MissingFile, format!("{place}: no text, JSONL or parquet file whose path begins with '{path}'"));
+        let error = Error::new(ErrorKind::MissingFile, format!("{place}: no text, JSONL, CSV or parquet file whose path begins with '{path}'"));
         return Err(error.help(if some.is_empty() { "it holds none at all: try the revision refs/convert/parquet".into() } else { format!("it has {}", some.join(", ")) }));
     }
     Ok(wanted)
@@ -250,7 +259,7 @@ fn matching(files: Vec<String>, path: &str, place: &str) -> Result<Vec<String>> 
 
 impl std::fmt::Debug for Corpus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Corpus '{}': {} documents, {:.2} MB of text", self.name, self.documents(), self.characters() as f64 / 1e6)
+        write!(f, "Corpus '{}': {} documents, {:.2} MB of text", self.name, self.documents(), self.bytes() as f64 / 1e6)
     }
 }
 

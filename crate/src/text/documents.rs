@@ -1,28 +1,38 @@
-//! Documents from files: plain text, JSONL and parquet, the first two also compressed (`.gz`, `.zst`).
+//! Documents from files: plain text, JSONL, CSV and parquet, all but the last also compressed (`.gz`, `.zst`).
+
+mod csv;
+mod json;
+mod open;
+mod pages;
+mod parquet;
 
 use super::corpus::TextConfig;
-use crate::device::require_memory;
+use crate::device::{format_bytes, free_memory, require_memory};
 use crate::error::{Error, ErrorKind, Result};
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::Field;
-use parquet::schema::types::Type;
-use serde_json::Value;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use crate::files::names::shown;
+use crate::files::walk::walk;
+use open::{unreadable, SLACK};
+use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
+
+/// Folders within folders that are searched.
+const DEPTH: usize = 32;
 
 /// What was read so far.
 pub(super) struct Documents<'a> {
     config: &'a TextConfig,
     pub texts: Vec<String>,
     bytes: u64,
+    /// Bytes of text that memory has room for.
+    room: u64,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Text,
     Lines,
+    /// What stands between two fields.
+    Table(u8),
     Parquet,
 }
 
@@ -33,21 +43,23 @@ fn kind(path: &Path) -> Option<Kind> {
     match name.rsplit_once('.')?.1 {
         "txt" | "md" => Some(Kind::Text),
         "jsonl" | "json" | "ndjson" => Some(Kind::Lines),
+        "csv" => Some(Kind::Table(b',')),
+        "tsv" => Some(Kind::Table(b'\t')),
         "parquet" => Some(Kind::Parquet),
         _ => None,
     }
 }
 
-/// Whether a file of a dataset holds its text, by its name: descriptions of the dataset do not.
+/// Whether a file of a dataset holds its text, by its path there: descriptions of the dataset and hidden files do not.
 pub(super) fn holds_text(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path).to_lowercase();
-    let about = name.starts_with('.') || name.ends_with(".md") || ["dataset_info.json", "dataset_infos.json", "state.json"].contains(&name.as_str());
-    !about && kind(Path::new(path)).is_some()
+    let about = name.ends_with(".md") || ["dataset_info.json", "dataset_infos.json", "state.json"].contains(&name.as_str());
+    !about && !path.split('/').any(|part| part.starts_with('.')) && kind(Path::new(path)).is_some()
 }
 
 impl<'a> Documents<'a> {
     pub fn new(config: &'a TextConfig) -> Self {
-        Documents { config, texts: Vec::new(), bytes: 0 }
+        Documents { config, texts: Vec::new(), bytes: 0, room: free_memory().map_or(u64::MAX, |free| free / 4 * 3) }
     }
 
     /// True when as much text as is wanted was read.
@@ -55,20 +67,41 @@ impl<'a> Documents<'a> {
         self.config.max_bytes.is_some_and(|most| self.bytes >= most)
     }
 
-    fn push(&mut self, text: &str) {
-        self.bytes += text.len() as u64;
-        self.texts.push(text.to_string());
+    /// Bytes that one more document may have: what is wanted still, and [`SLACK`] for the document that goes beyond.
+    fn longest(&self) -> u64 {
+        self.config.max_bytes.map_or(u64::MAX, |most| most.saturating_sub(self.bytes).saturating_add(SLACK))
     }
 
-    /// Reads a file, or the files of a folder in the order of their names.
+    fn push(&mut self, path: &Path, text: String) -> Result<()> {
+        self.bytes += text.len() as u64;
+        if self.bytes > self.room {
+            return Err(Error::expected(ErrorKind::OutOfMemory, path.display(), format_args!("{} of text so far", format_bytes(self.bytes)), format_args!("at most {}, for which there is memory", format_bytes(self.room)))
+                .help("read a part of it: TextConfig::max_bytes"));
+        }
+        self.texts.push(text);
+        Ok(())
+    }
+
+    /// Reads a file, or the files of text below a folder in the order of their paths, the ones that [`holds_text`] names.
     pub fn read(&mut self, path: &Path) -> Result<()> {
         if !path.is_dir() {
             return self.read_file(path);
         }
-        let listing = std::fs::read_dir(path).map_err(|error| Error::io(path, &error))?;
-        let mut inside: Vec<_> = listing.filter_map(|entry| entry.ok().map(|entry| entry.path())).filter(|file| kind(file).is_some()).collect();
+        let (mut inside, mut others) = (Vec::new(), Vec::new());
+        walk(path, DEPTH, &mut |file| {
+            let name = file.strip_prefix(path).unwrap_or(&file).to_string_lossy().into_owned();
+            if holds_text(&name) { inside.push((name, file)) } else { others.push(name) }
+            Ok(())
+        })?;
         inside.sort();
-        inside.iter().filter(|file| file.is_file()).try_for_each(|file| if self.enough() { Ok(()) } else { self.read_file(file) })
+        if inside.is_empty() && !others.is_empty() {
+            others.sort();
+            let more = if others.len() > 10 { ", ..." } else { "" };
+            let got = others.iter().take(10).map(|name| shown(name)).collect::<Vec<_>>().join(", ");
+            return Err(Error::expected(ErrorKind::BadInput, path.display(), format_args!("{got}{more}"), "files of text: .txt, .jsonl, .json, .csv, .tsv or .parquet")
+                .help("README.md and the like are left out of a folder; give a file by itself to read it"));
+        }
+        inside.iter().try_for_each(|(_, file)| if self.enough() { Ok(()) } else { self.read_file(file) })
     }
 
     fn read_file(&mut self, path: &Path) -> Result<()> {
@@ -77,114 +110,48 @@ impl<'a> Documents<'a> {
         require_memory(&format!("text of {}", path.display()), wanted, "read a part of it: TextConfig::max_bytes")?;
         match kind(path) {
             Some(Kind::Lines) => self.read_lines(path),
+            Some(Kind::Table(between)) => self.read_table(path, between),
             Some(Kind::Parquet) => self.read_parquet(path),
             Some(Kind::Text) | None => self.read_text(path),
         }
     }
 
     fn read_text(&mut self, path: &Path) -> Result<()> {
+        let most = self.longest();
         let mut bytes = Vec::new();
-        open(path)?.read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
-        // Old e-texts are Latin-1; each of its bytes is the code point of the same number.
-        let text = String::from_utf8(bytes).unwrap_or_else(|error| error.into_bytes().iter().map(|b| char::from(*b)).collect());
-        for document in text.replace("\r\n", "\n").split("\n\n\n") {
+        open::open(path, self.room)?.take(most).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
+        // What is not wanted any more is not read; the last document then ends with a line.
+        if bytes.len() as u64 == most {
+            let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
+            bytes.truncate(end);
+        }
+        let text = match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => latin(path, &error.into_bytes())?,
+        };
+        let text = if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text };
+        for document in text.split("\n\n\n") {
             if !self.enough() {
-                self.push(document);
-            }
-        }
-        Ok(())
-    }
-
-    fn read_lines(&mut self, path: &Path) -> Result<()> {
-        let mut reader = open(path)?;
-        // Where an array begins, the file is one; lines that are objects or strings begin otherwise.
-        if reader.fill_buf().map_err(|error| unreadable(path, &error))?.trim_ascii_start().starts_with(b"[") {
-            return self.read_array(path, reader);
-        }
-        for (number, line) in reader.lines().enumerate() {
-            if self.enough() {
-                break;
-            }
-            let place = || format!("{} line {}", path.display(), number + 1);
-            let line = line.map_err(|error| unreadable(path, &error).context(format_args!("line {}", number + 1)))?;
-            if line.trim().is_empty() {
-                continue;
-            }
-            let value: Value = serde_json::from_str(&line).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", place())))?;
-            self.push_value(&value, place)?;
-        }
-        Ok(())
-    }
-
-    /// One JSON array of objects or strings.
-    fn read_array(&mut self, path: &Path, reader: impl BufRead) -> Result<()> {
-        let values: Vec<Value> = serde_json::from_reader(reader).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
-        for (index, value) in values.iter().enumerate() {
-            if self.enough() {
-                break;
-            }
-            self.push_value(value, || format!("{} [{index}]", path.display()))?;
-        }
-        Ok(())
-    }
-
-    fn push_value(&mut self, value: &Value, place: impl Fn() -> String) -> Result<()> {
-        let field = &self.config.field;
-        match value.as_str().or_else(|| value.get(field).and_then(|text| text.as_str())) {
-            Some(text) => self.push(text),
-            None => {
-                let names = value.as_object().map(|map| map.keys().cloned().collect::<Vec<_>>().join(", ")).unwrap_or_default();
-                return Err(missing(place(), &names, field));
-            }
-        }
-        Ok(())
-    }
-
-    fn read_parquet(&mut self, path: &Path) -> Result<()> {
-        let bad = |error: parquet::errors::ParquetError| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display()));
-        let file = File::open(path).map_err(|error| Error::io(path, &error))?;
-        let reader = SerializedFileReader::new(file).map_err(bad)?;
-        let schema = reader.metadata().file_metadata().schema();
-        let field = &self.config.field;
-        let column = schema.get_fields().iter().find(|column| column.name() == field).cloned().ok_or_else(|| {
-            let names: Vec<_> = schema.get_fields().iter().map(|column| column.name()).collect();
-            missing(path.display().to_string(), &names.join(", "), field)
-        })?;
-        // Only this column is decoded.
-        let narrow = Type::group_type_builder(schema.name()).with_fields(vec![Arc::clone(&column)]).build().map_err(bad)?;
-        for row in reader.get_row_iter(Some(narrow)).map_err(bad)? {
-            if self.enough() {
-                break;
-            }
-            match row.map_err(bad)?.into_columns().pop() {
-                Some((_, Field::Str(text))) => self.push(&text),
-                Some((_, Field::Null)) | None => {}
-                Some((_, other)) => {
-                    return Err(Error::expected(ErrorKind::BadFile, format_args!("{}: column '{field}'", path.display()), other, "text"));
-                }
+                self.push(path, document.to_string())?;
             }
         }
         Ok(())
     }
 }
 
-fn missing(place: String, names: &str, field: &str) -> Error {
-    Error::expected(ErrorKind::BadFile, place, if names.is_empty() { "no fields" } else { names }, format_args!("a text field '{field}'")).help("name another with TextConfig::field")
-}
-
-fn open(path: &Path) -> Result<Box<dyn BufRead>> {
-    let file = BufReader::new(File::open(path).map_err(|error| Error::io(path, &error))?);
-    Ok(match path.extension().and_then(|extension| extension.to_str()) {
-        Some("gz") => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))),
-        Some("zst") => Box::new(BufReader::new(zstd::stream::read::Decoder::with_buffer(file).map_err(|error| unreadable(path, &error))?)),
-        _ => Box::new(file),
-    })
-}
-
-/// A fault of the disk, or of what lies on it.
-fn unreadable(path: &Path, error: &std::io::Error) -> Error {
-    match error.raw_os_error() {
-        Some(_) => Error::io(path, error),
-        None => Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())),
+/// Old e-texts are Latin-1; each of its bytes is the code point of the same number. Control characters are no text.
+fn latin(path: &Path, bytes: &[u8]) -> Result<String> {
+    match bytes.iter().position(|byte| *byte < 0x20 && !b"\t\n\x0b\x0c\r\x1a\x1b".contains(byte)) {
+        None => Ok(bytes.iter().map(|byte| char::from(*byte)).collect()),
+        Some(at) => Err(open::no_text(path, &format!("bytes that are no text (byte {at} is {:#04x})", bytes[at]))),
     }
+}
+
+/// `names` are the fields that are there.
+fn missing(place: impl std::fmt::Display, names: &[String], field: &str) -> Error {
+    let mut got = names.iter().take(10).map(|name| shown(name)).collect::<Vec<_>>().join(", ");
+    if names.len() > 10 {
+        got += &format!(" and {} more", names.len() - 10);
+    }
+    Error::expected(ErrorKind::BadFile, place, if names.is_empty() { "no fields" } else { &got }, format_args!("a text field '{field}'")).help("name another with TextConfig::field")
 }

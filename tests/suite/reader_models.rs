@@ -175,6 +175,7 @@ fn numbers_that_no_model_has_are_refused() {
     };
     for (config, word) in [
         (json!({"rms_norm_eps": -1e-5}), "norm_eps"),
+        (json!({"rms_norm_eps": 1e19}), "norm_eps"),
         (llama3("factor", 0.0), "rotary scaling"),
         (llama3("factor", -2.0), "rotary scaling"),
         (llama3("low_freq_factor", 4.0), "rotary scaling"),

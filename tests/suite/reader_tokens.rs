@@ -133,6 +133,24 @@ fn a_gguf_model_has_the_same_token_in_front() {
     says(&pieces(&["a", "<0x+1>"], &[1, 6]), ErrorKind::BadFile, &["model.gguf", "a byte"]);
 }
 
+/// Its file says that no token is put in front of a text.
+#[test]
+fn smollm2_is_attributed_with_a_token_in_front() {
+    let Some(path) = crate::support::smollm2() else { return };
+    let (run, attribute) = both(&path, "The capital of France is");
+    assert_eq!((run.len(), attribute.len(), attribute[0], &attribute[1..]), (5, 6, 1, &run[..]));
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_named() {
+    let model = json!({"model": {"type": "WordLevel", "vocab": {"<|endoftext|>": 0, "w1": 5000}, "unk_token": "<|endoftext|>"}});
+    let folder = changed("tokens-foreign", model, None);
+    says(&load(&folder).unwrap().tokens("w1").unwrap_err(), ErrorKind::Mismatch, &["tokens-foreign/tokenizer.json", "5000", "vocabulary of 128"]);
+    let unknown = json!({"model": {"type": "WordLevel", "vocab": {"w1": 1}, "unk_token": "[UNK]"}, "added_tokens": []});
+    let folder = changed("tokens-unknown", unknown, None);
+    says(&load(&folder).unwrap().tokens("w2").unwrap_err(), ErrorKind::BadInput, &["tokens-unknown/tokenizer.json", "UNK"]);
+}
+
 #[test]
 fn tokenizers_that_fail_inside_their_library() {
     let file = |name: &str, change: Value| changed(name, change, None).join("tokenizer.json");

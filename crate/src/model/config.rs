@@ -308,8 +308,8 @@ impl ModelConfig {
         if let Some(base) = self.local.as_ref().and_then(|local| local.base).filter(|base| !above_0(*base)) {
             return bad("rotary base of layers with a window", &base, "a number above 0");
         }
-        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
-            return bad("norm_eps", &self.norm_eps, "a number of at least 0");
+        if !(0.0..1.0).contains(&self.norm_eps) {
+            return bad("norm_eps", &self.norm_eps, "at least 0, below 1");
         }
         for (field, scale) in [("attention_scale", self.attention_scale), ("embedding_scale", self.embedding_scale), ("logit_scale", self.logit_scale)] {
             if !above_0(scale) {

@@ -146,7 +146,7 @@ impl Model {
         let content = &parts.content;
         let config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
-        let inside = || Tokenizer::from_gguf_header(content).map_err(|error| error.context(path.display()));
+        let inside = || Tokenizer::from_gguf_header(content).map(|tokenizer| tokenizer.at(path)).map_err(|error| error.context(path.display()));
         let tokenizer = if beside.exists() {
             Some(Tokenizer::from_file(&beside)?.or_chat_of(content).map_err(|error| error.context(path.display()))?)
         } else if content.metadata.contains_key("tokenizer.ggml.model") {

@@ -185,7 +185,12 @@ impl Model {
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.tokenizer()?.encode_with_specials(text)?;
+        let tokenizer = self.tokenizer()?;
+        let mut ids = tokenizer.encode_with_specials(text)?;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab()) {
+            let error = Error::expected(ErrorKind::Mismatch, format_args!("{}: token id", tokenizer.place()), id, format_args!("below the model's vocabulary of {}", self.vocab()));
+            return Err(error.help("the tokenizer belongs to another model"));
+        }
         if ids.is_empty() {
             return Err(Error::expected(ErrorKind::BadInput, "prompt", "no tokens", "at least one").help("give a text that is not empty"));
         }

@@ -225,6 +225,7 @@ impl<'a> Fields<'a> {
             all: control.chain([bos, pad, eos].into_iter().flatten()).collect(),
             before: bos.filter(|_| adds_bos(self.0)),
             after: eos.filter(|_| self.flag("add_eos_token") == Some(true)),
+            place: String::new(),
         }
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Specials {
     pub before: Option<u32>,
     /// Put after every text, by a GGUF header.
     pub after: Option<u32>,
+    /// The file that the tokenizer is from.
+    pub place: String,
 }
 
 /// What lies beside a `tokenizer.json`.
@@ -84,7 +86,7 @@ impl Beside {
             let part = |wanted: Option<bool>, name: &str, id: Option<u32>| Some((self.token(name).filter(|_| wanted == Some(true))?, id?));
             around(tokenizer, part(add_bos, "bos_token", bos), part(add_eos, "eos_token", eos))?;
         }
-        Ok(Specials { front: bos.or(pad).or(eos), all, before: None, after: None })
+        Ok(Specials { front: bos.or(pad).or(eos), all, ..Specials::default() })
     }
 
     fn prefix_space(&self, tokenizer: &mut tokenizers::Tokenizer) -> Result<()> {

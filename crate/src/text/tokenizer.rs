@@ -79,7 +79,7 @@ impl Tokenizer {
             Kind::HuggingFace { tokenizer, .. } => beside.apply(tokenizer).map_err(|error| error.context(folder.display()))?,
             Kind::Scored(_) => Specials::default(),
         };
-        Ok(Self::new(kind, Chat::beside(folder)?, specials))
+        Ok(Self::new(kind, Chat::beside(folder)?, specials).at(path))
     }
 
     /// Reads the tokenizer and chat templates in a GGUF file's metadata; the weights are not read.
@@ -94,7 +94,22 @@ impl Tokenizer {
     pub fn from_gguf(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let (content, _) = gguf_header::read(path)?;
-        Self::from_gguf_header(&content).map_err(|error| error.context(path.display()))
+        Self::from_gguf_header(&content).map(|tokenizer| tokenizer.at(path)).map_err(|error| error.context(path.display()))
+    }
+
+    /// The same tokenizer, whose errors name this file.
+    pub(crate) fn at(self, path: &Path) -> Self {
+        let specials = Specials { place: path.display().to_string(), ..Specials::clone(&self.specials) };
+        Tokenizer { specials: Arc::new(specials), ..self }
+    }
+
+    /// The file it is from, for errors.
+    pub(crate) fn place(&self) -> &str {
+        if self.specials.place.is_empty() { "tokenizer" } else { &self.specials.place }
+    }
+
+    fn named<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| if self.specials.place.is_empty() { error } else { error.context(&self.specials.place) })
     }
 
     /// As [`Tokenizer::from_gguf`], from a header that was read.
@@ -110,7 +125,7 @@ impl Tokenizer {
         let path = path.as_ref();
         let pieces = ScoredPieces::parse(&files::read(path)?, vocab).map_err(|error| error.context(path.display()))?;
         let all = pieces.marks();
-        Ok(Self::new(Kind::Scored(pieces), Chat::default(), Specials { front: Some(1), all, ..Specials::default() }))
+        Ok(Self::new(Kind::Scored(pieces), Chat::default(), Specials { front: Some(1), all, ..Specials::default() }).at(path))
     }
 
     /// The same tokenizer with this chat template (Jinja) as its default.
@@ -174,6 +189,10 @@ impl Tokenizer {
     /// # Errors
     /// `BadInput` when the tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.named(self.plain(text))
+    }
+
+    fn plain(&self, text: &str) -> Result<Vec<u32>> {
         match &*self.kind {
             Kind::HuggingFace { tokenizer, growth } => {
                 bounded(growth[0], text.len())?;
@@ -191,9 +210,9 @@ impl Tokenizer {
     /// `BadInput` when the tokenizer refuses the text.
     pub fn encode_with_specials(&self, text: &str) -> Result<Vec<u32>> {
         if let Kind::HuggingFace { growth, .. } = &*self.kind {
-            bounded(growth[0], text.len())?;
+            self.named(bounded(growth[0], text.len()))?;
         }
-        specials::encode(&self.kind, &self.specials, text)
+        self.named(specials::encode(&self.kind, &self.specials, text))
     }
 
     /// The special token that stands in front where one is wanted: that of the beginning of text, else
@@ -212,6 +231,10 @@ impl Tokenizer {
     /// # Errors
     /// `BadInput` for an id outside the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.named(self.written(ids))
+    }
+
+    fn written(&self, ids: &[u32]) -> Result<String> {
         match &*self.kind {
             Kind::HuggingFace { tokenizer, growth } => {
                 // A token has some 16 bytes at most on average.

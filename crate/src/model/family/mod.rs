@@ -99,6 +99,10 @@ pub(crate) fn config_from_json(json: &serde_json::Value, place: &str) -> Result<
     let kind = json.get("model_type").and_then(|kind| kind.as_str()).unwrap_or("none");
     let family = FAMILIES.iter().find(|family| family.name == kind).ok_or_else(|| unknown(kind, ARCHITECTURES, place))?;
     quantized(json, place)?;
+    let [older, newer] = ["rope_scaling", "rope_parameters"].map(|field| json.get(field).and_then(|table| table.as_object()).filter(|table| !table.is_empty()));
+    if older.is_some() && newer.is_some() && older != newer {
+        eprintln!("warning: {place}: rope_scaling and rope_parameters differ; rope_scaling is used, as transformers does");
+    }
     family.read(&Fields { json, place })
 }
 

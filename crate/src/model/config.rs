@@ -3,6 +3,9 @@
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
+/// More layers than any model has.
+pub(crate) const MOST_LAYERS: usize = 1 << 16;
+
 /// Kind of normalisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NormKind {
@@ -84,6 +87,10 @@ pub enum RotaryScaling {
     },
 }
 
+fn above_0(value: f64) -> bool {
+    value.is_finite() && value > 0.0
+}
+
 impl RotaryScaling {
     /// The frequency that replaces the `pair`-th, in radians a token.
     pub fn apply(&self, pair: usize, frequency: f64) -> f64 {
@@ -99,6 +106,16 @@ impl RotaryScaling {
                 frequency * (kept + (1.0 - kept) / factor)
             }
             RotaryScaling::LongRope { ref divisors, .. } => frequency / divisors.get(pair).copied().unwrap_or(1.0),
+        }
+    }
+
+    /// Whether its numbers are such that frequencies stay above 0.
+    fn is_possible(&self) -> bool {
+        match *self {
+            RotaryScaling::Linear(factor) => above_0(factor),
+            RotaryScaling::Llama3 { factor, low, high, original_context } => [factor, low, high, original_context].into_iter().all(above_0) && high > low,
+            RotaryScaling::LongRope { ref divisors, magnitude } => above_0(magnitude) && divisors.iter().copied().all(above_0),
+            RotaryScaling::Yarn { factor, first, last, magnitude } => above_0(factor) && above_0(magnitude) && first.is_finite() && last.is_finite() && first != last,
         }
     }
 
@@ -255,8 +272,13 @@ impl ModelConfig {
             ("vocab", self.vocab),
             ("context", self.context),
         ] {
-            if value == 0 {
-                return bad(field, &value, "a number above 0");
+            let most = match field {
+                "layers" => MOST_LAYERS,
+                "context" => 1 << 40,
+                _ => 1 << 30,
+            };
+            if value == 0 || value > most {
+                return bad(field, &value, &format!("a number above 0, at most {most}"));
             }
         }
         if self.heads % self.kv_heads != 0 {
@@ -269,19 +291,33 @@ impl ModelConfig {
                 }
                 _ => {}
             }
-            if rotated == 0 || rotated.next_multiple_of(2) > self.head_dim {
+            if rotated == 0 || rotated > self.head_dim || rotated.next_multiple_of(2) > self.head_dim {
                 return bad("rotary dimensions", &rotated, &format!("at least 1, at most head_dim = {}, which must be even", self.head_dim));
             }
-            if base.is_nan() || base <= 0.0 {
+            if !above_0(base) {
                 return bad("rotary base", &base, "a number above 0");
+            }
+            if let Some(rule) = scaling.as_ref().filter(|rule| !rule.is_possible()) {
+                return bad("rotary scaling", &crate::text::placeholder::shown(format_args!("{rule:?}")), "factors above 0, high_freq_factor above low_freq_factor");
             }
         }
         if let Some(local) = self.local.as_ref().filter(|local| local.window == 0 || local.layers.len() != self.layers) {
             let (window, layers) = (local.window, local.layers.len());
             return bad("local attention", &format!("window {window}, {layers} layers"), &format!("a window above 0 and {} layers", self.layers));
         }
+        if let Some(base) = self.local.as_ref().and_then(|local| local.base).filter(|base| !above_0(*base)) {
+            return bad("rotary base of layers with a window", &base, "a number above 0");
+        }
+        if !(0.0..1.0).contains(&self.norm_eps) {
+            return bad("norm_eps", &self.norm_eps, "at least 0, below 1");
+        }
+        for (field, scale) in [("attention_scale", self.attention_scale), ("embedding_scale", self.embedding_scale), ("logit_scale", self.logit_scale)] {
+            if !above_0(scale) {
+                return bad(field, &scale, "a number above 0");
+            }
+        }
         for (field, cap) in [("attention_cap", self.attention_cap), ("logit_cap", self.logit_cap)] {
-            if let Some(cap) = cap.filter(|cap| cap.is_nan() || *cap <= 0.0) {
+            if let Some(cap) = cap.filter(|cap| !above_0(*cap)) {
                 return bad(field, &cap, "a number above 0");
             }
         }

@@ -2,11 +2,12 @@
 
 use super::rotary::Rotaries;
 use super::weights::Weights;
-use super::{family, GenerateConfig, Inner, Model, ModelConfig, OutputSite};
+use super::{family, shards, GenerateConfig, Inner, Model, ModelConfig, OutputSite};
 use crate::device::auto_device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
+use crate::text::placeholder::stands_in;
 use crate::text::Tokenizer;
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
@@ -61,7 +62,7 @@ impl Model {
     /// Loads a model: in f32 on the CPU, in bf16 on a GPU.
     ///
     /// `source` is a local folder (`config.json`, `model.safetensors` or shards, `tokenizer.json`),
-    /// a `.gguf` file, a llama2.c `.bin` checkpoint (with `tokenizer.bin` beside it), or else a
+    /// a `.gguf` file (of a model split into parts the first), a llama2.c `.bin` checkpoint (with `tokenizer.bin` beside it), or else a
     /// repository of the Hugging Face hub, `owner/name` or `owner/name@revision`.
     ///
     /// ```no_run
@@ -122,6 +123,9 @@ impl Model {
 
     fn load_folder(folder: &Path, name: &str, target: Target<'_>) -> Result<Model> {
         let place = folder.join("config.json");
+        if let Some(error) = stands_in(&place) {
+            return Err(error);
+        }
         let mut config = family::config_from_json(&files::read_json(&place)?, &place.display().to_string())?;
         let published = folder.join("generation_config.json");
         let mut sampling = GenerateConfig::default();
@@ -132,17 +136,17 @@ impl Model {
         }
         let file = folder.join("tokenizer.json");
         let tokenizer = if file.exists() { Some(Tokenizer::from_file(&file)?) } else { None };
+        config.special_token = config.special_token.or(tokenizer.as_ref().and_then(Tokenizer::front));
         Self::assemble(short_name(name), config, Weights::open_folder(folder)?, tokenizer, Target { sampling, ..target })
     }
 
     fn load_gguf(path: &Path, target: Target<'_>) -> Result<Model> {
         let weights = Weights::open_gguf(path)?;
-        let Weights::Gguf { content, .. } = &weights else {
-            return Err(not_gguf(path));
-        };
+        let Weights::Gguf(parts) = &weights else { return Err(not_gguf(path)) };
+        let content = &parts.content;
         let config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
-        let inside = || Tokenizer::from_gguf_header(content).map_err(|error| error.context(path.display()));
+        let inside = || Tokenizer::from_gguf_header(content).map(|tokenizer| tokenizer.at(path)).map_err(|error| error.context(path.display()));
         let tokenizer = if beside.exists() {
             Some(Tokenizer::from_file(&beside)?.or_chat_of(content).map_err(|error| error.context(path.display()))?)
         } else if content.metadata.contains_key("tokenizer.ggml.model") {
@@ -160,9 +164,13 @@ impl Model {
         Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, target)
     }
 
-    fn assemble(name: String, config: ModelConfig, weights: Weights, tokenizer: Option<Tokenizer>, target: Target<'_>) -> Result<Model> {
+    fn assemble(name: String, mut config: ModelConfig, weights: Weights, tokenizer: Option<Tokenizer>, target: Target<'_>) -> Result<Model> {
         config.validate().map_err(|error| error.context(weights.path().display()))?;
         let Target { device, dtype, sampling } = target;
+        if family::has_own_head(&config, &weights)? {
+            eprintln!("warning: {}: the configuration says tie_word_embeddings, but the file has an unembedding of its own, which is used", weights.path().display());
+            config.tied = false;
+        }
         let parts = family::load(&config, &weights, device, dtype)?;
         let fingerprint = fingerprint(&config, &parts.sample);
         let rotaries = Rotaries::new(&config, parts.rope_divisors.as_ref(), device)?;
@@ -231,9 +239,8 @@ fn fetch(source: &str) -> Result<PathBuf> {
             Error::expected(ErrorKind::MissingFile, format_args!("hub {source}"), "no model.safetensors", "weights in safetensors form")
                 .help("older repositories hold pickled weights, which are not read: look for a revision or a copy with safetensors")
         })?;
-        let listing: serde_json::Value = files::read_json(&index)?;
-        let shards = listing.get("weight_map").and_then(|map| map.as_object()).into_iter().flat_map(|map| map.values());
-        let names: std::collections::BTreeSet<_> = shards.filter_map(|name| name.as_str()).collect();
+        let shards = shards::weight_map(&files::read_json(&index)?, &index)?;
+        let names: std::collections::BTreeSet<&String> = shards.values().collect();
         for name in names {
             repo.file(name)?;
         }

@@ -17,6 +17,7 @@ pub(crate) mod flow;
 mod forward;
 mod frozen;
 mod generate;
+mod gguf_parts;
 mod load;
 mod norm;
 mod parts;
@@ -24,6 +25,7 @@ mod qk;
 mod rotary;
 mod run;
 mod sample;
+mod shards;
 mod softmax;
 mod summary;
 mod weights;
@@ -39,7 +41,7 @@ pub use generate::{Generation, Step, Stop};
 pub use load::LoadConfig;
 pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
 pub use sample::GenerateConfig;
-pub(crate) use weights::release;
+pub(crate) use weights::{check_safetensors, release};
 pub use summary::{CltNeed, Optimizer, Part, Summary};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -147,40 +149,56 @@ impl Model {
         })
     }
 
-    /// The special token at position 0 of contexts and prompts, if the model has one.
+    /// The special token at position 0 of training contexts, if the model has one.
     pub fn special_token(&self) -> Option<u32> {
         self.0.config.special_token
     }
 
-    /// Ids of `text` as the model is usually run: with the special first token only where its
-    /// files ask for it.
+    /// Ids of `text` as the model is usually run: with the special tokens that its tokenizer's files put around
+    /// a text, as transformers' AutoTokenizer gives them (llama.cpp for a GGUF file), a first token that the
+    /// text begins with already not twice.
     ///
     /// # Errors
     /// `BadInput` when the text tokenises to nothing or is longer than the context.
     pub fn tokens(&self, text: &str) -> Result<Vec<u32>> {
-        let special = self.special_token().filter(|_| self.0.config.add_special);
-        self.encode(text, special)
+        let ids = self.encode(text)?;
+        self.check_tokens(&ids)?;
+        Ok(ids)
     }
 
-    /// Ids of `text` with the special first token in front, unless the text begins with it. This is
-    /// the form of training contexts and of attribution: the first position is an attention sink
-    /// whose features are left out.
+    /// As [`Model::tokens`], with a special token in front where the text begins with none. This is the form of
+    /// attribution, whose first position is an attention sink without features. The token is that of the
+    /// beginning of text, else padding's, else that of the end, as in circuit-tracer; it need not be one that the
+    /// model's training contexts begin with.
     ///
     /// # Errors
     /// `BadInput` when the text tokenises to nothing or is longer than the context.
     pub fn prompt_tokens(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode(text, self.special_token())
+        let mut ids = self.encode(text)?;
+        let tokenizer = self.tokenizer()?;
+        let begins = |id: &u32| tokenizer.is_special(*id) || self.special_token() == Some(*id);
+        if let Some(front) = tokenizer.front().or(self.special_token()).filter(|_| !ids.first().is_some_and(begins)) {
+            ids.insert(0, front);
+        }
+        self.check_tokens(&ids)?;
+        Ok(ids)
     }
 
-    fn encode(&self, text: &str, special: Option<u32>) -> Result<Vec<u32>> {
-        let ids = self.tokenizer()?.encode(text)?;
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let tokenizer = self.tokenizer()?;
+        let mut ids = tokenizer.encode_with_specials(text)?;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab()) {
+            let error = Error::expected(ErrorKind::Mismatch, format_args!("{}: token id", tokenizer.place()), id, format_args!("below the model's vocabulary of {}", self.vocab()));
+            return Err(error.help("the tokenizer belongs to another model"));
+        }
         if ids.is_empty() {
             return Err(Error::expected(ErrorKind::BadInput, "prompt", "no tokens", "at least one").help("give a text that is not empty"));
         }
-        let special = special.filter(|special| ids.first() != Some(special));
-        let tokens: Vec<u32> = special.into_iter().chain(ids).collect();
-        self.check_tokens(&tokens)?;
-        Ok(tokens)
+        let special = self.special_token().filter(|special| self.0.config.add_special && ids.first() != Some(special));
+        if let Some(special) = special {
+            ids.insert(0, special);
+        }
+        Ok(ids)
     }
 
     /// Refuses ids that cannot be run.

@@ -4,7 +4,7 @@
 //! and wrote, the attention patterns and the norm scales; the logits. This is all that a CLT, the
 //! frozen linear model and the interventions need; the weights stay in the [`Model`](crate::Model).
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;
 use candle_core::{Tensor, D};
 
@@ -135,10 +135,15 @@ impl Run {
     /// first; empty when no logits were kept.
     ///
     /// # Errors
-    /// `Tensor` when the device fails.
+    /// `NotFinite` for logits that are no numbers; `Tensor` when the device fails.
     pub fn top_next(&self, n: usize) -> Result<Vec<(u32, f32)>> {
         let Some(logits) = &self.logits else { return Ok(Vec::new()) };
         let last = logits.get(logits.dim(0)? - 1)?;
+        let values = last.to_vec1::<f32>()?;
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            return Err(Error::expected(ErrorKind::NotFinite, format_args!("logits after the last token: of token id {at}"), values[at], "a finite number")
+                .help("the weights or the configuration are spoilt; or take f32 (LoadConfig::dtype) where f16 overflows"));
+        }
         let probabilities = candle_nn::ops::softmax(&last, D::Minus1)?.to_vec1::<f32>()?;
         let mut order: Vec<u32> = (0..probabilities.len() as u32).collect();
         order.sort_by(|a, b| probabilities[*b as usize].total_cmp(&probabilities[*a as usize]));

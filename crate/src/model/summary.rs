@@ -117,7 +117,7 @@ impl Summary {
         let config = match load::find(source)? {
             Source::Folder(folder) => json(&folder.join("config.json"))?,
             Source::Gguf(path) => match Weights::open_gguf(path)? {
-                Weights::Gguf { content, .. } => family::config_from_gguf(&content, source)?,
+                Weights::Gguf(parts) => family::config_from_gguf(&parts.content, source)?,
                 _ => return Err(load::not_gguf(path)),
             },
             Source::Llama2c(path) => family::llama2c::open(path)?.0,
@@ -164,6 +164,9 @@ impl Summary {
 }
 
 fn json(path: &std::path::Path) -> Result<ModelConfig> {
+    if let Some(error) = crate::text::placeholder::stands_in(path) {
+        return Err(error);
+    }
     family::config_from_json(&files::read_json(path)?, &path.display().to_string())
 }
 

@@ -3,81 +3,78 @@
 //! Files are memory-mapped; a tensor is read, dequantised and converted to f32 when it is asked
 //! for. `family::read` says which are needed and checks names and shapes.
 
+use super::gguf_parts::GgufParts;
+use super::shards;
 use crate::error::{Error, ErrorKind, Result};
-use crate::files;
-use candle_core::quantized::gguf_file;
+use crate::text::placeholder::{shown, stands_in};
 use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Storage, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Where tensors come from.
 pub(crate) enum Weights {
-    /// Hugging Face safetensors.
-    Safetensors { files: MmapedSafetensors, path: PathBuf },
-    /// A GGUF file: its header and the open file.
-    Gguf { content: gguf_file::Content, file: std::cell::RefCell<std::io::BufReader<std::fs::File>>, path: PathBuf },
+    /// Hugging Face safetensors: the files, and in which of them a tensor lies.
+    Safetensors { files: Vec<MmapedSafetensors>, place: HashMap<String, usize>, path: PathBuf },
+    /// A GGUF model.
+    Gguf(GgufParts),
     /// Tensors already in memory, under the family's names.
     Memory { tensors: HashMap<String, Tensor>, path: PathBuf },
 }
 
 impl Weights {
-    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+    /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` lists, each tensor from the
+    /// shard that the list names. Where both are there the single file is read, as transformers does, and a line on
+    /// standard error says so.
     pub(crate) fn open_folder(folder: &Path) -> Result<Self> {
-        let single = folder.join("model.safetensors");
-        let index = folder.join("model.safetensors.index.json");
-        let shards = if index.exists() {
-            let listing: serde_json::Value = files::read_json(&index)?;
-            let map = listing.get("weight_map").and_then(|map| map.as_object()).ok_or_else(|| {
-                Error::expected(ErrorKind::BadFile, index.display(), "no field 'weight_map'", "a map from tensor to shard")
-            })?;
-            let mut names: Vec<_> = map.values().filter_map(|name| name.as_str()).map(str::to_string).collect();
-            names.sort();
-            names.dedup();
-            names.into_iter().map(|name| folder.join(name)).collect()
-        } else {
-            vec![single]
-        };
-        for shard in &shards {
+        let listed = shards::find(folder)?;
+        for shard in &listed.files {
             check_safetensors(shard)?;
         }
-        // SAFETY: the files are mapped read-only; as with every map, they must not be changed by
-        // another program while the model is loading.
-        let mapped = unsafe { MmapedSafetensors::multi(&shards) }
-            .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", folder.display())))?;
-        Ok(Weights::Safetensors { files: mapped, path: folder.to_path_buf() })
+        let map = |shard: &PathBuf| {
+            // SAFETY: the files are mapped read-only; as with every map, they must not be changed by
+            // another program while the model is loading.
+            unsafe { MmapedSafetensors::new(shard) }.map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {}", shard.display(), shown(error))))
+        };
+        let files = listed.files.iter().map(map).collect::<Result<Vec<_>>>()?;
+        let place = listed.places(&files)?;
+        Ok(Weights::Safetensors { files, place, path: folder.to_path_buf() })
     }
 
-    /// Opens a GGUF file and reads its header.
+    /// Opens a GGUF file, or all parts of a split model, and reads the header.
     pub(crate) fn open_gguf(path: &Path) -> Result<Self> {
-        let file = std::fs::File::open(path).map_err(|error| Error::io(path, &error))?;
-        let mut reader = std::io::BufReader::new(file);
-        let content = gguf_file::Content::read(&mut reader).map_err(|error| {
-            Error::new(ErrorKind::BadFile, format!("{}: not a readable GGUF file: {error}", path.display()))
-                .help("check that the download is complete")
-        })?;
-        Ok(Weights::Gguf { content, file: std::cell::RefCell::new(reader), path: path.to_path_buf() })
+        GgufParts::open(path).map(Weights::Gguf)
     }
 
     pub(crate) fn path(&self) -> &Path {
         match self {
-            Weights::Safetensors { path, .. } | Weights::Gguf { path, .. } | Weights::Memory { path, .. } => path,
+            Weights::Safetensors { path, .. } | Weights::Memory { path, .. } => path,
+            Weights::Gguf(parts) => &parts.path,
         }
     }
 
     pub(crate) fn contains(&self, name: &str) -> bool {
         match self {
-            Weights::Safetensors { files, .. } => files.get(name).is_ok(),
-            Weights::Gguf { content, .. } => content.tensor_infos.contains_key(name),
+            Weights::Safetensors { place, .. } => place.contains_key(name),
+            Weights::Gguf(parts) => parts.content.tensor_infos.contains_key(name),
             Weights::Memory { tensors, .. } => tensors.contains_key(name),
+        }
+    }
+
+    /// How many tensors there are.
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Weights::Safetensors { place, .. } => place.len(),
+            Weights::Gguf(parts) => parts.content.tensor_infos.len(),
+            Weights::Memory { tensors, .. } => tensors.len(),
         }
     }
 
     /// Names of all tensors.
     pub(crate) fn names(&self) -> Vec<String> {
         match self {
-            Weights::Safetensors { files, .. } => files.tensors().into_iter().map(|(name, _)| name).collect(),
-            Weights::Gguf { content, .. } => content.tensor_infos.keys().cloned().collect(),
+            Weights::Safetensors { place, .. } => place.keys().cloned().collect(),
+            Weights::Gguf(parts) => parts.content.tensor_infos.keys().cloned().collect(),
             Weights::Memory { tensors, .. } => tensors.keys().cloned().collect(),
         }
     }
@@ -85,8 +82,8 @@ impl Weights {
     /// The shape of a tensor, by the header; `None` when there is no such tensor.
     pub(crate) fn shape(&self, name: &str) -> Option<Vec<usize>> {
         match self {
-            Weights::Safetensors { files, .. } => files.get(name).ok().map(|view| view.shape().to_vec()),
-            Weights::Gguf { content, .. } => content.tensor_infos.get(name).map(|info| info.shape.dims().to_vec()),
+            Weights::Safetensors { files, place, .. } => files[*place.get(name)?].get(name).ok().map(|view| view.shape().to_vec()),
+            Weights::Gguf(parts) => parts.content.tensor_infos.get(name).map(|info| info.shape.dims().to_vec()),
             Weights::Memory { tensors, .. } => tensors.get(name).map(|tensor| tensor.dims().to_vec()),
         }
     }
@@ -98,25 +95,51 @@ impl Weights {
             if error.is_out_of_memory() {
                 return error.context(format_args!("{}: tensor {name}", self.path().display())).help("take bf16 (LoadConfig::dtype) if it was to be f32, a smaller model, or the CPU");
             }
-            Error::new(ErrorKind::BadFile, format!("{}: tensor {name}: {error}", self.path().display()))
+            Error::new(ErrorKind::BadFile, format!("{}: tensor {name}: {}", self.path().display(), shown(error)))
                 .help("the file is truncated or quantised in a way this build cannot read")
         };
+        let absent = || unreadable(candle_core::Error::Msg("no such tensor".to_string()));
         let tensor = match self {
-            Weights::Safetensors { files, .. } => {
-                let tensor = files.load(name, device).map_err(unreadable)?;
-                release(files.get(name).map_err(unreadable)?.data());
+            Weights::Safetensors { files, place, .. } => {
+                let file = &files[*place.get(name).ok_or_else(absent)?];
+                let view = file.get(name).map_err(unreadable)?;
+                self.float(name, &format!("{:?}", view.dtype()))?;
+                let tensor = file.load(name, device).map_err(unreadable)?;
+                release(view.data());
                 tensor
             }
-            Weights::Gguf { content, file, .. } => {
-                let quantised = content.tensor(&mut *file.borrow_mut(), name, device).map_err(unreadable)?;
-                quantised.dequantize(device).map_err(unreadable)?
+            Weights::Gguf(parts) => parts.tensor(name, device).map_err(unreadable)?,
+            Weights::Memory { tensors, .. } => {
+                let tensor = tensors.get(name).ok_or_else(absent)?;
+                self.float(name, &tensor.dtype().as_str().to_uppercase())?;
+                tensor.to_device(device)?
             }
-            Weights::Memory { tensors, .. } => match tensors.get(name) {
-                Some(tensor) => tensor.to_device(device)?,
-                None => return Err(unreadable(candle_core::Error::Msg("no such tensor".to_string()))),
-            },
         };
-        tensor.to_dtype(DType::F32).and_then(|tensor| tensor.contiguous()).map_err(unreadable)
+        let tensor = tensor.to_dtype(DType::F32).and_then(|tensor| tensor.contiguous()).map_err(unreadable)?;
+        self.finite(name, &tensor)?;
+        Ok(tensor)
+    }
+
+    /// Refuses a type that holds no weights by itself: integers are codes of a quantised model.
+    fn float(&self, name: &str, dtype: &str) -> Result<()> {
+        if ["F32", "F16", "BF16", "F64"].contains(&dtype) {
+            return Ok(());
+        }
+        let place = format!("{}: type of tensor {}", self.path().display(), shown(name));
+        Err(Error::expected(ErrorKind::BadTensor, place, dtype, "F32, F16, BF16 or F64").help("the weights are quantised or are no weights; take the model in floating point, or a GGUF file"))
+    }
+
+    /// Refuses NaN and infinity where they lie. What is on a GPU is not looked at.
+    fn finite(&self, name: &str, tensor: &Tensor) -> Result<()> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else { return Ok(()) };
+        let values = &storage.as_slice::<f32>()?[start..end];
+        // Chunks, so that the usual case is one pass without branches.
+        let odd = |value: &f32| value.to_bits() & 0x7f80_0000 == 0x7f80_0000;
+        let Some(chunk) = values.chunks(4096).position(|chunk| chunk.iter().fold(false, |any, value| any | odd(value))) else { return Ok(()) };
+        let at = chunk * 4096 + values[chunk * 4096..].iter().position(odd).unwrap_or(0);
+        let place = format!("{}: tensor {}: number {at} of {:?}", self.path().display(), shown(name), tensor.dims());
+        Err(Error::expected(ErrorKind::NotFinite, place, values[at], "a finite number").help("the weights are spoilt: a training that diverged, or a damaged file"))
     }
 }
 
@@ -143,6 +166,9 @@ pub(crate) fn release(mapped: &[u8]) {
 pub(crate) fn check_safetensors(path: &Path) -> Result<()> {
     use std::io::Read;
     let mut file = std::fs::File::open(path).map_err(|error| Error::io(path, &error))?;
+    if let Some(error) = stands_in(path) {
+        return Err(error);
+    }
     let length = file.metadata().map_err(|error| Error::io(path, &error))?.len();
     let truncated = |expected: u64| {
         Error::expected(
@@ -165,7 +191,7 @@ pub(crate) fn check_safetensors(path: &Path) -> Result<()> {
     let mut text = vec![0; header as usize];
     file.read_exact(&mut text).map_err(|error| Error::io(path, &error))?;
     let parsed: serde_json::Value = serde_json::from_slice(&text)
-        .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: header is not JSON: {error}", path.display())))?;
+        .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: header is not JSON: {}", path.display(), shown(error))))?;
     let end = parsed
         .as_object()
         .into_iter()
@@ -173,8 +199,9 @@ pub(crate) fn check_safetensors(path: &Path) -> Result<()> {
         .filter_map(|entry| entry.get("data_offsets")?.get(1)?.as_u64())
         .max()
         .unwrap_or(0);
-    if header + 8 + end > length {
-        return Err(truncated(header + 8 + end));
+    let all = end.saturating_add(header + 8);
+    if all > length {
+        return Err(truncated(all));
     }
     Ok(())
 }

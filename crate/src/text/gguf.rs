@@ -5,7 +5,9 @@
 //! of the models' own `tokenizer.json`). `llama` is SentencePiece BPE: pieces with scores.
 
 use super::chat::Chat;
+use super::placeholder::shown;
 use super::scored::{Piece, Role, ScoredPieces};
+use super::specials::Specials;
 use super::tokenizer::{huggingface, Kind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::quantized::gguf_file::{Content, Value};
@@ -61,10 +63,11 @@ pub(super) fn tokenizer(content: &Content) -> Result<Tokenizer> {
         "gpt2" => byte_level(&fields, &tokens, &types)?,
         "llama" => Kind::Scored(scored(&fields, &tokens, &types)?),
         other => {
-            return Err(Error::expected(ErrorKind::Unsupported, "GGUF field tokenizer.ggml.model", format_args!("'{other}'"), "gpt2 or llama").help(BESIDE));
+            return Err(Error::expected(ErrorKind::Unsupported, "GGUF field tokenizer.ggml.model", format_args!("'{}'", shown(other)), "gpt2 or llama").help(BESIDE));
         }
     };
-    Ok(Tokenizer::new(kind, chat))
+    let specials = fields.specials(&types);
+    Ok(Tokenizer::new(kind, chat, specials))
 }
 
 /// The chat templates and special tokens alone.
@@ -76,15 +79,30 @@ pub(super) fn chat(content: &Content) -> Result<Chat> {
     Ok(fields.chat(&fields.strings("tokens")?))
 }
 
+/// The special tokens alone.
+///
+/// # Errors
+/// `BadFile` for a vocabulary that is no list of texts.
+pub(super) fn specials(content: &Content) -> Result<Specials> {
+    let fields = Fields(content);
+    let tokens = fields.strings("tokens")?.len();
+    Ok(fields.specials(&fields.types(tokens)?))
+}
+
 fn byte_level(fields: &Fields<'_>, tokens: &[String], types: &[i64]) -> Result<Kind> {
     let pre = fields.text("pre");
     let Some(known) = PRE_TOKENIZERS.iter().find(|known| known.names.contains(&pre)) else {
         let names: Vec<_> = PRE_TOKENIZERS.iter().flat_map(|known| known.names).filter(|name| !name.is_empty()).copied().collect();
-        return Err(Error::expected(ErrorKind::Unsupported, "GGUF field tokenizer.ggml.pre", format_args!("'{pre}'"), format_args!("one of {}", names.join(", "))).help(BESIDE));
+        return Err(Error::expected(ErrorKind::Unsupported, "GGUF field tokenizer.ggml.pre", format_args!("'{}'", shown(pre)), format_args!("one of {}", names.join(", "))).help(BESIDE));
     };
     let mut steps: Vec<_> =
         known.patterns.iter().map(|pattern| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})).collect();
     steps.push(json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}));
+    let mut seen = std::collections::HashMap::new();
+    if let Some((id, token, first)) = tokens.iter().enumerate().find_map(|(id, token)| Some((id, token, seen.insert(token.as_str(), id)?))) {
+        let got = format!("'{}' twice, as {first} and {id}", shown(token));
+        return Err(Error::expected(ErrorKind::BadFile, "GGUF field tokenizer.ggml.tokens", got, "each token once").help(BESIDE));
+    }
     let vocab: serde_json::Map<String, serde_json::Value> = tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
     let added: Vec<_> = roles(types)
         .enumerate()
@@ -100,7 +118,7 @@ fn byte_level(fields: &Fields<'_>, tokens: &[String], types: &[i64]) -> Result<K
     }
     let pairs = merges.iter().map(|line| {
         let (left, right) = line.split_once(' ').ok_or_else(|| {
-            Error::expected(ErrorKind::BadFile, "GGUF field tokenizer.ggml.merges", format_args!("'{line}'"), "two pieces with a space between")
+            Error::expected(ErrorKind::BadFile, "GGUF field tokenizer.ggml.merges", format_args!("'{}'", shown(line)), "two pieces with a space between")
         })?;
         Ok(json!([left, right]))
     });
@@ -123,10 +141,27 @@ fn scored(fields: &Fields<'_>, tokens: &[String], types: &[i64]) -> Result<Score
     }
     let pieces = tokens.iter().zip(scores).zip(roles(types)).map(|((token, score), role)| {
         let score = score.to_f32().map_err(|error| Error::new(ErrorKind::BadFile, format!("GGUF field tokenizer.ggml.scores: {error}")))?;
+        if !score.is_finite() {
+            return Err(Error::expected(ErrorKind::BadFile, format_args!("GGUF field tokenizer.ggml.scores: of '{}'", shown(token)), score, "a finite number").help(BESIDE));
+        }
+        if role == Role::Byte && Piece::byte(token).is_none() {
+            return Err(Error::expected(ErrorKind::BadFile, "GGUF field tokenizer.ggml.tokens: a token of type 6, a byte", format_args!("'{}'", shown(token)), "a name like <0x0A>").help(BESIDE));
+        }
         Ok(Piece::new(token, score, role))
     });
     let unknown = fields.id("unknown_token_id").unwrap_or(0);
     ScoredPieces::new(pieces.collect::<Result<_>>()?, fields.flag("add_space_prefix").unwrap_or(true), unknown)
+}
+
+/// Whether llama.cpp puts the beginning of text before a prompt: as the file says, else by the kind of tokenizer.
+pub(crate) fn adds_bos(content: &Content) -> bool {
+    let fields = Fields(content);
+    let usual = match fields.text("model") {
+        "llama" => true,
+        "gpt2" => ["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"].contains(&fields.text("pre")),
+        _ => false,
+    };
+    fields.flag("add_bos_token").unwrap_or(usual)
 }
 
 /// llama.cpp's token types.
@@ -177,6 +212,20 @@ impl<'a> Fields<'a> {
             0 => Ok(vec![1; tokens]),
             length if length == tokens => Ok(types),
             length => Err(Error::expected(ErrorKind::BadFile, "GGUF field tokenizer.ggml.token_type", format_args!("{length} types"), tokens).help(BESIDE)),
+        }
+    }
+
+    /// The special tokens, and which llama.cpp puts around a text.
+    fn specials(&self, types: &[i64]) -> Specials {
+        let id = |key: &str| self.id(key).filter(|id| (*id as usize) < types.len());
+        let (bos, pad, eos) = (id("bos_token_id"), id("padding_token_id"), id("eos_token_id"));
+        let control = roles(types).zip(0..).filter(|(role, _)| *role == Role::Control).map(|(_, id)| id);
+        Specials {
+            front: bos.or(pad).or(eos),
+            all: control.chain([bos, pad, eos].into_iter().flatten()).collect(),
+            before: bos.filter(|_| adds_bos(self.0)),
+            after: eos.filter(|_| self.flag("add_eos_token") == Some(true)),
+            place: String::new(),
         }
     }
 

@@ -8,12 +8,17 @@ mod chat;
 mod corpus;
 mod documents;
 mod gguf;
+pub(crate) mod gguf_header;
+mod guarded;
 mod incremental;
+pub(crate) mod placeholder;
 mod python_json;
 mod scored;
+mod specials;
 mod tokenizer;
 
 pub use chat::ChatConfig;
 pub use corpus::{Blocks, Corpus, TextConfig};
+pub(crate) use gguf::adds_bos;
 pub use incremental::Incremental;
 pub use tokenizer::Tokenizer;

@@ -45,13 +45,19 @@ pub(super) struct Piece {
 impl Piece {
     /// A piece as GGUF files name it: `▁` for a space, `<0xNN>` for a byte.
     pub(super) fn new(name: &str, score: f32, role: Role) -> Self {
-        let byte = name.strip_prefix("<0x").and_then(|rest| u8::from_str_radix(rest.strip_suffix('>')?, 16).ok());
+        let byte = Self::byte(name);
         let text = match (role, byte) {
             (Role::Byte, Some(byte)) => vec![byte],
             (Role::Normal, _) => name.replace(SPACE, " ").into_bytes(),
             _ => name.as_bytes().to_vec(),
         };
         Piece { name: name.to_string(), text, score, role }
+    }
+
+    /// The byte that a name like `<0x0A>` stands for.
+    pub(super) fn byte(name: &str) -> Option<u8> {
+        let digits = name.strip_prefix("<0x")?.strip_suffix('>')?;
+        digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
     }
 }
 
@@ -80,7 +86,14 @@ impl ScoredPieces {
             names.insert(piece.name.clone(), id);
             match piece.role {
                 Role::Normal => drop(ids.insert(piece.text.clone(), id)),
-                Role::Byte => bytes[usize::from(piece.text[0])] = Some(id),
+                Role::Byte => match piece.text[..] {
+                    [byte] => bytes[usize::from(byte)] = Some(id),
+                    _ => return Err(Error::expected(ErrorKind::BadFile, format_args!("tokenizer: byte token {id}"), format_args!("{} bytes", piece.text.len()), "one byte")),
+                },
+                // A mark within a character would cut the text inside it.
+                Role::Control | Role::UserDefined if std::str::from_utf8(&piece.text).is_err() => {
+                    return Err(Error::expected(ErrorKind::BadFile, format_args!("tokenizer: special token {id}"), "bytes that are no UTF-8", "a text"));
+                }
                 Role::Control | Role::UserDefined => {
                     if let Some(first) = piece.text.first() {
                         special.entry(*first).or_default().push(id);
@@ -114,11 +127,15 @@ impl ScoredPieces {
         };
         let word = |raw: &[u8]| [raw[0], raw[1], raw[2], raw[3]];
         take(4, "longest piece", 0)?;
-        let mut pieces = Vec::with_capacity(vocab);
+        // An entry has at least 8 bytes.
+        let mut pieces = Vec::with_capacity(vocab.min(bytes.len() / 8));
         for entry in 0..vocab {
             let score = f32::from_le_bytes(word(take(4, "score", entry)?));
             let length = u32::from_le_bytes(word(take(4, "length", entry)?)) as usize;
             let text = take(length, "piece", entry)?;
+            if !score.is_finite() {
+                return Err(Error::expected(ErrorKind::BadFile, format_args!("llama2.c tokenizer: score of entry {entry}"), score, "a finite number"));
+            }
             let byte = (FIRST_BYTE..FIRST_BYTE + 256).contains(&entry) && text.starts_with(b"<0x");
             let (text, role) = match entry {
                 0 => (text.to_vec(), Role::Unknown),
@@ -127,6 +144,11 @@ impl ScoredPieces {
                 _ => (text.to_vec(), Role::Normal),
             };
             pieces.push(Piece { name: String::from_utf8_lossy(&text).into_owned(), text, score, role });
+        }
+        let left = rest.len();
+        if left > 0 {
+            let place = format!("llama2.c tokenizer: bytes after its {vocab} entries");
+            return Err(Error::expected(ErrorKind::BadFile, place, left, 0).help("it belongs to a model with a larger vocabulary"));
         }
         Self::new(pieces, true, 0)
     }
@@ -223,6 +245,11 @@ impl ScoredPieces {
 
     pub(super) fn id(&self, name: &str) -> Option<u32> {
         self.names.get(name).copied()
+    }
+
+    /// Ids of the marks such as the beginning of text.
+    pub(super) fn marks(&self) -> Vec<u32> {
+        self.pieces.iter().zip(0..).filter(|(piece, _)| piece.role == Role::Control).map(|(_, id)| id).collect()
     }
 
     pub(super) fn len(&self) -> usize {

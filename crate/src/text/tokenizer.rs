@@ -5,8 +5,11 @@
 //! which also turns chats into text.
 
 use super::chat::{Chat, ChatConfig};
-use super::gguf;
+use super::guarded::{bounded, growth, guarded};
+use super::placeholder::{refused, shown};
 use super::scored::ScoredPieces;
+use super::specials::{self, Beside, Specials};
+use super::{gguf, gguf_header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use candle_core::quantized::gguf_file::Content;
@@ -18,10 +21,15 @@ use std::sync::Arc;
 pub struct Tokenizer {
     kind: Arc<Kind>,
     chat: Arc<Chat>,
+    specials: Arc<Specials>,
 }
 
 pub(super) enum Kind {
-    HuggingFace(Box<tokenizers::Tokenizer>),
+    HuggingFace {
+        tokenizer: Box<tokenizers::Tokenizer>,
+        /// By how much normalising and decoding may grow a text at most.
+        growth: [f64; 2],
+    },
     Scored(ScoredPieces),
 }
 
@@ -31,25 +39,47 @@ pub(super) fn huggingface(description: &serde_json::Value) -> Result<Kind> {
     from_bytes(&bytes)
 }
 
+/// A tokenizer without the truncation and padding that its file may have saved: they belong to a training script.
 fn from_bytes(bytes: &[u8]) -> Result<Kind> {
-    let tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("tokenizer: {error}")))?;
-    Ok(Kind::HuggingFace(Box::new(tokenizer)))
+    let bad = |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadFile, format!("tokenizer: {}", shown(error)));
+    /// The steps that replace text.
+    #[derive(serde::Deserialize)]
+    struct Steps {
+        normalizer: Option<serde_json::Value>,
+        decoder: Option<serde_json::Value>,
+    }
+    let steps: Steps = serde_json::from_slice(bytes).map_err(|error| bad(&error))?;
+    let mut tokenizer = guarded(ErrorKind::BadFile, || tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| bad(&error)))?;
+    tokenizer.with_truncation(None).map_err(|error| bad(&error))?;
+    tokenizer.with_padding(None);
+    Ok(Kind::HuggingFace { tokenizer: Box::new(tokenizer), growth: [growth(steps.normalizer.as_ref()), growth(steps.decoder.as_ref())] })
 }
 
 impl Tokenizer {
-    pub(super) fn new(kind: Kind, chat: Chat) -> Self {
-        Tokenizer { kind: Arc::new(kind), chat: Arc::new(chat) }
+    pub(super) fn new(kind: Kind, chat: Chat, specials: Specials) -> Self {
+        Tokenizer { kind: Arc::new(kind), chat: Arc::new(chat), specials: Arc::new(specials) }
     }
 
     /// Reads a Hugging Face `tokenizer.json`, and chat templates and special tokens from the files
-    /// beside it: `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`.
+    /// beside it: `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`. A truncation
+    /// or padding that was saved in it is left out.
     ///
     /// # Errors
     /// `MissingFile`, or `BadFile` when the content is not a tokenizer.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let kind = from_bytes(&files::read(path)?).map_err(|error| error.context(path.display()))?;
-        Ok(Self::new(kind, Chat::beside(path.parent().unwrap_or(Path::new("")))?))
+        let bytes = files::read(path)?;
+        if let Some(error) = refused(path, &bytes) {
+            return Err(error);
+        }
+        let mut kind = from_bytes(&bytes).map_err(|error| error.context(path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let beside = Beside::read(folder)?;
+        let specials = match &mut kind {
+            Kind::HuggingFace { tokenizer, .. } => beside.apply(tokenizer).map_err(|error| error.context(folder.display()))?,
+            Kind::Scored(_) => Specials::default(),
+        };
+        Ok(Self::new(kind, Chat::beside(folder)?, specials).at(path))
     }
 
     /// Reads the tokenizer and chat templates in a GGUF file's metadata; the weights are not read.
@@ -63,10 +93,23 @@ impl Tokenizer {
     /// the names of those that are known.
     pub fn from_gguf(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = std::fs::File::open(path).map_err(|error| Error::io(path, &error))?;
-        let content = Content::read(&mut std::io::BufReader::new(file))
-            .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: not a readable GGUF file: {error}", path.display())))?;
-        Self::from_gguf_header(&content).map_err(|error| error.context(path.display()))
+        let (content, _) = gguf_header::read(path)?;
+        Self::from_gguf_header(&content).map(|tokenizer| tokenizer.at(path)).map_err(|error| error.context(path.display()))
+    }
+
+    /// The same tokenizer, whose errors name this file.
+    pub(crate) fn at(self, path: &Path) -> Self {
+        let specials = Specials { place: path.display().to_string(), ..Specials::clone(&self.specials) };
+        Tokenizer { specials: Arc::new(specials), ..self }
+    }
+
+    /// The file it is from, for errors.
+    pub(crate) fn place(&self) -> &str {
+        if self.specials.place.is_empty() { "tokenizer" } else { &self.specials.place }
+    }
+
+    fn named<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| if self.specials.place.is_empty() { error } else { error.context(&self.specials.place) })
     }
 
     /// As [`Tokenizer::from_gguf`], from a header that was read.
@@ -81,7 +124,8 @@ impl Tokenizer {
     pub fn from_llama2c(path: impl AsRef<Path>, vocab: usize) -> Result<Self> {
         let path = path.as_ref();
         let pieces = ScoredPieces::parse(&files::read(path)?, vocab).map_err(|error| error.context(path.display()))?;
-        Ok(Self::new(Kind::Scored(pieces), Chat::default()))
+        let all = pieces.marks();
+        Ok(Self::new(Kind::Scored(pieces), Chat::default(), Specials { front: Some(1), all, ..Specials::default() }).at(path))
     }
 
     /// The same tokenizer with this chat template (Jinja) as its default.
@@ -89,7 +133,7 @@ impl Tokenizer {
     pub fn with_chat_template(&self, template: &str) -> Self {
         let mut chat = Chat::clone(&self.chat);
         chat.set_default(template);
-        Tokenizer { kind: self.kind.clone(), chat: Arc::new(chat) }
+        Tokenizer { chat: Arc::new(chat), ..self.clone() }
     }
 
     /// This tokenizer with the chat templates and special tokens of a GGUF header, if it has none
@@ -97,9 +141,12 @@ impl Tokenizer {
     ///
     /// # Errors
     /// `BadFile` for a vocabulary that is no list of texts.
-    pub(crate) fn or_chat_of(self, content: &Content) -> Result<Self> {
+    pub(crate) fn or_chat_of(mut self, content: &Content) -> Result<Self> {
+        if self.specials.front.is_none() {
+            self.specials = Arc::new(Specials { front: gguf::specials(content)?.front, ..Specials::clone(&self.specials) });
+        }
         if self.chat.is_empty() {
-            return Ok(Tokenizer { kind: self.kind, chat: Arc::new(gguf::chat(content)?) });
+            return Ok(Tokenizer { chat: Arc::new(gguf::chat(content)?), ..self });
         }
         Ok(self)
     }
@@ -142,13 +189,41 @@ impl Tokenizer {
     /// # Errors
     /// `BadInput` when the tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.named(self.plain(text))
+    }
+
+    fn plain(&self, text: &str) -> Result<Vec<u32>> {
         match &*self.kind {
-            Kind::HuggingFace(tokenizer) => tokenizer
-                .encode_fast(text, false)
-                .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|error| Error::new(ErrorKind::BadInput, format!("tokenizer: {error}"))),
+            Kind::HuggingFace { tokenizer, growth } => {
+                bounded(growth[0], text.len())?;
+                let wrong = |error: tokenizers::Error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(error)));
+                guarded(ErrorKind::BadInput, || tokenizer.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()).map_err(wrong))
+            }
             Kind::Scored(pieces) => Ok(pieces.encode(text)),
         }
+    }
+
+    /// Ids of `text` with the special tokens that the tokenizer's files put around it, as transformers'
+    /// AutoTokenizer gives them; none for a text without tokens.
+    ///
+    /// # Errors
+    /// `BadInput` when the tokenizer refuses the text.
+    pub fn encode_with_specials(&self, text: &str) -> Result<Vec<u32>> {
+        if let Kind::HuggingFace { growth, .. } = &*self.kind {
+            self.named(bounded(growth[0], text.len()))?;
+        }
+        self.named(specials::encode(&self.kind, &self.specials, text))
+    }
+
+    /// The special token that stands in front where one is wanted: that of the beginning of text, else
+    /// padding's, else that of the end, where the tokenizer's files name one.
+    pub fn front(&self) -> Option<u32> {
+        self.specials.front
+    }
+
+    /// Whether `id` is a special token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.specials.all.contains(&id)
     }
 
     /// Text of `ids`, special tokens included.
@@ -156,10 +231,16 @@ impl Tokenizer {
     /// # Errors
     /// `BadInput` for an id outside the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.named(self.written(ids))
+    }
+
+    fn written(&self, ids: &[u32]) -> Result<String> {
         match &*self.kind {
-            Kind::HuggingFace(tokenizer) => tokenizer
-                .decode(ids, false)
-                .map_err(|error| Error::new(ErrorKind::BadInput, format!("tokenizer: {error}"))),
+            Kind::HuggingFace { tokenizer, growth } => {
+                // A token has some 16 bytes at most on average.
+                bounded(growth[1], ids.len().saturating_mul(16))?;
+                guarded(ErrorKind::BadInput, || tokenizer.decode(ids, false).map_err(|error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(error)))))
+            }
             Kind::Scored(pieces) => pieces.decode(ids),
         }
     }
@@ -167,7 +248,7 @@ impl Tokenizer {
     /// One token as text for people; `⟨id⟩` when it has none.
     pub fn token_text(&self, id: u32) -> String {
         let text = match &*self.kind {
-            Kind::HuggingFace(_) => self.decode(&[id]).ok(),
+            Kind::HuggingFace { .. } => self.decode(&[id]).ok(),
             Kind::Scored(pieces) => pieces.piece(id).map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
         };
         text.filter(|text| !text.is_empty()).unwrap_or_else(|| format!("⟨{id}⟩"))
@@ -176,7 +257,7 @@ impl Tokenizer {
     /// Id of a token given by its exact text, such as `<|endoftext|>`.
     pub fn id(&self, token: &str) -> Option<u32> {
         match &*self.kind {
-            Kind::HuggingFace(tokenizer) => tokenizer.token_to_id(token),
+            Kind::HuggingFace { tokenizer, .. } => tokenizer.token_to_id(token),
             Kind::Scored(pieces) => pieces.id(token),
         }
     }
@@ -184,7 +265,7 @@ impl Tokenizer {
     /// Entries in the vocabulary.
     pub fn vocab(&self) -> usize {
         match &*self.kind {
-            Kind::HuggingFace(tokenizer) => tokenizer.get_vocab_size(true),
+            Kind::HuggingFace { tokenizer, .. } => tokenizer.get_vocab_size(true),
             Kind::Scored(pieces) => pieces.len(),
         }
     }

@@ -2,7 +2,8 @@
 //! header under the same names.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::config::{LocalAttention, MlpActivation};
+use crate::model::config::{LocalAttention, MlpActivation, MOST_LAYERS};
+use crate::text::placeholder::shown;
 use candle_core::quantized::gguf_file::{Content, Value};
 use serde_json::{json, Map, Value as Json};
 
@@ -26,7 +27,21 @@ const GGUF_KEYS: [(&str, &[&str]); 15] = [
 ];
 
 /// A GGUF header's entries under the names that families read.
-pub(super) fn from_gguf(content: &Content, architecture: &str) -> Json {
+///
+/// # Errors
+/// `BadFile` for a number of the architecture's that is NaN or infinite.
+pub(super) fn from_gguf(content: &Content, architecture: &str, place: &str) -> Result<Json> {
+    let own = content.metadata.iter().filter(|(key, _)| key.strip_prefix(architecture).is_some_and(|rest| rest.starts_with('.')));
+    for (key, value) in own {
+        let number = match value {
+            Value::F32(number) => f64::from(*number),
+            Value::F64(number) => *number,
+            _ => continue,
+        };
+        if !number.is_finite() {
+            return Err(Error::expected(ErrorKind::BadFile, format_args!("{place}: {}", shown(key)), number, "a finite number"));
+        }
+    }
     let get = |key: &str| content.metadata.get(key).and_then(to_json);
     let mut fields = Map::new();
     for (key, names) in GGUF_KEYS {
@@ -53,11 +68,10 @@ pub(super) fn from_gguf(content: &Content, architecture: &str) -> Json {
     let vocab = content.tensor_infos.get("token_embd.weight").and_then(|info| info.shape.dims().first().copied());
     fields.insert("vocab_size".to_string(), json!(vocab));
     fields.insert("tie_word_embeddings".to_string(), json!(!content.tensor_infos.contains_key("output.weight")));
-    let sentence_pieces = get("tokenizer.ggml.model") == Some(json!("llama"));
-    fields.insert("add_special".to_string(), get("tokenizer.ggml.add_bos_token").unwrap_or(json!(sentence_pieces)));
+    fields.insert("add_special".to_string(), json!(crate::text::adds_bos(content)));
     fields.insert("bos_token_id".to_string(), json!(get("tokenizer.ggml.bos_token_id")));
     fields.insert("eos_token_id".to_string(), json!(get("tokenizer.ggml.eos_token_id")));
-    fields.into()
+    Ok(fields.into())
 }
 
 fn to_json(value: &Value) -> Option<Json> {
@@ -68,6 +82,8 @@ fn to_json(value: &Value) -> Option<Json> {
         Value::I64(number) => json!(number),
         Value::Bool(flag) => json!(flag),
         Value::String(text) => json!(text),
+        // One for each layer: no field that is read is a list, so it is refused with its values.
+        Value::Array(list) => list.iter().take(100).map(to_json).collect::<Option<Vec<Json>>>()?.into(),
         other => json!(other.to_u64().ok()?),
     })
 }
@@ -85,7 +101,7 @@ impl<'a> Fields<'a> {
     }
 
     fn read<T>(&self, field: &str, expected: &str, read: impl Fn(&Json) -> Option<T>) -> Result<Option<T>> {
-        let wrong = |value: &Json| Error::expected(ErrorKind::BadFile, format_args!("{}: {field}", self.place), value, expected);
+        let wrong = |value: &Json| Error::expected(ErrorKind::BadFile, format_args!("{}: {field}", self.place), shown(value), expected);
         self.get(field).map(|value| read(value).ok_or_else(|| wrong(value))).transpose()
     }
 
@@ -93,8 +109,9 @@ impl<'a> Fields<'a> {
         self.optional(field)?.ok_or_else(|| Error::expected(ErrorKind::BadFile, format_args!("{}: {field}", self.place), "nothing", "a whole number"))
     }
 
+    /// A whole number; above 2^40 is none that a model has.
     pub fn optional(&self, field: &str) -> Result<Option<usize>> {
-        self.read(field, "a whole number", |value| value.as_u64().map(|number| number as usize))
+        self.read(field, "a whole number, at most 2^40", |value| value.as_u64().filter(|number| *number <= 1 << 40).map(|number| number as usize))
     }
 
     pub fn real(&self, field: &str, default: f64) -> Result<f64> {
@@ -138,7 +155,7 @@ impl<'a> Fields<'a> {
             "silu" | "swish" => Ok(MlpActivation::Silu),
             other => {
                 let place = format!("{}: {field}", self.place);
-                Err(Error::expected(ErrorKind::Unsupported, place, other, "gelu_new, gelu_pytorch_tanh, gelu, relu or silu"))
+                Err(Error::expected(ErrorKind::Unsupported, place, shown(other), "gelu_new, gelu_pytorch_tanh, gelu, relu or silu"))
             }
         }
     }
@@ -155,7 +172,7 @@ impl<'a> Fields<'a> {
             };
             value.as_array()?.iter().map(sliding).collect::<Option<Vec<bool>>>()
         })?;
-        let layers = listed.unwrap_or_else(|| (0..layers).map(default).collect());
+        let layers = listed.unwrap_or_else(|| (0..layers.min(MOST_LAYERS)).map(default).collect());
         Ok(layers.contains(&true).then_some(LocalAttention { window, layers, base: None }))
     }
 
@@ -165,7 +182,7 @@ impl<'a> Fields<'a> {
             Some(value) if !allowed.contains(value) => Err(Error::expected(
                 ErrorKind::Unsupported,
                 format_args!("{}: {field}", self.place),
-                value,
+                shown(value),
                 allowed.iter().map(ToString::to_string).chain(["nothing".to_string()]).collect::<Vec<_>>().join(" or "),
             )),
             _ => Ok(()),

@@ -6,8 +6,8 @@
 use super::fields::Fields;
 use super::llama;
 use super::names::{Names, GGUF, LLAMA};
-use super::{Family, Gguf};
-use crate::error::Result;
+use super::{rope, Family, Gguf};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::{LocalAttention, ModelConfig, NormPlaces, QkNorm};
 use serde_json::json;
 
@@ -54,9 +54,13 @@ fn sandwich(fields: &Fields<'_>) -> Result<ModelConfig> {
     fields.refuse("use_bidirectional_attention", &[json!(false)])?;
     // llama.cpp's files leave it out; only the two of 27 B scale by other than the head's width.
     let by_head = if config.layers == 46 || config.layers == 62 { config.width / config.heads.max(1) } else { config.head_dim };
+    let scalar = fields.real("query_pre_attn_scalar", by_head as f64)?;
+    if scalar <= 0.0 {
+        return Err(Error::expected(ErrorKind::BadConfig, format_args!("{}: query_pre_attn_scalar", fields.place), scalar, "a number above 0"));
+    }
     Ok(ModelConfig {
         norm_places: NormPlaces::Sandwich,
-        attention_scale: fields.real("query_pre_attn_scalar", by_head as f64)?.powf(-0.5),
+        attention_scale: scalar.powf(-0.5),
         attention_cap: fields.optional_real("attn_logit_softcapping")?,
         logit_cap: fields.optional_real("final_logit_softcapping")?,
         ..config
@@ -73,7 +77,6 @@ fn gemma3(fields: &Fields<'_>) -> Result<ModelConfig> {
     let config = sandwich(fields)?;
     let pattern = fields.optional("sliding_window_pattern")?.or(fields.optional("_sliding_window_pattern")?).unwrap_or(6).max(1);
     let local = fields.local(fields.optional("sliding_window")?, config.layers, usize::MAX, |layer| (layer + 1) % pattern != 0)?;
-    let newer = fields.get("rope_parameters").and_then(|rope| rope.get("sliding_attention")?.get("rope_theta")?.as_f64());
-    let base = fields.real("rope_local_base_freq", newer.unwrap_or(10_000.0))?;
+    let base = rope::local_base(fields)?.map_or_else(|| fields.real("rope_local_base_freq", 10_000.0), Ok)?;
     Ok(ModelConfig { qk_norm: Some(QkNorm::PerHead), local: local.map(|local| LocalAttention { base: Some(base), ..local }), ..config })
 }

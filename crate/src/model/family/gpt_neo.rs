@@ -6,7 +6,8 @@ use super::gpt2;
 use super::names::{Names, Qkv};
 use super::Family;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::config::{Biases, LocalAttention, ModelConfig};
+use crate::model::config::{Biases, LocalAttention, ModelConfig, MOST_LAYERS};
+use crate::text::placeholder::shown;
 
 pub(super) const FAMILY: Family = Family {
     name: "gpt_neo",
@@ -39,14 +40,18 @@ fn kinds(fields: &Fields<'_>) -> Result<Vec<bool>> {
         let mut layers = Vec::new();
         for part in value.as_array()? {
             let kinds = part.get(0)?.as_array()?.iter().map(|kind| Some(kind.as_str()? == "local")).collect::<Option<Vec<bool>>>()?;
-            layers.extend(kinds.repeat(part.get(1)?.as_u64()?.min(1 << 16) as usize));
+            let times = usize::try_from(part.get(1)?.as_u64()?).ok()?;
+            if layers.len() + kinds.len().checked_mul(times)? > MOST_LAYERS {
+                return None;
+            }
+            layers.extend(kinds.repeat(times));
         }
         Some(layers)
     };
     let value = fields.get("attention_types");
     value.and_then(read).ok_or_else(|| {
         let place = format!("{}: attention_types", fields.place);
-        let got = value.map_or("nothing".to_string(), ToString::to_string);
+        let got = value.map_or("nothing".to_string(), shown);
         Error::expected(ErrorKind::BadFile, place, got, "a list like [[[\"global\", \"local\"], 6]]")
     })
 }

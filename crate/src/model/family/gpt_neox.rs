@@ -26,7 +26,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn config(fields: &Fields<'_>) -> Result<ModelConfig> {
-    let part = fields.real("rotary_pct", rope::part(fields, 0.25)?)?;
+    let part = rope::part(fields, fields.real("rotary_pct", 0.25)?)?;
     let base = fields.optional_real("rotary_emb_base")?;
     let attention = fields.flag("attention_bias", true)?;
     let config = llama::rotated(fields, part, base)?;

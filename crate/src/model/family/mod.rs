@@ -23,6 +23,7 @@ use super::config::{ModelConfig, Positions};
 use super::parts::{Layer, Norm};
 use super::weights::Weights;
 use crate::error::{Error, ErrorKind, Result};
+use crate::text::placeholder::shown;
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{DType, Device, Tensor};
 use fields::Fields;
@@ -97,7 +98,37 @@ pub(crate) struct Parts {
 pub(crate) fn config_from_json(json: &serde_json::Value, place: &str) -> Result<ModelConfig> {
     let kind = json.get("model_type").and_then(|kind| kind.as_str()).unwrap_or("none");
     let family = FAMILIES.iter().find(|family| family.name == kind).ok_or_else(|| unknown(kind, ARCHITECTURES, place))?;
+    quantized(json, place)?;
+    let [older, newer] = ["rope_scaling", "rope_parameters"].map(|field| json.get(field).and_then(|table| table.as_object()).filter(|table| !table.is_empty()));
+    if older.is_some() && newer.is_some() && older != newer {
+        eprintln!("warning: {place}: rope_scaling and rope_parameters differ; rope_scaling is used, as transformers does");
+    }
     family.read(&Fields { json, place })
+}
+
+/// Refuses quantised weights by the name of their method.
+fn quantized(json: &serde_json::Value, place: &str) -> Result<()> {
+    let inner = json.get("text_config");
+    for field in ["quantization_config", "compression_config"] {
+        let Some(found) = json.get(field).or(inner.and_then(|inner| inner.get(field))).filter(|found| !found.is_null()) else { continue };
+        let loads = ["load_in_8bit", "load_in_4bit"].iter().any(|flag| found.get(flag).and_then(|flag| flag.as_bool()) == Some(true));
+        let named = ["quant_method", "quant_algo", "format"].iter().find_map(|name| found.get(name)?.as_str());
+        let method = shown(named.unwrap_or(if loads { "bitsandbytes" } else { "an unnamed method" }));
+        let message = format!("{place}: {field}: the weights are quantised by {method}, which is not read; expected weights in floating point");
+        return Err(Error::new(ErrorKind::Unsupported, message).help("take the model that it was made from (bf16, f16 or f32), or a GGUF file of it"));
+    }
+    Ok(())
+}
+
+/// Whether a model that is said to have its unembedding tied has one of its own in the file, which transformers keeps.
+pub(crate) fn has_own_head(config: &ModelConfig, weights: &Weights) -> Result<bool> {
+    let family = FAMILIES.iter().find(|family| family.name == config.architecture);
+    let Some(names) = family.map(|family| &family.names).filter(|_| config.tied && !matches!(weights, Weights::Gguf(_))) else { return Ok(false) };
+    let head = format!("{}.weight", names.unembedding);
+    let embedding = names.prefixes.iter().map(|prefix| format!("{prefix}{}.weight", names.embedding)).find(|name| weights.contains(name));
+    let Some(embedding) = embedding.filter(|embedding| weights.contains(&head) && weights.shape(embedding) == weights.shape(&head)) else { return Ok(false) };
+    let [one, two] = [weights.read(&head, &Device::Cpu)?, weights.read(&embedding, &Device::Cpu)?];
+    Ok(one.ne(&two)?.max_all()?.to_scalar::<u8>()? > 0)
 }
 
 /// Reads a GGUF header.
@@ -112,7 +143,7 @@ pub(crate) fn config_from_gguf(content: &Content, place: &str) -> Result<ModelCo
         let names: Vec<&str> = FAMILIES.iter().filter_map(|family| Some(family.gguf.as_ref()?.name)).collect();
         return Err(unknown(architecture, &names, place));
     };
-    let json = fields::from_gguf(content, architecture);
+    let json = fields::from_gguf(content, architecture, place)?;
     let fields = Fields { json: &json, place };
     let mut config = family.read(&fields)?;
     // llama.cpp adds Gemma's 1 when it converts.
@@ -130,7 +161,7 @@ pub(crate) fn config_from_gguf(content: &Content, place: &str) -> Result<ModelCo
 pub(crate) fn load(config: &ModelConfig, weights: &Weights, device: &Device, dtype: DType) -> Result<Parts> {
     let family = FAMILIES.iter().find(|family| family.name == config.architecture);
     let names = family.and_then(|family| match weights {
-        Weights::Gguf { .. } => family.gguf.as_ref().map(|gguf| &gguf.names),
+        Weights::Gguf(_) => family.gguf.as_ref().map(|gguf| &gguf.names),
         _ => Some(&family.names),
     });
     let names = names.ok_or_else(|| unknown(&config.architecture, ARCHITECTURES, &weights.path().display().to_string()))?;
@@ -150,5 +181,5 @@ impl Family {
 
 fn unknown(got: &str, names: &[&str], place: &str) -> Error {
     let expected = format!("one of {}", names.join(", "));
-    Error::expected(ErrorKind::UnknownArchitecture, format_args!("{place}: architecture"), format_args!("'{got}'"), expected)
+    Error::expected(ErrorKind::UnknownArchitecture, format_args!("{place}: architecture"), format_args!("'{}'", shown(got)), expected)
 }

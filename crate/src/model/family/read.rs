@@ -7,10 +7,12 @@
 
 use super::names::{Names, Qkv, Up};
 use super::Parts;
+use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::{ModelConfig, NormKind, NormPlaces, Positions, QkNorm};
 use crate::model::parts::{Layer, Linear, Mlp, Norm};
 use crate::model::weights::Weights;
+use crate::text::placeholder::first_ten;
 use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -29,6 +31,8 @@ struct Reader<'a> {
     /// In which maps and embeddings are held.
     dtype: DType,
     found: RefCell<Found>,
+    /// Only names and shapes are looked at; nothing is read, and no tensor is made.
+    checks: bool,
     /// First rows as read, before they are rounded to `dtype`: see [`Parts::sample`].
     sample: RefCell<Vec<Vec<f32>>>,
 }
@@ -36,37 +40,62 @@ struct Reader<'a> {
 #[derive(Default)]
 struct Found {
     used: HashSet<String>,
-    missing: Vec<String>,
-    misshapen: Vec<String>,
+    missing: Amiss,
+    misshapen: Amiss,
 }
 
-/// Reads every tensor.
+/// The first of what is amiss, and how many there are.
+#[derive(Default)]
+struct Amiss {
+    first: Vec<String>,
+    all: usize,
+}
+
+impl Amiss {
+    fn push(&mut self, text: impl FnOnce() -> String) {
+        self.all += 1;
+        if self.all <= 10 {
+            self.first.push(text());
+        }
+    }
+}
+
+/// Reads every tensor, after all names and shapes were found to fit and the memory to be there.
 pub(super) fn parts(config: &ModelConfig, weights: &Weights, names: &Names, device: &Device, dtype: DType) -> Result<Parts> {
+    // A layer has several tensors of its own.
+    if config.layers > weights.count() {
+        let place = format!("{}: number of layers in the configuration", weights.path().display());
+        return Err(Error::expected(ErrorKind::BadTensor, place, config.layers, format_args!("fewer than the {} tensors that are there", weights.count())));
+    }
     let is_there = |prefix: &&&str| [names.embedding, names.final_norm].iter().any(|name| weights.contains(&format!("{prefix}{name}.weight")));
     let prefix = names.prefixes.iter().find(is_there).or(names.prefixes.first()).copied().unwrap_or("");
-    let reader = Reader { config, weights, names, prefix, device, dtype, found: RefCell::default(), sample: RefCell::default() };
-    let parts = reader.parts()?;
+    let reader = Reader { config, weights, names, prefix, device, dtype, found: RefCell::default(), checks: true, sample: RefCell::default() };
+    reader.parts()?;
     reader.finish()?;
-    Ok(parts)
+    if device.is_cpu() {
+        let bytes = config.parameters().saturating_mul(dtype.size_in_bytes() as u64);
+        require_memory(&format!("weights of {}", weights.path().display()), bytes, "take bf16 (LoadConfig::dtype), or a smaller model")?;
+    }
+    Reader { checks: false, found: RefCell::default(), sample: RefCell::default(), ..reader }.parts()
 }
 
 impl Reader<'_> {
-    /// A tensor of this shape. Where something was amiss nothing more is read: zeros stand in until
-    /// [`Reader::finish`] refuses.
+    /// A tensor of this shape; while names and shapes are checked a single 0.
     fn tensor(&self, name: String, shape: &[usize]) -> Result<Tensor> {
+        if !self.checks {
+            return self.weights.read(&name, self.device);
+        }
         let mut found = self.found.borrow_mut();
         match self.weights.shape(&name) {
-            None => found.missing.push(format!("{name} {shape:?}")),
-            Some(got) if got != shape => found.misshapen.push(format!("{name}: got {got:?}, expected {shape:?}")),
-            Some(_) if found.missing.is_empty() && found.misshapen.is_empty() => {
-                let tensor = self.weights.read(&name, self.device)?;
+            None => found.missing.push(|| format!("{name} {shape:?}")),
+            Some(got) => {
+                if got != shape {
+                    found.misshapen.push(|| format!("{name}: got {got:?}, expected {shape:?}"));
+                }
                 found.used.insert(name);
-                return Ok(tensor);
             }
-            Some(_) => {}
         }
-        found.used.insert(name);
-        Ok(Tensor::zeros((), DType::F32, self.device)?.broadcast_as(shape)?)
+        Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?)
     }
 
     fn finish(&self) -> Result<()> {
@@ -80,13 +109,20 @@ impl Reader<'_> {
         };
         let mut extra: Vec<String> = self.weights.names().into_iter().filter(|name| !known(name)).collect();
         extra.sort_unstable();
-        let lists = [("missing", &found.missing), ("of another shape", &found.misshapen), ("unexpected", &extra)];
-        let wrong: Vec<String> = lists.iter().filter(|(_, list)| !list.is_empty()).map(|(what, list)| format!("{what}: {}", list.join(", "))).collect();
+        let lists = [
+            ("missing", &found.missing.first, found.missing.all),
+            ("of another shape", &found.misshapen.first, found.misshapen.all),
+            ("unexpected", &extra, extra.len()),
+        ];
+        let wrong: Vec<String> = lists.iter().filter(|(_, _, all)| *all > 0).map(|(what, list, all)| format!("{what}: {}", first_ten(list, *all))).collect();
         if wrong.is_empty() {
             return Ok(());
         }
         let place = format!("{}: tensors of a {} model", self.weights.path().display(), self.config.architecture);
-        Err(Error::new(ErrorKind::BadTensor, format!("{place}: {}", wrong.join("; "))).help("the weights do not belong to this configuration"))
+        let codes = [".qweight", ".qzeros", ".weight_scale", ".weight_scale_inv", ".SCB", ".absmax", ".weight_packed"];
+        let quantised = extra.iter().any(|name| codes.iter().any(|end| name.ends_with(end)));
+        let help = if quantised { "the weights are quantised, which is not read; take the model in floating point, or a GGUF file" } else { "the weights do not belong to this configuration" };
+        Err(Error::new(ErrorKind::BadTensor, format!("{place}: {}", wrong.join("; "))).help(help))
     }
 
     fn parts(&self) -> Result<Parts> {
@@ -94,7 +130,10 @@ impl Reader<'_> {
         let layers = (0..c.layers).map(|index| self.layer(index)).collect::<Result<Vec<_>>>()?;
         let embedding = self.tensor(format!("{}{}.weight", self.prefix, n.embedding), &[c.vocab, c.width])?;
         self.sample(&embedding)?;
-        self.sample.borrow_mut().rotate_right(1);
+        let mut sample = self.sample.borrow_mut();
+        let last = sample.len().min(1);
+        sample.rotate_right(last);
+        drop(sample);
         let tied = (c.tied && c.logit_scale != 1.0).then(|| embedding.clone());
         let embedding = self.held(embedding)?;
         let bias = c.biases.unembedding.then(|| self.tensor(format!("{}.bias", n.unembedding), &[c.vocab])).transpose()?;
@@ -133,15 +172,18 @@ impl Reader<'_> {
                 self.linear(at(key), keys, c.width, c.biases.qkv)?,
                 self.linear(at(value), keys, c.width, c.biases.qkv)?,
             ],
-            Qkv::Blocks(name) => cut(&self.linear(at(name), queries + 2 * keys, c.width, c.biases.qkv)?, [queries, keys, keys])?,
+            Qkv::Blocks(name) => self.cut(&self.linear(at(name), queries + 2 * keys, c.width, c.biases.qkv)?, [queries, keys, keys])?,
             Qkv::Heads(name) => {
                 let fused = self.linear(at(name), 3 * queries, c.width, c.biases.qkv)?;
                 let regrouped = |tensor: &Tensor| -> Result<Tensor> {
+                    if self.checks {
+                        return Ok(tensor.clone());
+                    }
                     let shape = tensor.dims().to_vec();
                     Ok(tensor.reshape((c.heads, 3, c.head_dim, ()))?.transpose(0, 1)?.contiguous()?.reshape(shape)?)
                 };
                 let bias = fused.bias.as_ref().map(regrouped).transpose()?;
-                cut(&Linear { weight: regrouped(&fused.weight)?, bias }, [queries, queries, queries])?
+                self.cut(&Linear { weight: regrouped(&fused.weight)?, bias }, [queries, queries, queries])?
             }
         };
         let (gate, up) = match n.up {
@@ -150,7 +192,7 @@ impl Reader<'_> {
                 (Some(self.linear(at(gate), c.mlp_width, c.width, c.biases.mlp)?), self.linear(at(up), c.mlp_width, c.width, c.biases.mlp)?)
             }
             Up::Blocks(name) => {
-                let [gate, up] = cut(&self.linear(at(name), 2 * c.mlp_width, c.width, c.biases.mlp)?, [c.mlp_width, c.mlp_width])?;
+                let [gate, up] = self.cut(&self.linear(at(name), 2 * c.mlp_width, c.width, c.biases.mlp)?, [c.mlp_width, c.mlp_width])?;
                 (Some(gate), up)
             }
         };
@@ -191,6 +233,9 @@ impl Reader<'_> {
 
     /// Keeps the first row.
     fn sample(&self, weight: &Tensor) -> Result<()> {
+        if self.checks {
+            return Ok(());
+        }
         self.sample.borrow_mut().push(weight.get(0)?.to_vec1()?);
         Ok(())
     }
@@ -198,6 +243,9 @@ impl Reader<'_> {
     /// A matrix in the dtype in which the model holds it.
     fn held(&self, weight: Tensor) -> Result<Tensor> {
         const MOST: f32 = 65_504.0;
+        if self.checks {
+            return Ok(weight);
+        }
         if self.dtype == DType::F16 {
             let most = weight.abs()?.max_all()?.to_scalar::<f32>()?;
             if most > MOST {
@@ -212,8 +260,14 @@ impl Reader<'_> {
     fn whole(&self, name: String, out: usize, inner: usize, bias: bool) -> Result<Linear> {
         let bias = bias.then(|| self.tensor(format!("{name}.bias"), &[out])).transpose()?;
         let name = format!("{name}.weight");
-        let weight = if self.names.transposed { self.tensor(name, &[inner, out])?.t()?.contiguous()? } else { self.tensor(name, &[out, inner])? };
-        Ok(Linear { weight, bias })
+        let weight = if self.names.transposed { self.tensor(name, &[inner, out])? } else { self.tensor(name, &[out, inner])? };
+        let turned = self.names.transposed && !self.checks;
+        Ok(Linear { weight: if turned { weight.t()?.contiguous()? } else { weight }, bias })
+    }
+
+    /// As [`cut`]; while names and shapes are checked there is nothing to cut.
+    fn cut<const N: usize>(&self, fused: &Linear, sizes: [usize; N]) -> Result<[Linear; N]> {
+        if self.checks { Ok(std::array::from_fn(|_| fused.clone())) } else { cut(fused, sizes) }
     }
 }
 

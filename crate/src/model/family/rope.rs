@@ -1,32 +1,74 @@
 //! What configuration files say about rotary positions, by their older and newer names.
+//!
+//! As transformers 5 reads them: one table, `rope_scaling` where it is there and not empty, else `rope_parameters`;
+//! what it holds goes before fields of the same meaning beside it, such as a `rope_theta` left over from an older
+//! version. A table may hold one for each kind of layer.
 
 use super::fields::Fields;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::RotaryScaling;
-use serde_json::json;
+use crate::text::placeholder::shown;
+use serde_json::{json, Value};
 
-/// What newer files keep of the rotation in one place, for layers without a window where they differ.
-fn rope<'a>(fields: &Fields<'a>) -> Option<&'a serde_json::Value> {
-    let rope = fields.get("rope_parameters")?;
-    Some(rope.get("full_attention").unwrap_or(rope))
+/// The table and its name; of layers without a window where it holds one for each kind.
+fn rope<'a>(fields: &Fields<'a>) -> Result<Option<(&'static str, &'a Value)>> {
+    let Some((name, table)) = whole(fields)? else { return Ok(None) };
+    let Some(kind) = table.get("full_attention") else { return Ok(Some((name, table))) };
+    object(fields, &format!("{name}: full_attention"), kind).map(|kind| Some((name, kind)))
 }
 
-/// The base of the frequencies, under its older or newer name.
+/// The table as the file has it.
+fn whole<'a>(fields: &Fields<'a>) -> Result<Option<(&'static str, &'a Value)>> {
+    for name in ["rope_scaling", "rope_parameters"] {
+        if let Some(value) = fields.get(name) {
+            let table = object(fields, name, value)?;
+            if table.as_object().is_some_and(|entries| !entries.is_empty()) {
+                return Ok(Some((name, table)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn object<'a>(fields: &Fields<'_>, name: &str, value: &'a Value) -> Result<&'a Value> {
+    let wrong = || Error::expected(ErrorKind::BadFile, format_args!("{}: {name}", fields.place), shown(value), "an object like {\"rope_type\": \"linear\", \"factor\": 2.0}");
+    if value.is_object() { Ok(value) } else { Err(wrong()) }
+}
+
+/// A number of the table, which goes before the field of this name beside it.
+fn real(fields: &Fields<'_>, field: &str) -> Result<Option<f64>> {
+    let place = format!("{}: rope", fields.place);
+    let inner = rope(fields)?.map(|(_, json)| Fields { json, place: &place }.optional_real(field)).transpose()?.flatten();
+    inner.map_or_else(|| fields.optional_real(field), |value| Ok(Some(value)))
+}
+
+/// The base of the frequencies.
 pub(super) fn base(fields: &Fields<'_>) -> Result<Option<f64>> {
-    let newer = rope(fields).and_then(|rope| rope.get("rope_theta")).and_then(|base| base.as_f64());
-    Ok(fields.optional_real("rope_theta")?.or(newer))
+    real(fields, "rope_theta")
 }
 
-/// The part of each head that is rotated, 0 to 1.
+/// The base of layers with a window, where the table has one for them; those are never scaled.
+pub(super) fn local_base(fields: &Fields<'_>) -> Result<Option<f64>> {
+    let Some((name, json)) = whole(fields)?.and_then(|(name, table)| Some((name, table.get("sliding_attention")?))) else { return Ok(None) };
+    let place = format!("{}: {name}: sliding_attention", fields.place);
+    let inner = Fields { json: object(fields, &format!("{name}: sliding_attention"), json)?, place: &place };
+    inner.refuse("rope_type", &[json!("default")])?;
+    inner.optional_real("rope_theta")
+}
+
+/// The part of each head that is rotated, above 0, at most 1.
 pub(super) fn part(fields: &Fields<'_>, default: f64) -> Result<f64> {
-    let newer = rope(fields).and_then(|rope| rope.get("partial_rotary_factor")).and_then(|part| part.as_f64());
-    Ok(fields.optional_real("partial_rotary_factor")?.or(newer).unwrap_or(default))
+    let part = real(fields, "partial_rotary_factor")?.unwrap_or(default);
+    if part > 0.0 && part <= 1.0 {
+        return Ok(part);
+    }
+    Err(Error::expected(ErrorKind::BadConfig, format_args!("{}: part of a head that is rotated", fields.place), part, "above 0, at most 1"))
 }
 
 /// The rule for long contexts, if there is one, for `rotated` numbers of a head with this base.
 pub(super) fn scaling(fields: &Fields<'_>, base: f64, rotated: usize) -> Result<Option<RotaryScaling>> {
-    let Some(json) = fields.get("rope_scaling").or(rope(fields)) else { return Ok(None) };
-    let inner = Fields { json, place: &format!("{}: rope_scaling", fields.place) };
+    let Some((name, json)) = rope(fields)? else { return Ok(None) };
+    let inner = Fields { json, place: &format!("{}: {name}", fields.place) };
     let field = if inner.get("rope_type").is_some() { "rope_type" } else { "type" };
     inner.refuse(field, &[json!("llama3"), json!("linear"), json!("longrope"), json!("su"), json!("yarn"), json!("default")])?;
     Ok(match inner.text(field, "default")?.as_str() {
@@ -75,6 +117,7 @@ fn yarn(inner: &Fields<'_>, longest: usize, base: f64, rotated: usize) -> Result
 
 /// The context trained on, which files keep beside the rule or within it.
 pub(super) fn original_context(fields: &Fields<'_>, default: usize) -> Result<usize> {
-    let inner = fields.get("rope_scaling").or(rope(fields)).and_then(|rope| rope.get("original_max_position_embeddings")?.as_u64());
-    Ok(fields.optional("original_max_position_embeddings")?.or(inner.map(|context| context as usize)).unwrap_or(default))
+    let place = format!("{}: rope", fields.place);
+    let inner = rope(fields)?.map(|(_, json)| Fields { json, place: &place }.optional("original_max_position_embeddings")).transpose()?.flatten();
+    Ok(fields.optional("original_max_position_embeddings")?.or(inner).unwrap_or(default))
 }

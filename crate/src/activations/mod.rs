@@ -28,54 +28,13 @@ pub use store::{ReadConfig, StoreConfig, StoreFormat};
 pub use stream::StreamConfig;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{MlpSite, Model, OutputSite};
+pub use crate::model::InputSite;
+use crate::model::{Model, OutputSite};
 use crate::text::{Blocks, Corpus};
-use candle_core::Tensor;
 use rounds::Rounds;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
-
-/// Which value of each layer the encoders read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum InputSite {
-    /// The residual stream before the MLP's norm (`hook_resid_mid`).
-    #[default]
-    ResidMid,
-    /// What the MLP reads, after its norm (`mlp.hook_in`).
-    MlpIn,
-    /// The same for LayerNorm; before the norm's weight for RMSNorm (`ln2.hook_normalized`).
-    Normalized,
-}
-
-impl InputSite {
-    /// The site's name in circuit-tracer's `config.yaml`.
-    pub fn hook(self) -> &'static str {
-        match self {
-            InputSite::ResidMid => "hook_resid_mid",
-            InputSite::MlpIn => "mlp.hook_in",
-            InputSite::Normalized => "ln2.hook_normalized",
-        }
-    }
-
-    /// The site with this hook name, if it is one that we capture.
-    pub fn from_hook(name: &str) -> Option<Self> {
-        [InputSite::ResidMid, InputSite::MlpIn, InputSite::Normalized].into_iter().find(|site| site.hook() == name)
-    }
-
-    /// The value of this site, `[T, d]`.
-    ///
-    /// # Errors
-    /// `Tensor` when the device fails.
-    pub fn of(self, site: &MlpSite<'_>) -> Result<Tensor> {
-        match self {
-            InputSite::ResidMid => Ok(site.resid_mid.clone()),
-            InputSite::MlpIn => Ok(site.mlp_in.clone()),
-            InputSite::Normalized => site.normalized(),
-        }
-    }
-}
 
 /// Inputs and targets of the same tokens, `[tokens, d]` row by row for each layer.
 #[derive(Clone, Debug, Default)]

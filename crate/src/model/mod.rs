@@ -39,7 +39,7 @@ pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
 pub use generate::{Generation, Step, Stop};
 pub use load::LoadConfig;
-pub use run::{Capture, LayerRun, Logits, OutputSite, Run};
+pub use run::{Capture, InputSite, LayerRun, Logits, OutputSite, Run};
 pub use sample::GenerateConfig;
 pub(crate) use weights::{check_safetensors, release};
 pub use summary::{CltNeed, Optimizer, Part, Summary};

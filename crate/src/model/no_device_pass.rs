@@ -2,8 +2,7 @@
 
 use super::config::ModelConfig;
 use super::rotary::Rotary;
-use super::Model;
-use crate::activations::InputSite;
+use super::{InputSite, Model};
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::Tensor;
 

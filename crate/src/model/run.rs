@@ -4,6 +4,7 @@
 //! and wrote, the attention patterns and the norm scales; the logits. This is all that a CLT, the
 //! frozen linear model and the interventions need; the weights stay in the [`Model`](crate::Model).
 
+use super::forward::MlpSite;
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Tokenizer;
 use candle_core::{Tensor, D};
@@ -53,6 +54,47 @@ impl Capture {
     /// Keeps the logits only.
     pub const fn logits() -> Self {
         Capture { residuals: false, mlp: false, patterns: false, logits: Logits::All }
+    }
+}
+
+/// Which value of each layer the encoders read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InputSite {
+    /// The residual stream before the MLP's norm (`hook_resid_mid`).
+    #[default]
+    ResidMid,
+    /// What the MLP reads, after its norm (`mlp.hook_in`).
+    MlpIn,
+    /// The same for LayerNorm; before the norm's weight for RMSNorm (`ln2.hook_normalized`).
+    Normalized,
+}
+
+impl InputSite {
+    /// The site's name in circuit-tracer's `config.yaml`.
+    pub fn hook(self) -> &'static str {
+        match self {
+            InputSite::ResidMid => "hook_resid_mid",
+            InputSite::MlpIn => "mlp.hook_in",
+            InputSite::Normalized => "ln2.hook_normalized",
+        }
+    }
+
+    /// The site with this hook name, if it is one that we capture.
+    pub fn from_hook(name: &str) -> Option<Self> {
+        [InputSite::ResidMid, InputSite::MlpIn, InputSite::Normalized].into_iter().find(|site| site.hook() == name)
+    }
+
+    /// The value of this site, `[T, d]`.
+    ///
+    /// # Errors
+    /// `Tensor` when the device fails.
+    pub fn of(self, site: &MlpSite<'_>) -> Result<Tensor> {
+        match self {
+            InputSite::ResidMid => Ok(site.resid_mid.clone()),
+            InputSite::MlpIn => Ok(site.mlp_in.clone()),
+            InputSite::Normalized => site.normalized(),
+        }
     }
 }
 

@@ -2,11 +2,10 @@
 
 use super::random::random;
 use super::{deviation, random_clt, worse, Check, RandomModel};
-use crate::activations::InputSite;
 use crate::clt::{Activation, Clt, CltConfig, SparseCode};
 use crate::error::Result;
 use crate::graph::{AttributeConfig, Graph};
-use crate::model::{DevicePass, LoadConfig, Sites};
+use crate::model::{DevicePass, InputSite, LoadConfig, Sites};
 use crate::replacement::Replacement;
 use candle_core::{DType, Device, Tensor};
 

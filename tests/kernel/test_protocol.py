@@ -261,14 +261,17 @@ def test_a_panic_names_its_line(kernel):
     kernel.run("fn deep(list: &[i32]) -> i32 {\n    let at = list.len();\n    list[at]\n}")
     reply, _ = kernel.run("let two = 2;\ndeep(&[1, two])")
     text = "\n".join(reply["traceback"])
-    assert "line 3" in text and "list[at]" in text and "this cell" not in text, text
+    assert "line 3" in text and "list[at]" in text and "this cell, line" not in text, text
 
 
 def test_a_closure_in_a_cell_beside_a_text_variable(kernel):
     kernel.run('let borrowed_text = "some words";')
     assert kernel.value("(0..3).map(|n| n * 2).collect::<Vec<_>>()") == "[0, 2, 4]"
     assert kernel.value("(0..3).filter(|n| borrowed_text.len() > *n).count()") == "3"
-    assert kernel.value("let twice = |n: usize| n * 2;\ntwice(borrowed_text.len())") == "20"
+    reply, _ = kernel.run("let twice = |n: usize| n * 2;\ntwice(borrowed_text.len())")
+    text = "\n".join(reply["traceback"])
+    assert reply["status"] == "error" and "`twice` is a closure" in text and "borrowed_text" not in text, text
+    assert kernel.value("{ let twice = |n: usize| n * 2; twice(borrowed_text.len()) }") == "20"
     assert kernel.value("borrowed_text") == '"some words"'
 
 

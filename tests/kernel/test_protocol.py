@@ -194,6 +194,23 @@ def test_a_cell_sent_after_an_error_runs(kernel):
             until_idle(victim, request)
 
 
+def test_a_cell_sent_while_cells_are_aborted_runs(kernel):
+    failing = kernel.client.execute('std::thread::sleep(std::time::Duration::from_secs(2)); panic!("stop here")')
+    behind = {kernel.client.execute("1 + 1") for _ in range(1000)}
+    assert shell_reply(kernel, failing)["content"]["status"] == "error"
+    late = kernel.client.execute("let late = 1;")
+    while behind or late:
+        reply = kernel.client.get_shell_msg(timeout=120)
+        request, status = reply["parent_header"].get("msg_id"), reply["content"]["status"]
+        if request == late:
+            assert status == "ok", status
+            late = None
+        elif request in behind:
+            assert status == "aborted", status
+            behind.remove(request)
+    assert kernel.value("late") == "1"
+
+
 def test_cells_behind_a_failed_one_are_aborted_and_nothing_else(kernel):
     failing = kernel.client.execute('std::thread::sleep(std::time::Duration::from_millis(300)); panic!("stop here")')
     behind = [kernel.client.execute("1 + 1") for _ in range(3)]

@@ -12,7 +12,8 @@
 //!   packages to find them unchanged) is then skipped: the compiler is called as cargo last did.
 //! - For the words of some errors evcxr runs `cargo check`, which would compile every dependency a
 //!   second time; the built ones serve.
-//! - evcxr's marks in a cell's source are sealed ([`crate::marks`]).
+//! - evcxr's marks in a cell's source are sealed ([`crate::marks`]), and in what it only checks a variable of type
+//!   `&str` is what it is in a cell, `&'static str`: otherwise an error about its lifetime stands for the true one.
 
 use crate::marks::Seal;
 use anyhow::{Context, Result};
@@ -52,7 +53,7 @@ pub fn run(arguments: &[OsString]) -> Result<ExitCode> {
     }
     if checks || has("build") {
         if let Ok(source) = std::fs::read_to_string("src/lib.rs") {
-            let sealed = Seal::of_environment().seal_source(&source);
+            let sealed = static_parameters(&Seal::of_environment().seal_source(&source));
             if sealed != source {
                 std::fs::write("src/lib.rs", sealed)?;
             }
@@ -126,6 +127,23 @@ fn replay(recorded: &Value, checks: bool) -> Result<ExitCode> {
     Ok(code(status))
 }
 
+/// The source that evcxr has checked, with the references among its parameters, which are the variables of earlier
+/// cells, made static. Any other source stays as it is.
+fn static_parameters(source: &str) -> String {
+    const BEFORE: &str = "\nasync fn evcxr_analysis_wrapper(\n";
+    const AFTER: &str = "\n) -> Result<(), EvcxrUserCodeError> {\n";
+    let Some((before, rest)) = source.split_once(BEFORE) else { return source.to_string() };
+    let Some((parameters, after)) = rest.split_once(AFTER) else { return source.to_string() };
+    let mut made = String::new();
+    let mut pieces = parameters.split('&');
+    made.push_str(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        made.push_str(if piece.starts_with('\'') { "&" } else { "&'static " });
+        made.push_str(piece);
+    }
+    format!("{before}{BEFORE}{made}{AFTER}{after}")
+}
+
 fn read(path: &Path) -> Option<Value> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
@@ -167,4 +185,15 @@ fn shown(mut metadata: Value) -> Value {
     metadata["resolve"]["nodes"] = nodes.collect();
     metadata["packages"] = packages.iter().filter(|package| kept.contains(&text(&package["id"]))).cloned().collect();
     metadata
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn references_among_the_variables_are_static_where_a_cell_is_checked() {
+        let source = |text: &str| format!("use x;\nasync fn evcxr_analysis_wrapper(\nwords: {text},\nmut n: i32,\n) -> Result<(), EvcxrUserCodeError> {{\nlet f = |t: &str| t.len();\n");
+        assert_eq!(super::static_parameters(&source("&str")), source("&'static str"));
+        assert_eq!(super::static_parameters(&source("Vec<&'static str>")), source("Vec<&'static str>"));
+        assert_eq!(super::static_parameters("fn f(t: &str) {}"), "fn f(t: &str) {}");
+    }
 }

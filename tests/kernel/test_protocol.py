@@ -194,6 +194,23 @@ def test_a_cell_sent_after_an_error_runs(kernel):
             until_idle(victim, request)
 
 
+def test_a_cell_sent_while_cells_are_aborted_runs(kernel):
+    failing = kernel.client.execute('std::thread::sleep(std::time::Duration::from_secs(2)); panic!("stop here")')
+    behind = {kernel.client.execute("1 + 1") for _ in range(1000)}
+    assert shell_reply(kernel, failing)["content"]["status"] == "error"
+    late = kernel.client.execute("let late = 1;")
+    while behind or late:
+        reply = kernel.client.get_shell_msg(timeout=120)
+        request, status = reply["parent_header"].get("msg_id"), reply["content"]["status"]
+        if request == late:
+            assert status == "ok", status
+            late = None
+        elif request in behind:
+            assert status == "aborted", status
+            behind.remove(request)
+    assert kernel.value("late") == "1"
+
+
 def test_cells_behind_a_failed_one_are_aborted_and_nothing_else(kernel):
     failing = kernel.client.execute('std::thread::sleep(std::time::Duration::from_millis(300)); panic!("stop here")')
     behind = [kernel.client.execute("1 + 1") for _ in range(3)]
@@ -261,14 +278,17 @@ def test_a_panic_names_its_line(kernel):
     kernel.run("fn deep(list: &[i32]) -> i32 {\n    let at = list.len();\n    list[at]\n}")
     reply, _ = kernel.run("let two = 2;\ndeep(&[1, two])")
     text = "\n".join(reply["traceback"])
-    assert "line 3" in text and "list[at]" in text and "this cell" not in text, text
+    assert "line 3" in text and "list[at]" in text and "this cell, line" not in text, text
 
 
 def test_a_closure_in_a_cell_beside_a_text_variable(kernel):
     kernel.run('let borrowed_text = "some words";')
     assert kernel.value("(0..3).map(|n| n * 2).collect::<Vec<_>>()") == "[0, 2, 4]"
     assert kernel.value("(0..3).filter(|n| borrowed_text.len() > *n).count()") == "3"
-    assert kernel.value("let twice = |n: usize| n * 2;\ntwice(borrowed_text.len())") == "20"
+    reply, _ = kernel.run("let twice = |n: usize| n * 2;\ntwice(borrowed_text.len())")
+    text = "\n".join(reply["traceback"])
+    assert reply["status"] == "error" and "`twice` is a closure" in text and "borrowed_text" not in text, text
+    assert kernel.value("{ let twice = |n: usize| n * 2; twice(borrowed_text.len()) }") == "20"
     assert kernel.value("borrowed_text") == '"some words"'
 
 

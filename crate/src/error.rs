@@ -154,8 +154,8 @@ impl From<candle_core::Error> for Error {
             let message = if lower.contains("cuda_error") { "out of memory on the GPU (CUDA_ERROR_OUT_OF_MEMORY)".into() } else { message };
             return Error::new(ErrorKind::OutOfMemory, message).help("use a smaller batch, fewer features or a shorter prompt");
         }
-        // The tensor library's writers pass on the system's words for a full disk (ENOSPC).
-        if lower.contains("no space left") {
+        // The tensor library's writers pass on the system's words for a full disk, a quota and a limit on the size of files.
+        if ["no space left", "quota exceeded", "file too large"].iter().any(|words| lower.contains(words)) {
             return Error::new(ErrorKind::DiskFull, message).help(FREE_SPACE);
         }
         Error::new(ErrorKind::Tensor, message)

@@ -60,6 +60,17 @@ pub fn replace(path: impl AsRef<Path>, write: impl FnOnce(&Path) -> Result<()>) 
     }
 }
 
+/// Moves the finished file `from` to where `path` leads, as [`replace`] does.
+pub(crate) fn move_to(from: &Path, path: &Path) -> Result<()> {
+    if let Target::Place(place) = write::target(path)? {
+        if std::fs::rename(from, place).is_ok() {
+            return Ok(());
+        }
+    }
+    // Elsewhere, or no regular file.
+    replace(path, |at| std::fs::copy(from, at).map(|_| ()).map_err(|error| Error::io(path, &error)))
+}
+
 /// The open file when `path` is no regular file: a pipe, a device, standard output.
 pub(crate) fn stream(path: &Path) -> Result<Option<File>> {
     Ok(match write::target(path)? {

@@ -82,9 +82,10 @@ fn config(endpoint: &str, cache: &Path) -> HubConfig {
     HubConfig { endpoint: endpoint.to_string(), cache: cache.to_path_buf(), token: None, offline: false }
 }
 
-/// The tiny model's folder with a larger file beside it.
+/// The tiny model's folder with a larger file beside it; a folder of its own for each test, which run side by side.
 fn content() -> PathBuf {
-    let folder = support::scratch("hub-content");
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let folder = support::scratch(&format!("hub-content-{}", NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));
     for entry in std::fs::read_dir(support::fixture("attribution/llama/model")).unwrap() {
         let path = entry.unwrap().path();
         std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();

@@ -114,7 +114,7 @@ fn the_token_stays_with_the_hub() {
 fn neither_token_nor_password_is_shown() {
     let (port, _) = serve(|_, _| "HTTP/1.1 403 Forbidden\r\nX-Error-Code: no hf_secret \x1b]0;x\x07\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_string());
     let cache = scratch("hub-secrets");
-    for endpoint in [format!("http://me:pass@127.0.0.1:{port}"), "http://me:pass@127.0.0.1:9".into(), "http://me:pass@nowhere.invalid".into(), "nonsense://me:pass@x".into(), "http://me:pass@[::x".into()] {
+    for endpoint in [format!("http://me:pass@127.0.0.1:{port}"), "http://me:pass@127.0.0.1:9".into(), "http://me:pass@nowhere.invalid".into(), "nonsense://me:pass@x".into(), "http://me:pass/pass@x".into(), "http://me:pass@pass@127.0.0.1:9".into(), "http://me:pass@[::x".into()] {
         let config = HubConfig { endpoint: endpoint.clone(), cache: cache.clone(), token: Some("hf_secret".into()), offline: false };
         let repo = HubRepo::open_with("lab/tiny", config).unwrap();
         for error in [repo.file("config.json").unwrap_err(), repo.list().unwrap_err()] {

@@ -19,7 +19,7 @@ fn commands() -> Vec<Vec<String>> {
         ["run", "--model", &model, "--tokens", "1,2,3"].map(str::to_string).to_vec(),
         ["generate", "--model", &model, "--tokens", "1,2,3"].map(str::to_string).to_vec(),
         ["clt", "check", &clt].map(str::to_string).to_vec(),
-        with(&["clt", "encode"], &[]),
+        ["clt", "encode", &clt, "--model", &model, "--tokens", "1,2,3,4"].map(str::to_string).to_vec(),
         with(&["check"], &["--supernodes", "3"]),
         ["doctor"].map(str::to_string).to_vec(),
         ["--help"].map(str::to_string).to_vec(),
@@ -65,7 +65,13 @@ fn a_pipe_is_written_to_and_stays() {
         });
         done(&if writes_raw { run(&fifo) } else { attribute(&["-o", fifo.to_str().unwrap()]).output().unwrap() });
         let (got, file) = (reader.join().unwrap(), std::fs::read(if writes_raw { &raw } else { &plain }).unwrap());
-        assert_eq!(got.len(), file.len());
+        if writes_raw {
+            assert!(got == file);
+        } else {
+            // The graph says when it was made.
+            let count = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap()["links"].as_array().unwrap().len();
+            assert_eq!(count(&got), count(&file));
+        }
         assert!(std::fs::metadata(&fifo).unwrap().file_type().is_fifo());
     }
     assert_eq!(names(&folder), ["fifo", "plain.json", "plain.safetensors"]);
@@ -90,6 +96,20 @@ fn a_link_is_followed() {
     assert!(cltlab::files::write_atomic(folder.join("round"), b"x").is_err());
     let error = cltlab::files::write_atomic(&folder, b"x").unwrap_err();
     assert!(error.to_string().contains("a folder"), "{error}");
+}
+
+/// A folder of files is filled file by file where it is there already.
+#[test]
+fn links_in_a_folder_are_followed() {
+    let folder = scratch("output-folder-link");
+    let (clt, elsewhere) = (folder.join("clt"), folder.join("elsewhere"));
+    std::fs::create_dir(&clt).unwrap();
+    std::fs::write(&elsewhere, "old").unwrap();
+    symlink(&elsewhere, clt.join("W_enc_0.safetensors")).unwrap();
+    done(&Command::new(CLTLAB).args(["clt", "convert"]).arg(fixture("attribution/gpt2/clt")).arg(&clt).output().unwrap());
+    assert!(std::fs::symlink_metadata(clt.join("W_enc_0.safetensors")).unwrap().is_symlink() && std::fs::metadata(&elsewhere).unwrap().len() > 100);
+    done(&Command::new(CLTLAB).args(["clt", "check"]).arg(&clt).output().unwrap());
+    assert_eq!(names(&folder), ["clt", "elsewhere"]);
 }
 
 #[test]
@@ -130,7 +150,7 @@ fn modes_follow_the_umask() {
         let both = format!("--model {model} --clt {clt} --tokens 1,2,3,4");
         for (command, path) in [
             (format!("run --model {model} --tokens 1,2 --raw"), at("run")),
-            (format!("clt encode {both} --raw"), at("encode")),
+            (format!("clt encode {clt} --model {model} --tokens 1,2,3,4 --raw"), at("encode")),
             (format!("intervene {both} --set 0,1,3=2 --raw"), at("intervene")),
             (format!("attribute {both} --raw {} -o", at("raw").display()), at("attribute")),
             (format!("clt convert {clt}"), at("convert")),
@@ -192,7 +212,7 @@ fn a_full_disk_is_an_error_in_every_command() {
     for command in [
         format!("attribute {both} -o out"),
         format!("clt convert {clt} out"),
-        format!("clt encode {both} --raw out"),
+        format!("clt encode {clt} --model {model} --tokens 1,2,3,4 --raw out"),
         format!("run --model {model} --tokens 1,2 --raw out"),
         format!("check {both} --supernodes 3 -o out"),
     ] {

@@ -18,6 +18,8 @@ const FILE: &str = ".cltlab.lock";
 #[derive(Debug)]
 pub struct FolderLock {
     path: PathBuf,
+    /// The folder was not there before.
+    made: bool,
     _file: File,
 }
 
@@ -28,6 +30,7 @@ impl FolderLock {
     /// `BadInput` when another process, or another lock of this one, holds it; `Io` or `DiskFull` with the path.
     pub fn take(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
+        let made = !folder.exists();
         super::create_folder(folder)?;
         let path = folder.join(FILE);
         let fault = |error: std::io::Error| Error::io(&path, &error);
@@ -57,7 +60,7 @@ impl FolderLock {
             let (pid, key) = own_mark();
             let said = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{pid} {key}"));
             said.map_err(fault)?;
-            return Ok(FolderLock { path, _file: file });
+            return Ok(FolderLock { path, made, _file: file });
         }
     }
 }
@@ -65,5 +68,9 @@ impl FolderLock {
 impl Drop for FolderLock {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+        if let Some(folder) = self.path.parent().filter(|_| self.made) {
+            // It goes only when nothing was written there.
+            let _ = std::fs::remove_dir(folder);
+        }
     }
 }

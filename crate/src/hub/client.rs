@@ -165,7 +165,8 @@ pub(super) fn without_passwords(text: &str) -> String {
     while let Some(at) = rest.find("://") {
         let (head, tail) = rest.split_at(at + 3);
         out.push_str(head);
-        let end = tail.find(|c: char| matches!(c, '/' | '?' | '#') || c.is_whitespace()).unwrap_or(tail.len());
+        // Up to the last @: a password may hold what ends a host.
+        let end = tail.find(char::is_whitespace).unwrap_or(tail.len());
         rest = tail[..end].rfind('@').map_or(tail, |sign| &tail[sign + 1..]);
     }
     out + rest

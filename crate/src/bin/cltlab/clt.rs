@@ -2,7 +2,6 @@
 
 use super::model::Prompted;
 use clap::{Args, Subcommand};
-use cltlab::candle::safetensors;
 use cltlab::model::OutputSite;
 use cltlab::prelude::*;
 use std::collections::HashMap;
@@ -151,5 +150,5 @@ fn encode(args: &EncodeArgs) -> Result<()> {
             tensors.insert(format!("t.{l}"), output.to_device(&Device::Cpu)?);
         }
     }
-    cltlab::files::replace(path, |temporary| Ok(safetensors::save(&tensors, temporary)?))
+    super::model::save_tensors(path, &tensors)
 }

@@ -2,7 +2,6 @@
 
 use super::model::Prompted;
 use clap::{Args, ValueEnum};
-use cltlab::candle::safetensors;
 use cltlab::intervene::Place;
 use cltlab::prelude::*;
 use std::collections::HashMap;
@@ -270,5 +269,5 @@ pub fn intervene(args: &InterveneArgs) -> Result<()> {
     println!("{effect}");
     let (Some(path), Some(logits)) = (&args.raw, effect.logits_everywhere()) else { return Ok(()) };
     let tensors = HashMap::from([("logits".to_string(), logits.to_device(&Device::Cpu)?)]);
-    cltlab::files::replace(path, |temporary| Ok(safetensors::save(&tensors, temporary)?))
+    super::model::save_tensors(path, &tensors)
 }

@@ -32,8 +32,12 @@ mod train;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use cltlab::prelude::*;
 
+/// What holds for all commands.
+const NOTES: &str = "Outputs (-o, --raw): - is standard output, and the text goes to standard error then; a link is followed; a pipe or a device is written to, never replaced; a file is replaced whole or not at all.
+Exit status: 0 done; 1 an error; 2 a command line that cannot be read; 75 a training or an evaluation ended early by SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2: what was reached is written, train --resume goes on.";
+
 #[derive(Parser)]
-#[command(version, about = "Cross-layer transcoders and attribution graphs", arg_required_else_help = true)]
+#[command(version, about = "Cross-layer transcoders and attribution graphs", arg_required_else_help = true, after_help = NOTES)]
 struct Program {
     #[command(subcommand)]
     command: Command,
@@ -112,7 +116,11 @@ fn main() -> std::process::ExitCode {
         Command::Selftest(args) => selftest::selftest(&args),
         Command::Bench(args) => bench::bench(&args),
     };
-    match done.and_then(|()| out::end()) {
+    let printed = out::end();
+    if let (Err(_), Err(fault)) = (&done, &printed) {
+        eprintln!("error: {fault}");
+    }
+    match done.and(printed) {
         Ok(()) if progress::stop_requested() => std::process::ExitCode::from(STOPPED),
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => failed(&error),

@@ -5,7 +5,7 @@ use clap::Args;
 use cltlab::candle::safetensors;
 use cltlab::prelude::*;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A model, and a prompt as text or as ids.
 #[derive(Args)]
@@ -68,7 +68,12 @@ pub fn run(args: &RunArgs) -> Result<()> {
         keep(format!("mlp_in.{index}"), &layer.mlp_in);
         keep(format!("mlp_out.{index}"), &layer.mlp_out);
     }
-    cltlab::files::replace(path, |temporary| Ok(safetensors::save(&tensors, temporary)?))
+    save_tensors(path, &tensors)
+}
+
+/// Writes what `--raw` asks for as one safetensors file.
+pub fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
+    cltlab::files::replace(path, |temporary| safetensors::save(tensors, temporary).map_err(|error| Error::from(error).context(path.display())))
 }
 
 #[derive(Args)]

@@ -32,7 +32,7 @@ fn move_in(staged: &Path, folder: &Path) -> Result<()> {
         if entry.path().is_dir() && to.is_dir() {
             move_in(&entry.path(), &to)?;
         } else {
-            std::fs::rename(entry.path(), &to).map_err(|error| Error::io(&to, &error))?;
+            files::move_to(&entry.path(), &to)?;
         }
     }
     Ok(())

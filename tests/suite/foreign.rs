@@ -311,7 +311,8 @@ fn listed_files_of_gemma_scope() {
         ("gemma_scope_2_clt", "cross_layer_transcoder", "params_layer_{}.safetensors"),
     ] {
         let out = scratch(&format!("listed-{case}"));
-        let place = |l: usize| format!("{}/{}", folder(case), file.replace("{}", &l.to_string()).replace("{+3}", &(l + 3).to_string()));
+        std::os::unix::fs::symlink(folder(case), out.join("files")).unwrap();
+        let place = |l: usize| format!("files/{}", file.replace("{}", &l.to_string()).replace("{+3}", &(l + 3).to_string()));
         let list: Vec<String> = (0..3).map(|l| format!("- {}", place(l))).collect();
         let yaml = format!("model_name: g\nmodel_kind: {kind}\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\ntranscoders:\n{}\n", list.join("\n"));
         std::fs::write(out.join("config.yaml"), yaml).unwrap();

@@ -58,8 +58,20 @@ impl Reader {
     }
 
     fn begin(activations: &Activations, position: Position, held: bool) -> Result<Self> {
+        let wrong = |field: &str, got: u64, expected: String| Err(Error::expected(ErrorKind::BadFile, format_args!("place in the data: {field}"), got, expected).help("the checkpoint is damaged, or was made from other activations"));
+        if let Some(rounds) = activations.rounds() {
+            if !rounds.has(position.filling) {
+                return wrong("filling", position.filling, "a number that training can reach".into());
+            }
+            if position.pass >= rounds.passes.max(1) as u64 {
+                return wrong("pass", position.pass, format!("less than the passes, {}", rounds.passes));
+            }
+        }
         let mut reader = Reader { activations: activations.clone(), position, buffer: Arc::new(Filling::new(held)), held, order: Vec::new(), filled: false, ahead: None };
         reader.fill()?;
+        if position.offset > reader.order.len() {
+            return wrong("offset", position.offset as u64, format!("at most the {} tokens of the filling", reader.order.len()));
+        }
         Ok(reader)
     }
 
@@ -156,7 +168,7 @@ impl Reader {
     fn advance(&mut self) -> Result<()> {
         let passes = self.activations.rounds().map_or(u64::MAX, |rounds| rounds.passes as u64);
         self.position.offset = 0;
-        self.position.pass += 1;
+        self.position.pass = self.position.pass.saturating_add(1);
         if self.position.pass < passes {
             self.shuffle();
             return Ok(());

@@ -22,6 +22,11 @@ impl Rounds {
         Rounds { blocks, chunk: wanted.div_ceil(served).min(blocks).max(1), seed, passes }
     }
 
+    /// Whether there is a filling of this number, and one after it: whether its place can be counted.
+    pub fn has(&self, index: u64) -> bool {
+        index.checked_add(2).and_then(|next| next.checked_mul(self.chunk as u64)).is_some_and(|end| end < u64::MAX - self.blocks as u64)
+    }
+
     /// The blocks of filling number `index`, in their order.
     pub fn order(&self, index: u64) -> Vec<usize> {
         let count = self.blocks as u64;
@@ -38,16 +43,16 @@ impl Rounds {
 
     /// Bytes of the buffer: of two when one is made ahead.
     pub fn bytes(&self, layers: usize, width: usize, served: usize, ahead: bool) -> u64 {
-        per_token(layers, width).saturating_mul((self.chunk * served) as u64) * (1 + u64::from(ahead))
+        per_token(layers, width).saturating_mul((self.chunk as u64).saturating_mul(served as u64)).saturating_mul(1 + u64::from(ahead))
     }
 
     /// Tokens that a filling holds when the user does not say: what 1 GiB holds, at most 65,536.
     pub fn usual_tokens(layers: usize, width: usize) -> usize {
-        ((1u64 << 30) / per_token(layers, width)).clamp(1, 65_536) as usize
+        ((1u64 << 30) / per_token(layers, width).max(1)).clamp(1, 65_536) as usize
     }
 }
 
 /// Bytes of one token in the buffer.
 pub(crate) fn per_token(layers: usize, width: usize) -> u64 {
-    8 * (layers * width) as u64
+    (layers as u64).saturating_mul(width as u64).saturating_mul(8)
 }

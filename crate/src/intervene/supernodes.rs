@@ -58,6 +58,8 @@ impl SupernodeConfig {
         match self.factors.iter().find(|factor| !factor.is_finite() || **factor == 1.0) {
             Some(factor) => bad("factors", factor.to_string(), "finite numbers other than 1, which changes nothing"),
             None if self.factors.is_empty() => bad("factors", "none".into(), "at least one"),
+            // Each is a run of the model.
+            None if self.controls > 10_000 => bad("controls", self.controls.to_string(), "at most 10000"),
             None => Ok(()),
         }
     }
@@ -278,7 +280,7 @@ impl<'a> Check<'a> {
         let changed: Vec<(usize, f64)> = places.iter().map(|place| (*place, factor)).collect();
         let predicted = linear.map_or_else(|| self.graph.predicted(&changed, self.config.mode != Mode::Direct), Ok)?;
         let mass = self.mass(&group.features);
-        let mut controls = Vec::with_capacity(self.config.controls);
+        let mut controls = Vec::new();
         for _ in 0..self.config.controls {
             let features = self.stand_ins(&group.features, mass, random);
             if features.is_empty() {

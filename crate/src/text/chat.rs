@@ -3,11 +3,14 @@
 //! A template is a Jinja program from `tokenizer_config.json`, `chat_template.jinja` or a GGUF
 //! file's metadata. It runs as in Hugging Face transformers: blocks trimmed, `raise_exception`,
 //! `strftime_now` and Python's `tojson` at hand, Python's string methods, the tokenizer's special
-//! tokens as variables. Cost: microseconds a message.
+//! tokens as variables. A template is anybody's program, so its steps, its memory, what it writes and
+//! its depth are bounded. Cost: microseconds a message.
 
-use super::python_json;
+use super::chat_guard;
+use super::python_json::{self, Bounded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
+use crate::files::names::shown;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Value};
@@ -16,6 +19,17 @@ use std::path::Path;
 
 /// The name of the template that is used when none is asked for.
 const DEFAULT: &str = "default";
+
+/// Bytes of a template; published ones have less than a third.
+const LONGEST: usize = 128 << 10;
+/// Steps of a template, and for each message and each byte of messages and variables. A step also pays for 64 bytes of strings.
+const STEPS: u64 = 300_000;
+const STEPS_A_MESSAGE: u64 = 20_000;
+/// Bytes that a template may write, beyond those of messages and variables, which it may write so many times.
+const WRITTEN: usize = 4 << 20;
+const TIMES: usize = 8;
+/// Stack of the thread that runs it: enough for the deepest value that its steps can make. Only what is used takes memory.
+const STACK: usize = 1 << 30;
 
 /// How a chat becomes text.
 ///
@@ -63,12 +77,12 @@ impl Chat {
         }
         let alone = folder.join("chat_template.jinja");
         if alone.exists() {
-            chat.insert(DEFAULT, text_of(&alone)?);
+            chat.insert(DEFAULT, files::read_text(&alone)?);
         }
         if let Ok(listing) = std::fs::read_dir(folder.join("additional_chat_templates")) {
             for path in listing.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "jinja")) {
                 let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-                chat.insert(&name, text_of(&path)?);
+                chat.insert(&name, files::read_text(&path)?);
             }
         }
         Ok(chat)
@@ -125,6 +139,22 @@ impl Chat {
     /// The text of `messages`, each a role and a content.
     pub(super) fn render(&self, messages: &[(&str, &str)], config: &ChatConfig) -> Result<String> {
         let source = self.templates.get(&config.template).ok_or_else(|| self.missing(&config.template))?;
+        if source.len() > LONGEST {
+            return Err(Error::expected(ErrorKind::BadFile, "chat template", format_args!("{} bytes", source.len()), format_args!("at most {LONGEST}")));
+        }
+        let given = messages.iter().map(|(role, content)| role.len() + content.len()).sum::<usize>() + config.variables.len();
+        let steps = STEPS + STEPS_A_MESSAGE * messages.len() as u64 + given as u64;
+        let most = WRITTEN + TIMES * given;
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("chat template".to_string()).stack_size(STACK);
+            let thread = thread.spawn_scoped(scope, || self.run(source, messages, config, steps, most));
+            let thread = thread.map_err(|error| Error::new(ErrorKind::OutOfMemory, format!("chat template: no thread to run it: {error}")))?;
+            thread.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::BadFile, "chat template: it made the program that runs it fail").help("give another with Tokenizer::with_chat_template")))
+        })
+    }
+
+    /// Runs a template, in so many steps and to so many bytes of text at most.
+    fn run(&self, source: &str, messages: &[(&str, &str)], config: &ChatConfig, steps: u64, most: usize) -> Result<String> {
         let wrong = |got: &dyn std::fmt::Display| Error::expected(ErrorKind::BadConfig, "ChatConfig::variables", got, "a JSON object");
         let variables: Value = serde_json::from_str(&config.variables).map_err(|error| wrong(&error))?;
         if variables.kind() != ValueKind::Map {
@@ -136,10 +166,13 @@ impl Chat {
         let own = [("messages", Value::from(listed)), ("add_generation_prompt", Value::from(config.generation_prompt))];
         let tokens = self.tokens.iter().map(|(name, text)| (name.clone(), Value::from(text.as_str())));
         let all = tokens.chain(given).chain(own.map(|(name, value)| (name.to_string(), value)));
-        let environment = environment().map_err(|error| refused(&error))?;
-        let source = without_marks(source);
+        let mut environment = environment(most).map_err(|error| refused(&error))?;
+        environment.set_fuel(Some(steps));
+        let source = chat_guard::guarded(&without_marks(source)).map_err(|error| refused(&error))?;
         let template = environment.template_from_named_str("chat_template", &source).map_err(|error| refused(&error))?;
-        template.render(Value::from_pairs(all)).map_err(|error| refused(&error))
+        let mut out = Bounded { bytes: Vec::new(), most };
+        template.render_captured_to(Value::from_pairs(all), &mut out).map_err(|error| refused(&error))?;
+        String::from_utf8(out.bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("chat template: {error}")))
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -151,19 +184,19 @@ impl Chat {
     }
 }
 
-fn text_of(path: &Path) -> Result<String> {
-    String::from_utf8(files::read(path)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
-}
-
 /// Begins the message of what `raise_exception` raised: the template's own refusal of the messages.
 const RAISED: &str = "raise_exception: ";
 
 fn refused(error: &minijinja::Error) -> Error {
     if let Some(said) = error.detail().and_then(|detail| detail.strip_prefix(RAISED)) {
-        return Error::new(ErrorKind::BadInput, format!("chat template: it refused the messages: {said}"));
+        return Error::new(ErrorKind::BadInput, format!("chat template: it refused the messages: {}", shown(said)));
     }
     let line = error.line().map_or_else(String::new, |line| format!(" line {line}"));
-    let detail = error.detail().map_or_else(String::new, |detail| format!(": {detail}"));
+    if error.kind() == minijinja::ErrorKind::OutOfFuel {
+        return Error::new(ErrorKind::BadFile, format!("chat template{line}: it does more than any number of messages needs, or does not end")).help("give another with Tokenizer::with_chat_template");
+    }
+    let cause = std::error::Error::source(error).map(ToString::to_string);
+    let detail = error.detail().map(str::to_string).or(cause).map_or_else(String::new, |detail| format!(": {}", shown(&detail)));
     Error::new(ErrorKind::BadFile, format!("chat template{line}: {}{detail}", error.kind()))
 }
 
@@ -189,19 +222,24 @@ fn without_marks(source: &str) -> String {
     out + rest
 }
 
-/// The settings and functions that transformers gives to a template.
-fn environment() -> Result<Environment<'static>, minijinja::Error> {
+/// The settings and functions that transformers gives to a template; `most` bounds the JSON that it makes.
+fn environment(most: usize) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(|out, state, value| match value.kind() {
+    chat_guard::install(&mut environment, most);
+    environment.set_formatter(move |out, state, value| match value.kind() {
         ValueKind::None => Ok(out.write_str("None")?),
         ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
+        ValueKind::Seq | ValueKind::Map | ValueKind::Plain => {
+            // A value that holds itself would be written without an end.
+            shallow(value, most)?;
+            minijinja::escape_formatter(out, state, value)
+        }
         _ => minijinja::escape_formatter(out, state, value),
     });
     environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> { Err(invalid(format!("{RAISED}{message}"))) });
     environment.add_function("strftime_now", |format: String| strftime_now(&format));
-    environment.add_filter("tojson", to_json);
+    environment.add_filter("tojson", move |value: Value, options: Kwargs| to_json(&value, &options, most));
     Ok(environment)
 }
 
@@ -210,17 +248,26 @@ fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> minijinja::Err
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False)`, with its `indent` and `sort_keys`.
-fn to_json(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
+fn to_json(value: &Value, options: &Kwargs, most: usize) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     let sorted = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
     let text = if sorted {
+        shallow(value, most)?;
         // The tree of serde_json keeps its keys in order.
-        serde_json::to_value(&value).and_then(|tree| python_json::text(&tree, indent))
+        serde_json::to_value(value).and_then(|tree| python_json::text(&tree, indent, most))
     } else {
-        python_json::text(&value, indent)
+        python_json::text(value, indent, most)
     };
     text.map_err(|error| invalid(format!("tojson: {error}")))
+}
+
+/// Refuses a value of too many levels or too much text.
+fn shallow(value: &Value, most: usize) -> Result<(), minijinja::Error> {
+    match python_json::text(value, None, most) {
+        Err(error) if error.is_io() => Err(invalid(error.to_string())),
+        _ => Ok(()),
+    }
 }
 
 /// The local time by C's format.

@@ -5,6 +5,7 @@
 //! the ids, cut into contexts that each begin with the model's special token.
 
 mod chat;
+mod chat_guard;
 mod corpus;
 mod documents;
 mod gguf;

@@ -4,11 +4,39 @@
 use serde_json::ser::{Formatter, Serializer};
 use std::io::{Result, Write};
 
-/// `json.dumps(value, indent=indent, ensure_ascii=False)`.
-pub(super) fn text(value: &impl serde::Serialize, indent: Option<usize>) -> serde_json::Result<String> {
-    let mut out = Vec::new();
+/// Levels of lists and objects, as many as are read.
+const DEPTH: usize = 128;
+/// Blanks of an indent.
+const INDENT: usize = 64;
+
+/// `json.dumps(value, indent=indent, ensure_ascii=False)`, of `most` bytes at most.
+pub(super) fn text(value: &impl serde::Serialize, indent: Option<usize>, most: usize) -> serde_json::Result<String> {
+    if indent.is_some_and(|indent| indent > INDENT) {
+        return Err(serde::ser::Error::custom(format_args!("indent: more than {INDENT}")));
+    }
+    let mut out = Bounded { bytes: Vec::new(), most };
     value.serialize(&mut Serializer::with_formatter(&mut out, Python { indent, depth: 0, filled: false }))?;
-    String::from_utf8(out).map_err(serde::ser::Error::custom)
+    String::from_utf8(out.bytes).map_err(serde::ser::Error::custom)
+}
+
+/// Bytes that are written, up to a number; more is an error.
+pub(super) struct Bounded {
+    pub bytes: Vec<u8>,
+    pub most: usize,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        if bytes.len() > self.most - self.bytes.len() {
+            return Err(std::io::Error::other(format!("more than {} bytes of text", self.most)));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 struct Python {
@@ -22,6 +50,9 @@ impl Python {
     fn open<W: ?Sized + Write>(&mut self, out: &mut W, sign: &[u8]) -> Result<()> {
         self.depth += 1;
         self.filled = false;
+        if self.depth > DEPTH {
+            return Err(std::io::Error::other(format!("more than {DEPTH} levels, one within the other")));
+        }
         out.write_all(sign)
     }
 

@@ -142,6 +142,11 @@ impl Trainer {
         if state.cuts.len() != l || state.densities.len() != l {
             return Err(bad("counters of another shape than the configuration".into()));
         }
+        // A step leaves four bytes at least.
+        let length = std::fs::metadata(path).map_err(|error| Error::io(path, &error))?.len();
+        if state.steps > length / 4 {
+            return Err(bad(format!("steps: got {}, expected at most {}, for which the file has room", state.steps, length / 4)));
+        }
         let mut live = LiveClt::empty(&state.clt, state.train.moments == Moments::EightBit)?;
         live.steps = state.steps;
         for (name, values) in live.arrays_mut() {
@@ -159,7 +164,10 @@ impl Trainer {
         };
         let layers = (0..l).map(|l| Ok(LayerScale { input: unpack(l, 0)?, target: unpack(l, 1)? })).collect::<Result<_>>()?;
         let history: History = serde_json::from_slice(file.bytes(HISTORY)?).map_err(|error| bad(format!("{HISTORY}: {error}")))?;
-        let reader = device::read(activations, &state.train, state.position)?;
+        let reader = device::read(activations, &state.train, state.position).map_err(|error| match error.kind() {
+            ErrorKind::BadFile => error.context(path.display()),
+            _ => error,
+        })?;
         let mut trainer = Trainer::assemble(live, state.train, activations, reader, Scale { layers })?;
         (trainer.history, trainer.tokens, trainer.target, trainer.pace) = (history, state.tokens, state.target, state.pace);
         trainer.reached = state.reached;

@@ -172,6 +172,20 @@ impl Manifest {
         self.context - self.exclude_first
     }
 
+    /// Refuses sizes that no store has.
+    fn check(&self) -> Result<()> {
+        let sizes = [("layers", self.layers, 1 << 16), ("width", self.width, 1 << 24), ("context", self.context, 1 << 30), ("blocks", self.blocks, 1 << 48), ("shard_blocks", self.shard_blocks, 1 << 48)];
+        for (field, size, most) in sizes {
+            if !(1..=most).contains(&size) {
+                return Err(Error::expected(ErrorKind::BadFile, field, size, format_args!("1 to {most}")));
+            }
+        }
+        if self.exclude_first >= self.context {
+            return Err(Error::expected(ErrorKind::BadFile, "exclude_first", self.exclude_first, format_args!("less than the context, {}", self.context)));
+        }
+        Ok(())
+    }
+
     fn shards(&self) -> usize {
         self.blocks.div_ceil(self.shard_blocks.max(1))
     }
@@ -224,19 +238,20 @@ impl Activations {
     /// `BadConfig`; `OutOfMemory` when the buffer's predicted size exceeds what is free.
     pub fn open_with(folder: impl AsRef<Path>, config: &ReadConfig) -> Result<Self> {
         let folder = folder.as_ref();
-        let manifest: Manifest = files::read_json(folder.join(MANIFEST))?;
+        let manifest: Manifest = files::read_json_object(folder.join(MANIFEST))?;
         if manifest.version != VERSION {
             return Err(Error::expected(ErrorKind::BadFile, format_args!("{}: version", folder.join(MANIFEST).display()), manifest.version, VERSION));
         }
-        if manifest.blocks == 0 || manifest.shard_blocks == 0 || manifest.exclude_first >= manifest.context {
-            return Err(Error::new(ErrorKind::BadFile, format!("{}: blocks, shard_blocks or context of 0", folder.join(MANIFEST).display())));
-        }
+        manifest.check().map_err(|error| error.context(folder.join(MANIFEST).display()))?;
         for (field, value) in [("passes", config.passes), ("buffer_tokens", config.buffer_tokens.unwrap_or(1))] {
             if value == 0 {
                 return Err(Error::expected(ErrorKind::BadConfig, format_args!("ReadConfig::{field}"), 0, "at least 1"));
             }
         }
         let shards = (0..manifest.shards()).map(|index| Shard::open(folder, index, &manifest)).collect::<Result<Vec<_>>>()?;
+        if shards.iter().all(|shard| shard.tokens() == 0) {
+            return Err(Error::expected(ErrorKind::BadFile, folder.display(), "no token in any shard", "at least one"));
+        }
         let (layers, width) = (manifest.layers, manifest.width);
         let served = manifest.served();
         let wanted = config.buffer_tokens.unwrap_or(Rounds::usual_tokens(layers, width));

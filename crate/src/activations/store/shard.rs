@@ -151,6 +151,9 @@ impl Shard {
             Ok(values)
         };
         let rows = u32s("rows", blocks + 1)?;
+        if rows.first() != Some(&0) || rows.windows(2).any(|pair| (pair[1] - pair[0]) as usize > manifest.served()) {
+            return Err(bad(&format!("rows: expected 0 first, and at most {} more for each block", manifest.served())));
+        }
         let tokens = rows.last().copied().unwrap_or(0) as usize;
         let sums: Vec<u64> = file.bytes("sums").map_err(damaged)?.as_chunks().0.iter().map(|eight| u64::from_le_bytes(*eight)).collect();
         if sums.len() != 2 * manifest.layers * blocks {
@@ -167,7 +170,7 @@ impl Shard {
                 false => ends[b] as usize..ends[b + 1] as usize,
             };
             let whole = if ends.is_empty() { tokens * each } else { ends.last().copied().unwrap_or(0) as usize };
-            if bytes.len() != whole {
+            if bytes.len() != whole || ends.first().is_some_and(|first| *first != 0) {
                 return Err(Error::expected(ErrorKind::BadTensor, format_args!("{}: {name}", path.display()), format_args!("{found:?} {shape:?}"), format_args!("{whole} bytes")));
             }
             places.push((0..blocks).map(place).collect());

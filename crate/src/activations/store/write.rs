@@ -76,7 +76,7 @@ fn agree(folder: &Path, manifest: &Manifest) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    let found: Manifest = files::read_json(&path)?;
+    let found: Manifest = files::read_json_object(&path)?;
     match found.difference(manifest) {
         None => Ok(()),
         Some((field, got, expected)) => Err(Error::expected(ErrorKind::Mismatch, format_args!("{}: {field}", path.display()), got, format_args!("{expected}, which is to be stored"))

@@ -40,6 +40,9 @@ struct Source {
     /// The model's name [default: what the files say]
     #[arg(long)]
     model_name: Option<String>,
+    /// Fetch what a folder on disk lists as hf://owner/name/file; without it such a folder is refused
+    #[arg(long)]
+    fetch: bool,
 }
 
 impl Source {
@@ -52,6 +55,7 @@ impl Source {
             input: self.input.as_ref().map(input).transpose()?,
             output: self.output.as_ref().map(output).transpose()?,
             model_name: self.model_name.clone(),
+            fetch: self.fetch,
         })
     }
 

@@ -134,13 +134,13 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
 pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
     let own = source.optional("cltlab.json");
     let mut config = match &own {
-        Some(path) => files::read_json::<CltConfig>(path)?,
+        Some(path) => files::read_json_object::<CltConfig>(path)?,
         None => {
             let yaml = yaml(source)?;
             if let Some(clt) = gemma_scope(source, import, &yaml, device)? {
                 return Ok(clt);
             }
-            foreign_config(source, &yaml)?
+            foreign_config(source, &yaml, import.fetch)?
         }
     };
     import.amend(&mut config);
@@ -150,17 +150,35 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
     let mut task = progress::Task::new(format!("load CLT {}", source.name()), config.layers as u64, "layers");
     let mut layers = Vec::new();
     if config.per_layer {
-        layers = per_layer::layers(source, &yaml(source)?, &config, device, |done| task.advance(done as u64))?;
+        layers = per_layer::layers(source, &yaml(source)?, import.fetch, &config, device, |done| task.advance(done as u64))?;
     }
     let home = Decoder::home(&config, device);
     for l in layers.len()..config.layers {
         let place = source.file(&format!("W_enc_{l}.safetensors"))?;
         let encoder = Reader::open(&place)?;
         let decoder = Reader::open(source.file(&format!("W_dec_{l}.safetensors"))?)?;
+        // Each layer must be as the first: thresholds here and none there would be another activation in one of them.
+        let threshold = format!("threshold_{l}");
+        if !jumps && encoder.shape(&threshold).is_some() {
+            return Err(Error::expected(ErrorKind::BadTensor, format_args!("{}: {threshold}", place.display()), "present", "missing")
+                .help("every layer must have thresholds, or none (in a folder of ours, cltlab.json says which)"));
+        }
+        if encoder.shape(&format!("W_enc_{l}")).is_some() {
+            encoder.only(&[&format!("W_enc_{l}"), &format!("b_enc_{l}"), &format!("b_dec_{l}"), &threshold])?;
+        }
+        // Another layer's file lacks this one's tensors, which is what is said then.
+        if decoder.shape(&format!("W_dec_{l}")).is_some() {
+            decoder.only(&[&format!("W_dec_{l}")])?;
+        }
+        if own.is_none() && source.has(&skip_file(l))? != config.skip {
+            let (got, expected) = if config.skip { ("missing", "present") } else { ("present", "missing") };
+            return Err(Error::expected(ErrorKind::BadFile, format_args!("{}/{}", source.name(), skip_file(l)), got, expected)
+                .help("every layer must have a skip connection, or none"));
+        }
         layers.push(Layer {
             encoder: Decoder::open(Reader::open(&place)?, format!("W_enc_{l}"), [f, d], device)?,
             encoder_bias: encoder.tensor(&format!("b_enc_{l}"), &[f], device)?,
-            threshold: if jumps { Some(encoder.tensor(&format!("threshold_{l}"), &[f], device)?) } else { None },
+            threshold: if jumps { Some(encoder.tensor(&threshold, &[f], device)?) } else { None },
             decoder: Decoder::open(decoder, format!("W_dec_{l}"), [f, config.slots(l), d], &home)?,
             decoder_bias: encoder.tensor(&format!("b_dec_{l}"), &[d], device)?,
             skip: if config.skip { Some(Reader::open(source.file(&skip_file(l))?)?.tensor(&format!("W_skip_{l}"), &[d, d], device)?) } else { None },
@@ -174,9 +192,9 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
 }
 
 /// The configuration of a CLT that another program wrote.
-fn foreign_config(source: &Source, yaml: &Yaml) -> Result<CltConfig> {
+fn foreign_config(source: &Source, yaml: &Yaml, fetch: bool) -> Result<CltConfig> {
     let (per_layer, input, output) = kind_and_sites(source, yaml)?;
-    let (layers, [features, width], activation, skip) = if per_layer { per_layer::shape(source, yaml)? } else { cross_layer_shape(source)? };
+    let (layers, [features, width], activation, skip) = if per_layer { per_layer::shape(source, yaml, fetch)? } else { cross_layer_shape(source)? };
     Ok(CltConfig { layers, width, features, activation, per_layer, skip, tied: Tied::No, input, output, model_name: yaml.model_name.clone(), model_fingerprint: String::new() })
 }
 
@@ -202,7 +220,7 @@ fn gemma_scope(source: &Source, import: &ImportConfig, yaml: &Yaml, device: &Dev
     if yaml.transcoders.is_none() {
         return Ok(None);
     }
-    let files = per_layer::files(source, yaml)?;
+    let files = per_layer::files(source, yaml, import.fetch)?;
     match files.first() {
         Some(first) if gemma_scope::holds(first)? => {}
         _ => return Ok(None),
@@ -221,7 +239,12 @@ fn skip_file(layer: usize) -> String {
 
 fn yaml(source: &Source) -> Result<Yaml> {
     let path = source.file("config.yaml")?;
-    serde_yaml_ng::from_slice(&files::read(&path)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
+    let bad = |error: serde_yaml_ng::Error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display()));
+    let value: serde_yaml_ng::Value = serde_yaml_ng::from_str(&files::read_text(&path)?).map_err(bad)?;
+    if !value.is_mapping() {
+        return Err(Error::expected(ErrorKind::BadFile, path.display(), "no mapping", "model_kind, model_name and the hooks, each with its value"));
+    }
+    serde_yaml_ng::from_value(value).map_err(bad)
 }
 
 fn cross_layer_shape(source: &Source) -> Result<(usize, [usize; 2], Activation, bool)> {

@@ -77,7 +77,7 @@ fn shards(source: &Source, cfg: &Config) -> Result<Vec<(usize, Tensors)>> {
 }
 
 pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
-    let cfg: Config = files::read_json(source.file("clt_cfg.json")?)?;
+    let cfg: Config = files::read_json_object(source.file("clt_cfg.json")?)?;
     let (l, d) = (cfg.n_layers, cfg.d_in);
     let mut config = CltConfig {
         layers: l,

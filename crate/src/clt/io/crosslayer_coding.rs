@@ -110,7 +110,7 @@ pub(super) fn is_here(source: &Source) -> Result<bool> {
 
 pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
     let path = source.file("cfg.json")?;
-    let cfg: Config = files::read_json(&path)?;
+    let cfg: Config = files::read_json_object(&path)?;
     let place = path.display().to_string();
     let (l, f, d) = (cfg.num_layers, cfg.num_features, cfg.d_model);
     let reads = cfg.mlp_input_template.as_deref().or(cfg.tl_input_template.as_deref());
@@ -234,7 +234,7 @@ fn stats(source: &Source, l: usize, d: usize) -> Result<(Vec<Norm>, Vec<Norm>)> 
             .help("copy it here from the folder of activations that the CLT was trained on"));
     }
     let path = source.file("norm_stats.json")?;
-    let all: HashMap<String, Stats> = files::read_json(&path)?;
+    let all: HashMap<String, Stats> = files::read_json_object(&path)?;
     let norm = |layer: usize, what: &str, moments: &Moments| -> Result<Norm> {
         let place = format!("{}: {layer}.{what}", path.display());
         if moments.mean.len() != d || moments.std.len() != d {

@@ -11,7 +11,7 @@
 use super::gemma_scope::{names, of_layers, rest, transcoder};
 use super::import::ImportConfig;
 use super::sites;
-use super::source::Source;
+use super::source::{layer_number, Source};
 use super::staged::write_owned;
 use super::weights::{no_place, thresholds, turned, Tensors};
 use crate::activations::InputSite;
@@ -33,7 +33,7 @@ struct Config {
     hf_hook_point_in: Option<String>,
     hf_hook_point_out: Option<String>,
     #[serde(default)]
-    affine_connection: bool,
+    affine_connection: Option<bool>,
 }
 
 fn jump_relu() -> String {
@@ -55,24 +55,47 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
 
 /// The CLT or PLT of these files, layer by layer.
 fn read(source: &Source, import: &ImportConfig, files: &[PathBuf], device: &Device) -> Result<Clt> {
-    let mut config = CltConfig { per_layer: true, input: InputSite::MlpIn, output: OutputSite::AfterNorm, ..CltConfig::default() };
-    if let Some(path) = files.first().map(|path| path.with_file_name("config.json")).filter(|path| path.is_file()) {
-        let given: Config = files::read_json(&path)?;
-        if given.architecture != "jump_relu" {
-            return Err(Error::expected(ErrorKind::Unsupported, format_args!("{}: architecture", path.display()), &given.architecture, "jump_relu"));
-        }
-        let place = path.display().to_string();
-        let usual = [sites_names(0, config.input), sites_names(0, config.output)];
-        let point = |given: &Option<String>, usual: &str| given.clone().unwrap_or_else(|| usual.to_string());
-        let (reads, writes) = (point(&given.hf_hook_point_in, &usual[0]), point(&given.hf_hook_point_out, &usual[1]));
-        (config.input, config.output) = sites::both(import, &place, Some(&reads), Some(&writes))?;
-        config.model_name = given.model_name;
-    }
     let cross = files.first().map(|path| decoder_axes(path)).transpose()? == Some(3);
-    config.per_layer = !cross;
-    let count = files.len();
-    let layer = |(l, path): (usize, &PathBuf)| if cross { cross_layer(path, l, count) } else { transcoder(path) };
-    of_layers(source, import, files.iter().enumerate().map(layer).collect::<Result<_>>()?, config, device)
+    let mut config = CltConfig { per_layer: !cross, input: InputSite::MlpIn, output: OutputSite::AfterNorm, ..CltConfig::default() };
+    let (mut layers, mut named) = (Vec::with_capacity(files.len()), None);
+    for (l, path) in files.iter().enumerate() {
+        let layer = if cross { cross_layer(path, l, files.len())? } else { transcoder(path)? };
+        let beside = path.with_file_name("config.json");
+        // A CLT has one for all layers.
+        let given: Option<Config> = if beside.is_file() && !(cross && l > 0) { Some(files::read_json_object(&beside)?) } else { None };
+        let place = beside.display().to_string();
+        let refuse = |field: &str, got: &str, expected: &str| Err(Error::expected(ErrorKind::Unsupported, format_args!("{place}: {field}"), got, expected));
+        let usual = [sites_names(l, InputSite::MlpIn), sites_names(l, OutputSite::AfterNorm)];
+        let mut points = usual.clone();
+        if let Some(given) = given {
+            if given.architecture != "jump_relu" {
+                return refuse("architecture", &given.architecture, "jump_relu");
+            }
+            if given.affine_connection.is_some_and(|said| said != layer.skip.is_some()) {
+                return refuse("affine_connection", "another value than the file of weights has", "true with affine_skip_connection, false without");
+            }
+            points = [given.hf_hook_point_in.unwrap_or_else(|| usual[0].clone()), given.hf_hook_point_out.unwrap_or_else(|| usual[1].clone())];
+            for (field, point) in [("hf_hook_point_in", &points[0]), ("hf_hook_point_out", &points[1])] {
+                if !cross && layer_number(point).is_some_and(|said| said != l) {
+                    return refuse(field, point, &format!("a hook of layer {l}, whose folder it is"));
+                }
+            }
+            let before = named.get_or_insert_with(|| given.model_name.clone());
+            if *before != given.model_name {
+                return refuse("model_name", &given.model_name, &format!("{before}, as in the layers before"));
+            }
+        }
+        if l == 0 || !cross {
+            let found = sites::both(import, &place, Some(&points[0]), Some(&points[1]))?;
+            if l > 0 && found != (config.input, config.output) {
+                return refuse("hf_hook_point_in and hf_hook_point_out", &points.join(", "), &format!("{} and {}, as in the layers before", config.input.hook(), config.output.hook()));
+            }
+            (config.input, config.output) = found;
+        }
+        layers.push(layer);
+    }
+    config.model_name = named.unwrap_or_default();
+    of_layers(source, import, layers, config, device)
 }
 
 fn decoder_axes(path: &Path) -> Result<usize> {
@@ -140,7 +163,7 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
             architecture: jump_relu(),
             hf_hook_point_in: Some(sites_names(l, c.input)),
             hf_hook_point_out: Some(sites_names(l, c.output)),
-            affine_connection: c.skip,
+            affine_connection: Some(c.skip),
         };
         let place = if c.per_layer { folder.join(format!("layer_{l}")) } else { folder.to_path_buf() };
         let name = if c.per_layer { "params.safetensors".to_string() } else { format!("params_layer_{l}.safetensors") };

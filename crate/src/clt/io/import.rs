@@ -132,6 +132,9 @@ pub struct ImportConfig {
     pub output: Option<OutputSite>,
     /// The model's name. Default: what the files say, or none.
     pub model_name: Option<String>,
+    /// Fetch what a folder on disk lists as `hf://owner/name/file`; a repository's own list is always fetched. Default: no,
+    /// such a folder is refused.
+    pub fetch: bool,
 }
 
 impl ImportConfig {

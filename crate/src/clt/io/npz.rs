@@ -3,12 +3,32 @@
 //! Read here rather than by candle, whose reader takes no compressed entries and believes the size in
 //! an array's header. Arrays of objects, which numpy pickles, are refused.
 
+use super::tensors::unknown_tensor;
+use crate::device::{format_bytes, require_memory};
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::names::shown;
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use zip::CompressionMethod;
+
+/// Gemma Scope's arrays, in the names of its two versions.
+const KNOWN: [&str; 8] = ["W_enc", "W_dec", "w_enc", "w_dec", "b_enc", "b_dec", "threshold", "affine_skip_connection"];
+/// How many times as long as the file its arrays may be, and how much any file may hold.
+const RATIO: u64 = 100;
+const SLACK: u64 = 64 << 20;
+
+/// The number of members as the end of the archive gives it; `None` where that is elsewhere (zip64) or is not found.
+fn members(file: &std::fs::File, length: u64) -> std::io::Result<Option<usize>> {
+    use std::os::unix::fs::FileExt;
+    // The last record has 22 bytes and a comment of up to 65,535.
+    let most = length.min(22 + 0xFFFF);
+    let mut end = vec![0; most as usize];
+    file.read_exact_at(&mut end, length - most)?;
+    let record = end.windows(22).rev().find(|window| window.starts_with(b"PK\x05\x06"));
+    Ok(record.map(|record| usize::from(u16::from_le_bytes([record[10], record[11]]))).filter(|members| *members != 0xFFFF))
+}
 
 /// The arrays of one file, as f32.
 pub(super) struct Npz {
@@ -24,14 +44,35 @@ impl Npz {
             Error::new(ErrorKind::BadFile, format!("{}: not a whole npz file: {error}", path.display()))
                 .help("the file is truncated or of another kind; copy or download it again")
         };
+        let length = file.metadata().map_err(|error| Error::io(&path, &error))?.len();
+        let members = members(&file, length).map_err(|error| Error::io(&path, &error))?;
         let mut zip = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(broken)?;
-        let mut arrays = HashMap::new();
+        // The library keeps one of several members with the same name.
+        if members.is_some_and(|members| members != zip.len()) {
+            return Err(Error::expected(ErrorKind::BadFile, path.display(), format_args!("{} members under {} names", members.unwrap_or(0), zip.len()), "each name once"));
+        }
+        // Names and sizes first: nothing is unpacked that is not an array of the format, nor more than floats can be packed.
+        let (mut names, mut total) = (Vec::new(), 0u64);
         for index in 0..zip.len() {
             let entry = zip.by_index_raw(index).map_err(broken)?;
             let name = entry.name().map_err(broken)?.into_owned();
             let Some(name) = name.strip_suffix(".npy").map(str::to_string) else {
-                return Err(Error::expected(ErrorKind::BadFile, path.display(), format_args!("an entry '{name}'"), "arrays named *.npy"));
+                return Err(Error::expected(ErrorKind::BadFile, path.display(), format_args!("an entry '{}'", shown(&name)), "arrays named *.npy"));
             };
+            if !KNOWN.contains(&name.as_str()) {
+                return Err(unknown_tensor(&path, &name));
+            }
+            total = total.saturating_add(entry.size());
+            names.push(name);
+        }
+        let most = length.saturating_mul(RATIO).max(SLACK);
+        if total > most {
+            return Err(Error::expected(ErrorKind::BadFile, path.display(), format_args!("{} unpacked", format_bytes(total)), format_args!("at most {}: weights cannot be packed so small", format_bytes(most))));
+        }
+        require_memory(&format!("weights of {}", path.display()), total.saturating_mul(2), "use a machine with more memory")?;
+        let mut arrays = HashMap::new();
+        for (index, name) in names.into_iter().enumerate() {
+            let entry = zip.by_index_raw(index).map_err(broken)?;
             let bytes = unpack(&path, &name, entry)?;
             arrays.insert(name.clone(), array(&path, &name, &bytes)?);
         }
@@ -64,8 +105,8 @@ fn unpack<R: Read + ?Sized>(path: &Path, name: &str, mut entry: zip::read::ZipFi
     let place = format!("{}: {name}", path.display());
     let mut bytes = Vec::new();
     let done = match method {
-        CompressionMethod::Stored => entry.take(size + 1).read_to_end(&mut bytes),
-        CompressionMethod::DEFLATE => flate2::read::DeflateDecoder::new(&mut entry).take(size + 1).read_to_end(&mut bytes),
+        CompressionMethod::Stored => entry.take(size.saturating_add(1)).read_to_end(&mut bytes),
+        CompressionMethod::DEFLATE => flate2::read::DeflateDecoder::new(&mut entry).take(size.saturating_add(1)).read_to_end(&mut bytes),
         other => return Err(Error::expected(ErrorKind::Unsupported, place, format_args!("compressed as {other:?}"), "stored or deflated")),
     };
     done.map_err(|error| Error::new(ErrorKind::BadFile, format!("{place}: {error}")))?;

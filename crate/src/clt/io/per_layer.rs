@@ -11,6 +11,8 @@ use super::staged::write_as;
 use super::tensors::Reader;
 use crate::clt::{Activation, Clt, CltConfig, Decoder, Layer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::names::{plain_relative, shown};
+use crate::files::walk::walk;
 use crate::hub::HubRepo;
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
@@ -19,31 +21,68 @@ pub(super) const KIND: &str = "transcoder_set";
 const THRESHOLD: &str = "activation_function.threshold";
 const SKIP: &str = "W_skip";
 
-/// The files, by layer.
-pub(super) fn files(source: &Source, yaml: &Yaml) -> Result<Vec<PathBuf>> {
+/// The files, by layer. All names are checked before the first file is fetched; from the hub for a folder on disk only if `fetch`.
+pub(super) fn files(source: &Source, yaml: &Yaml, fetch: bool) -> Result<Vec<PathBuf>> {
     if let Some(listed) = &yaml.transcoders {
-        return listed.iter().map(|place| file(source, place)).collect();
+        let places = listed.iter().map(|place| place_of(source, place, fetch)).collect::<Result<Vec<_>>>()?;
+        return places.iter().map(|place| place.file(source)).collect();
     }
     let name = |layer: usize| format!("layer_{layer}.safetensors");
     let mut files = vec![source.file(&name(0))?];
     while let Some(next) = source.optional(&name(files.len())) {
         files.push(next);
     }
+    let numbered = |path: &Path| path.file_name()?.to_str()?.strip_prefix("layer_")?.strip_suffix(".safetensors")?.parse::<usize>().ok();
+    if let Source::Folder(folder) = source {
+        // A layer that is missing would make the rest another model's.
+        let mut later = None;
+        walk(folder, 0, &mut |path| {
+            later = later.max(numbered(&path).filter(|layer| *layer >= files.len()));
+            Ok(())
+        })?;
+        if let Some(later) = later {
+            return Err(Error::expected(ErrorKind::MissingFile, source.name(), format_args!("no {}, but {}", name(files.len()), name(later)), "a file for each layer from 0 on"));
+        }
+    }
     Ok(files)
 }
 
-fn file(source: &Source, place: &str) -> Result<PathBuf> {
-    let Some(remote) = place.strip_prefix("hf://") else { return source.file(place) };
-    let (path, revision) = remote.split_once("?revision=").unwrap_or((remote, "main"));
-    match path.splitn(3, '/').collect::<Vec<_>>()[..] {
-        [owner, name, file] => HubRepo::open(&format!("{owner}/{name}@{revision}"))?.file(file),
-        _ => Err(Error::expected(ErrorKind::BadFile, format!("{}/config.yaml: transcoders", source.name()), place, "hf://owner/name/file")),
+/// Where `transcoders` says that a layer is.
+enum Place<'a> {
+    Here(&'a str),
+    Hub(HubRepo, &'a str),
+}
+
+impl Place<'_> {
+    fn file(&self, source: &Source) -> Result<PathBuf> {
+        match self {
+            Place::Here(name) => source.file(name),
+            Place::Hub(repo, name) => repo.file(name),
+        }
     }
 }
 
+fn place_of<'a>(source: &Source, place: &'a str, fetch: bool) -> Result<Place<'a>> {
+    let field = format!("{}/config.yaml: transcoders", source.name());
+    let Some(remote) = place.strip_prefix("hf://") else {
+        plain_relative(place, &field)?;
+        return Ok(Place::Here(place));
+    };
+    let (path, revision) = remote.split_once("?revision=").unwrap_or((remote, "main"));
+    let [owner, name, file] = path.splitn(3, '/').collect::<Vec<_>>()[..] else {
+        return Err(Error::expected(ErrorKind::BadFile, field, shown(place), "hf://owner/name/file"));
+    };
+    plain_relative(file, &field)?;
+    if !fetch && matches!(source, Source::Folder(_)) {
+        return Err(Error::expected(ErrorKind::Unsupported, field, shown(place), "files in the folder: a folder on disk does not make this program fetch from the hub")
+            .help("if that is meant, set ImportConfig::fetch (clt convert --fetch keeps a copy), or load the CLT by its hub name"));
+    }
+    Ok(Place::Hub(HubRepo::open(&format!("{owner}/{name}@{revision}")).map_err(|error| error.context(&field))?, file))
+}
+
 /// Shape, activation and whether there are skip connections, from `config.yaml` and the first file.
-pub(super) fn shape(source: &Source, yaml: &Yaml) -> Result<(usize, [usize; 2], Activation, bool)> {
-    let files = files(source, yaml)?;
+pub(super) fn shape(source: &Source, yaml: &Yaml, fetch: bool) -> Result<(usize, [usize; 2], Activation, bool)> {
+    let files = files(source, yaml, fetch)?;
     let Some(first) = files.first() else {
         return Err(Error::expected(ErrorKind::BadFile, format!("{}/config.yaml: transcoders", source.name()), "none", "a file for each layer"));
     };
@@ -65,10 +104,10 @@ pub(super) fn shape(source: &Source, yaml: &Yaml) -> Result<(usize, [usize; 2], 
 }
 
 /// The weights.
-pub(super) fn layers(source: &Source, yaml: &Yaml, config: &CltConfig, device: &Device, mut read: impl FnMut(usize)) -> Result<Vec<Layer>> {
+pub(super) fn layers(source: &Source, yaml: &Yaml, fetch: bool, config: &CltConfig, device: &Device, mut read: impl FnMut(usize)) -> Result<Vec<Layer>> {
     let (f, d) = (config.features, config.width);
     let jumps = matches!(config.activation, Activation::JumpRelu { .. });
-    let files = files(source, yaml)?;
+    let files = files(source, yaml, fetch)?;
     if files.len() != config.layers {
         return Err(Error::expected(ErrorKind::BadFile, format!("{}: layer files", source.name()), files.len(), config.layers));
     }
@@ -80,6 +119,9 @@ pub(super) fn layers(source: &Source, yaml: &Yaml, config: &CltConfig, device: &
             return Err(Error::expected(ErrorKind::BadTensor, format_args!("{}: {SKIP}", path.display()), got, expected)
                 .help("every layer must have a skip connection, or none (in a folder of ours, cltlab.json says which)"));
         }
+        let mut known = vec!["W_enc", "b_enc", "W_dec", "b_dec", SKIP];
+        known.extend(jumps.then_some(THRESHOLD));
+        reader.only(&known)?;
         let layer = Layer {
             encoder: Decoder::open(Reader::open(path)?, "W_enc".to_string(), [f, d], device)?,
             encoder_bias: reader.tensor("b_enc", &[f], device)?,

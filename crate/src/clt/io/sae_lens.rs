@@ -12,9 +12,11 @@ use super::sites;
 use super::source::{layer_number, Source};
 use super::staged::write_owned;
 use super::weights::{assemble, no_place, positive, thresholds, turned, Tensors};
+use crate::activations::InputSite;
 use crate::clt::{Activation, Clt, CltConfig, LayerWeights};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
+use crate::model::OutputSite;
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 
@@ -57,7 +59,7 @@ fn none() -> String {
 }
 
 fn config(weights: &Path) -> Result<Config> {
-    let mut config: Config = files::read_json(weights.with_file_name("cfg.json"))?;
+    let mut config: Config = files::read_json_object(weights.with_file_name("cfg.json"))?;
     let old = std::mem::take(&mut config.old);
     let new = &mut config.metadata;
     new.model_name = new.model_name.take().or(old.model_name);
@@ -85,10 +87,7 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
     let cfg = config(first)?;
     let (f, d) = (cfg.d_sae, cfg.d_in);
     let (jumps, skips) = (cfg.architecture.starts_with("jumprelu"), cfg.architecture.contains("skip"));
-    let said = &cfg.metadata;
-    let reads = said.hf_hook_name.as_deref().or(said.hook_name.as_deref());
-    let writes = said.hf_hook_name_out.as_deref().or(said.hook_name_out.as_deref());
-    let (input, output) = sites::both(import, &source.name(), reads, writes)?;
+    let (input, output) = sites_of(import, &source.name(), &cfg.metadata)?;
     let mut shape = CltConfig {
         layers: files.len(),
         width: d,
@@ -104,7 +103,13 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
     import.amend(&mut shape);
     shape.validate().map_err(|error| error.context(source.name()))?;
     let layer = |path: &PathBuf| -> Result<LayerWeights> {
-        check(&config(path)?, &cfg, &path.with_file_name("cfg.json").display().to_string())?;
+        let (own, place) = (config(path)?, path.with_file_name("cfg.json").display().to_string());
+        check(&own, &cfg, &place)?;
+        let found = sites_of(import, &place, &own.metadata)?;
+        if found != (input, output) {
+            let show = |(input, output): (InputSite, OutputSite)| format!("{} to {}", input.hook(), output.hook());
+            return Err(Error::expected(ErrorKind::Unsupported, format_args!("{place}: hook_name and hook_name_out"), show(found), format_args!("{}, as in the first layer", show((input, output)))));
+        }
         let tensors = Tensors::open(path)?;
         let weights = LayerWeights {
             encoder: turned(&tensors.take("W_enc", &[d, f])?)?,
@@ -118,6 +123,20 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
         Ok(weights)
     };
     assemble(shape, files.iter().map(layer).collect::<Result<_>>()?, device)
+}
+
+/// Where a layer reads and writes. Both names must be of one layer.
+fn sites_of(import: &ImportConfig, place: &str, said: &Metadata) -> Result<(InputSite, OutputSite)> {
+    let reads = said.hf_hook_name.as_deref().or(said.hook_name.as_deref());
+    let writes = said.hf_hook_name_out.as_deref().or(said.hook_name_out.as_deref());
+    let names = [&said.hook_name, &said.hook_name_out, &said.hf_hook_name, &said.hf_hook_name_out];
+    let mut layers = names.into_iter().flatten().filter_map(|name| layer_number(name));
+    if let Some(first) = layers.next() {
+        if let Some(other) = layers.find(|layer| *layer != first) {
+            return Err(Error::expected(ErrorKind::Unsupported, format_args!("{place}: hooks"), format_args!("layers {first} and {other}"), "one layer: a transcoder maps an MLP's input to its own output"));
+        }
+    }
+    sites::both(import, place, reads, writes)
 }
 
 /// What of a layer's configuration cannot be read, or differs from the first layer's.
@@ -135,6 +154,10 @@ fn check(cfg: &Config, first: &Config, place: &str) -> Result<()> {
     }
     if cfg.reshape_activations != "none" {
         return refuse("reshape_activations", &cfg.reshape_activations, "none");
+    }
+    if cfg.metadata.model_name != first.metadata.model_name {
+        let show = |c: &Config| c.metadata.model_name.clone().unwrap_or_else(|| "none".into());
+        return refuse("model_name", &show(cfg), &format!("{}, as in the first layer", show(first)));
     }
     if (cfg.d_in, cfg.d_out.unwrap_or(cfg.d_in), cfg.d_sae) != (first.d_in, first.d_in, first.d_sae) || cfg.architecture != first.architecture {
         let show = |c: &Config| format!("{} of {} to {} by {}", c.architecture, c.d_in, c.d_out.unwrap_or(c.d_in), c.d_sae);

@@ -3,6 +3,8 @@
 //! Pickles are refused by name: reading one runs whatever program it holds.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::names::plain_relative;
+use crate::files::walk::walk;
 use crate::hub::HubRepo;
 use std::path::{Path, PathBuf};
 
@@ -40,7 +42,12 @@ impl Source {
         }
     }
 
+    /// The path of a file, on the hub after it was fetched.
+    ///
+    /// # Errors
+    /// `BadFile` for a name that is no path of plain names below the folder; those of [`HubRepo::file`].
     pub fn file(&self, name: &str) -> Result<PathBuf> {
+        plain_relative(name, &self.name())?;
         match self {
             Source::Folder(folder) => Ok(folder.join(name)),
             Source::Hub(repo, folder, _) if folder.is_empty() => repo.file(name),
@@ -71,6 +78,7 @@ impl Source {
                 if path.file_name().is_some_and(|name| wanted(&name.to_string_lossy())) {
                     found.push(path);
                 }
+                Ok(())
             })?;
         }
         found.sort();
@@ -111,18 +119,6 @@ impl Source {
     pub fn refuse_pickles(&self) -> Result<()> {
         self.find(is_pickle)?.first().map_or(Ok(()), |path| refuse_pickle(path))
     }
-}
-
-fn walk(folder: &Path, depth: usize, visit: &mut impl FnMut(PathBuf)) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, &error))? {
-        let path = entry.map_err(|error| Error::io(folder, &error))?.path();
-        if path.is_dir() && depth > 0 {
-            walk(&path, depth - 1, visit)?;
-        } else if path.is_file() {
-            visit(path);
-        }
-    }
-    Ok(())
 }
 
 fn is_pickle(name: &str) -> bool {

@@ -94,7 +94,7 @@ pub(super) fn is_here(source: &Source) -> Result<bool> {
 impl Part {
     fn open(path: &Path) -> Result<Self> {
         let beside = path.with_file_name("cfg.json");
-        let cfg: Config = files::read_json(&beside)?;
+        let cfg: Config = files::read_json_object(&beside)?;
         let place = beside.display().to_string();
         let refuse = |field: &str, got: &str, expected: &str, help: &str| {
             Err(Error::expected(ErrorKind::Unsupported, format_args!("{place}: {field}"), got, expected).help(help.to_string()))
@@ -116,6 +116,9 @@ impl Part {
         let [features, width] = tensors.shape("encoder.weight", "[features, width]")?;
         if width != cfg.d_in {
             return Err(Error::expected(ErrorKind::BadTensor, tensors.place("encoder.weight"), format_args!("width {width}"), format_args!("d_in {}", cfg.d_in)));
+        }
+        if let Some(name) = ["W_skip", "W_skips.0"].into_iter().find(|name| !cfg.skip_connection && tensors.has(name)) {
+            return Err(Error::expected(ErrorKind::Unsupported, tensors.place(name), "present", "missing, for skip_connection is false in cfg.json"));
         }
         Ok(Part { place, cfg, tensors, features })
     }
@@ -265,11 +268,14 @@ fn norm(part: &Part, name: &str) -> Result<Norm> {
 
 /// Sites and the model's name: hook points in `config.json`, else the folder's own name.
 fn sites_of(source: &Source, import: &ImportConfig, first: &Path) -> Result<(InputSite, OutputSite, String)> {
-    let run: Run = if source.has("config.json")? { files::read_json(source.file("config.json")?)? } else { Run::default() };
+    let run: Run = if source.has("config.json")? { files::read_json_object(source.file("config.json")?)? } else { Run::default() };
     let folder = first.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let writes = format!("{folder}.output");
     let reads = run.hookpoints_in.first().map_or_else(|| format!("{folder}.input"), |name| format!("{name}.input"));
     let (input, output) = sites::both(import, &source.name(), Some(&reads), Some(&writes))?;
+    if let Some(other) = run.hookpoints_in.iter().find(|name| import.input.is_none() && sites::input(&format!("{name}.input")) != Some(input)) {
+        return Err(Error::expected(ErrorKind::Unsupported, format_args!("{}: config.json: hookpoints_in", source.name()), other, format_args!("{}, as the first", input.hook())));
+    }
     Ok((input, output, run.model))
 }
 

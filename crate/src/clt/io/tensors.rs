@@ -1,9 +1,16 @@
 //! Safetensors files, read with the name in each error.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::names::shown;
 use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// A tensor that the format is not known to have.
+pub(super) fn unknown_tensor(path: &Path, name: &str) -> Error {
+    Error::expected(ErrorKind::Unsupported, path.display(), format_args!("a tensor '{}'", shown(name)), "only tensors that the format is known to have")
+        .help("it may change what the weights mean, so nothing is read")
+}
 
 /// An open safetensors file, mapped into memory.
 pub(crate) struct Reader {
@@ -66,6 +73,16 @@ impl Reader {
     /// The names of all tensors.
     pub fn names(&self) -> Vec<String> {
         self.header.tensors().into_keys().collect()
+    }
+
+    /// `Unsupported` naming a tensor other than `known`, if there is one: it may change what the others mean.
+    pub fn only(&self, known: &[&str]) -> Result<()> {
+        let mut names = self.names();
+        names.sort();
+        match names.iter().find(|name| !known.contains(&name.as_str())) {
+            None => Ok(()),
+            Some(name) => Err(unknown_tensor(&self.path, name)),
+        }
     }
 
     /// Tensor `name` as it lies in the file, checked against `shape`; `None` where it is not f32 or

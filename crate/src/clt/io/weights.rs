@@ -6,7 +6,7 @@
 //! its μ; folding is done in f64.
 
 use super::npz::Npz;
-use super::tensors::Reader;
+use super::tensors::{unknown_tensor, Reader};
 use crate::clt::{Activation, Clt, CltConfig, LayerWeights};
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::{DType, Device, Tensor};
@@ -92,8 +92,7 @@ impl Tensors {
         let left = self.left.borrow();
         match left.iter().find(|name| !unused.contains(&name.as_str())) {
             None => Ok(()),
-            Some(name) => Err(Error::expected(ErrorKind::Unsupported, self.path.display(), format_args!("a tensor '{name}'"), "only tensors that the format is known to have")
-                .help("it may change what the weights mean, so nothing is read")),
+            Some(name) => Err(unknown_tensor(&self.path, name)),
         }
     }
 }

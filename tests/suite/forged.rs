@@ -1,0 +1,88 @@
+//! Stores and checkpoints with right checksums and wrong numbers.
+
+use crate::support::{fixture, says, scratch, seal};
+use cltlab::candle::Device;
+use cltlab::prelude::*;
+use std::path::{Path, PathBuf};
+
+/// Changes a note in the header of a sealed file, whose checksum is made anew.
+fn forge(path: &Path, note: &str, change: impl FnOnce(&mut serde_json::Value)) {
+    let whole = std::fs::read(path).unwrap();
+    let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&whole[8..8 + length]).unwrap();
+    let text = header["__metadata__"][note].as_str().unwrap();
+    let mut value = serde_json::from_str(text).unwrap();
+    change(&mut value);
+    header["__metadata__"][note] = value.to_string().into();
+    let mut text = header.to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text);
+    bytes.extend(&whole[8 + length..]);
+    seal(&mut bytes);
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn tiny() -> Activations {
+    let wave = |phase: f32| (0..40).map(|i| (i as f32 * phase).sin()).collect::<Vec<f32>>();
+    Activations::from_memory(vec![wave(0.7)], vec![wave(0.3)], 2).unwrap()
+}
+
+fn checkpoint(name: &str, activations: &Activations, shape: &CltConfig) -> PathBuf {
+    let folder = scratch(name);
+    let config = TrainConfig { steps: 2, batch_tokens: 8, checkpoint_every: 2, checkpoint_dir: Some(folder.clone()), ..TrainConfig::default() };
+    Trainer::new(activations, shape, &config).unwrap().run().unwrap();
+    folder.join("step-00000002.safetensors")
+}
+
+#[test]
+fn numbers_of_a_checkpoint() {
+    let activations = tiny();
+    let shape = CltConfig { layers: 1, width: 2, features: 4, activation: Activation::JumpRelu { threshold: 0.1, bandwidth: 0.2 }, ..CltConfig::default() };
+    let path = checkpoint("forged-checkpoint", &activations, &shape);
+    let whole = std::fs::read(&path).unwrap();
+    forge(&path, "cltlab_training", |_| {});
+    assert!(Trainer::resume(&path, &activations).is_ok(), "a forged file that says the same is whole");
+    for steps in [u64::MAX, 1 << 60, 1 << 40] {
+        forge(&path, "cltlab_training", |state| state["steps"] = steps.into());
+        says(&Trainer::resume(&path, &activations).err().unwrap(), ErrorKind::BadFile, &["step-00000002", "steps", &steps.to_string()]);
+        std::fs::write(&path, &whole).unwrap();
+    }
+    for offset in [21u64, 1 << 40, u64::MAX] {
+        forge(&path, "cltlab_training", |state| state["position"]["offset"] = offset.into());
+        says(&Trainer::resume(&path, &activations).err().unwrap(), ErrorKind::BadFile, &["step-00000002", "offset", &offset.to_string()]);
+        std::fs::write(&path, &whole).unwrap();
+    }
+}
+
+#[test]
+fn numbers_of_a_store() {
+    let model = Model::load(fixture("attribution/gpt2/model").to_str().unwrap(), &Device::Cpu).unwrap();
+    let words: Vec<String> = (0..900).map(|n| format!("w{}", 1 + n * 7 % 120)).collect();
+    let text = Corpus::from_texts(vec![words.join(" ")]).unwrap();
+    let folder = scratch("forged-store");
+    Activations::store(&model, &text, &folder, &StoreConfig { context: 16, ..StoreConfig::default() }).unwrap();
+    let activations = Activations::open(&folder).unwrap();
+    let shape = CltConfig { features: 24, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&model) };
+    let path = checkpoint("forged-place", &activations, &shape);
+    let whole = std::fs::read(&path).unwrap();
+    for (field, value) in [("filling", u64::MAX), ("filling", u64::MAX / 2), ("pass", 1), ("pass", u64::MAX), ("offset", 1 << 33)] {
+        forge(&path, "cltlab_training", |state| state["position"][field] = value.into());
+        says(&Trainer::resume(&path, &activations).err().unwrap(), ErrorKind::BadFile, &["step-00000002", field, &value.to_string()]);
+        std::fs::write(&path, &whole).unwrap();
+    }
+    let manifest = folder.join("activations.json");
+    let told: serde_json::Value = serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    let shard = folder.join("shard-00000.safetensors");
+    let original = std::fs::read(&shard).unwrap();
+    for (field, value) in [("width", 0u64), ("width", 1 << 62), ("layers", 0), ("layers", 1 << 60), ("context", 0), ("context", 1 << 63), ("blocks", 0), ("shard_blocks", 0), ("blocks", u64::MAX), ("shard_blocks", u64::MAX), ("exclude_first", 16)] {
+        let mut other = told.clone();
+        other[field] = value.into();
+        std::fs::write(&manifest, other.to_string()).unwrap();
+        forge(&shard, "cltlab_store", |note| note[0][field] = value.into());
+        says(&Activations::open(&folder).unwrap_err(), ErrorKind::BadFile, &["activations.json", field]);
+        std::fs::write(&shard, &original).unwrap();
+    }
+    std::fs::write(&manifest, "[]").unwrap();
+    says(&Activations::open(&folder).unwrap_err(), ErrorKind::BadFile, &["activations.json", "a JSON list"]);
+}

@@ -7,7 +7,7 @@ use crate::device::auto_device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::HubRepo;
-use crate::text::placeholder::stands_in;
+use crate::text::placeholder::{stands_in, warn};
 use crate::text::Tokenizer;
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
@@ -168,7 +168,7 @@ impl Model {
         config.validate().map_err(|error| error.context(weights.path().display()))?;
         let Target { device, dtype, sampling } = target;
         if family::has_own_head(&config, &weights)? {
-            eprintln!("warning: {}: the configuration says tie_word_embeddings, but the file has an unembedding of its own, which is used", weights.path().display());
+            warn(format_args!("{}: the configuration says tie_word_embeddings, but the file has an unembedding of its own, which is used", weights.path().display()));
             config.tied = false;
         }
         let parts = family::load(&config, &weights, device, dtype)?;

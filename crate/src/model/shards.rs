@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
-use crate::text::placeholder::{first_ten, shown, stands_in};
+use crate::text::placeholder::{first_ten, shown, stands_in, warn};
 use candle_core::safetensors::MmapedSafetensors;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -21,7 +21,7 @@ pub(super) fn find(folder: &Path) -> Result<Listed> {
     let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
     if single.exists() {
         if index.exists() {
-            eprintln!("warning: {}: {SINGLE} is read; the shards of {INDEX}, which is there too, are not", folder.display());
+            warn(format_args!("{}: {SINGLE} is read; the shards of {INDEX}, which is there too, are not", folder.display()));
         }
         return Ok(Listed { files: vec![single], index: None });
     }

@@ -1,4 +1,5 @@
-//! What a file holds in place of what its name says: a Git LFS pointer, a web page, nothing.
+//! What a file holds in place of what its name says: a Git LFS pointer, a web page; and how values and names of
+//! files are shown in errors.
 
 use crate::error::{Error, ErrorKind};
 use std::io::Read;
@@ -48,4 +49,10 @@ pub(crate) fn first_ten(list: &[String], all: usize) -> String {
     let names: Vec<String> = list.iter().take(MOST).map(shown).collect();
     let more = all.saturating_sub(names.len());
     if more == 0 { names.join(", ") } else { format!("{} and {more} more", names.join(", ")) }
+}
+
+/// Writes a line to standard error; one that is closed or full is no reason to stop.
+pub(crate) fn warn(text: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "warning: {text}");
 }

@@ -23,7 +23,7 @@ use super::config::{ModelConfig, Positions};
 use super::parts::{Layer, Norm};
 use super::weights::Weights;
 use crate::error::{Error, ErrorKind, Result};
-use crate::text::placeholder::shown;
+use crate::text::placeholder::{shown, warn};
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{DType, Device, Tensor};
 use fields::Fields;
@@ -101,7 +101,7 @@ pub(crate) fn config_from_json(json: &serde_json::Value, place: &str) -> Result<
     quantized(json, place)?;
     let [older, newer] = ["rope_scaling", "rope_parameters"].map(|field| json.get(field).and_then(|table| table.as_object()).filter(|table| !table.is_empty()));
     if older.is_some() && newer.is_some() && older != newer {
-        eprintln!("warning: {place}: rope_scaling and rope_parameters differ; rope_scaling is used, as transformers does");
+        warn(format_args!("{place}: rope_scaling and rope_parameters differ; rope_scaling is used, as transformers does"));
     }
     family.read(&Fields { json, place })
 }

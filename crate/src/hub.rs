@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files::names::{plain_relative, shown};
 use crate::progress;
 use client::{Client, Fault};
+use hf_hub::{Repo, RepoType};
 use kept::Kept;
 use std::path::{Path, PathBuf};
 
@@ -97,8 +98,9 @@ impl HubRepo {
         if config.token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(Error::new(ErrorKind::AccessDenied, "HF_TOKEN: holds characters that no token has").help("copy it anew from the hub's settings"));
         }
-        let (kind, prefix) = if is_dataset { ("datasets", "datasets/") } else { ("models", "") };
-        let kept = Kept::new(&config.cache, format!("{kind}--{}", name.replace('/', "--")), revision);
+        let (kind, prefix) = if is_dataset { (RepoType::Dataset, "datasets/") } else { (RepoType::Model, "") };
+        let repo = Repo::with_revision(name.to_string(), kind, revision.to_string());
+        let kept = Kept::new(&config.cache, repo.folder_name(), revision);
         let client = Client::new(&config);
         Ok(HubRepo { name: source.to_string(), config, address: format!("{prefix}{name}"), revision: revision.to_string(), is_dataset, kept, client })
     }

@@ -135,9 +135,9 @@ fn cards_differ_as_they_must() {
     assert!(plan.cards.iter().all(|card| card.fits == Some(true)));
     let wide = shape(12, 768, 24_576, Activation::TopK { k: 16 });
     let fits = |config: &TrainConfig| Plan::new(&wide, config, &MEMORY).unwrap().cards.iter().map(|card| card.fits.unwrap()).collect::<Vec<_>>();
-    assert_eq!(fits(&TrainConfig::default()), [false, true, true, true, true, true]);
+    assert_eq!(fits(&TrainConfig::default()), [false, true, true, true, true, true, true]);
     let compact = TrainConfig { weights: Weights::Bf16, moments: Moments::EightBit, ..TrainConfig::default() };
-    assert_eq!(fits(&compact), [true; 6]);
+    assert_eq!(fits(&compact), [true; 7]);
     let said = |plan: &Plan, name: &str, word: &str| card(plan, name).notes.iter().any(|note| note.contains(word));
     assert!(said(&plan, "V100 32 GB", "not supported by CUDA 13") && !said(&plan, "T4", "CUDA 13") && !said(&plan, "T4", "bf16"));
     let half = Plan::new(&wide, &compact, &MEMORY).unwrap();
@@ -259,7 +259,7 @@ fn a_dry_run_writes_nothing() {
     // Encoders, decoders to three targets, biases: the need as the library has it.
     let weights = 2 * 64 * 32 + 3 * 64 * 32 + 2 * (64 + 32);
     assert_eq!((json["steps"].as_u64(), json["tokens"].as_u64(), json["text_tokens"].as_u64(), json["weights"].as_u64()), (Some(7), Some(700), Some(300), Some(weights)));
-    assert_eq!((json["cpu"]["weights"].as_u64(), json["cards"].as_array().map(Vec::len)), (Some(12 * weights), Some(6)));
+    assert_eq!((json["cpu"]["weights"].as_u64(), json["cards"].as_array().map(Vec::len)), (Some(12 * weights), Some(7)));
     assert!(json["here"]["seconds_per_step"].as_f64().unwrap() > 0.0);
     // What would be refused is refused here too; a device that is not here is no fault of the recipe.
     for (set, words) in [("clt.features=0", "CltConfig::features"), ("train.stepps=3", "'steps'"), ("clt.width=8", "CltConfig::width"), ("activations.file=nowhere.safetensors", "nowhere.safetensors")] {

@@ -1,5 +1,7 @@
 //! Devices: where tensors live, and how much memory there is.
 
+#[cfg(feature = "cuda")]
+pub(crate) mod gpu;
 mod nvidia;
 
 pub use nvidia::library_folders;

@@ -9,7 +9,7 @@ use super::config::{MlpActivation, ModelConfig, NormKind, NormPlaces};
 use super::parts::{Layer, Linear, Norm};
 use super::rotary::Rotary;
 use super::{InputSite, Model};
-use crate::clt::kernels::cuda::{At, Buffer, Gpu, Numbers, Operand, Product, Stored};
+use crate::device::gpu::{At, Buffer, Gpu, Numbers, Operand, Product, Stored};
 use crate::error::Result;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Tensor};

@@ -170,7 +170,7 @@ impl OwnFolder {
         let host = host()?;
         let prepared = base.join("ready").metadata()?.modified()?;
         let mut own = OwnFolder { path, prepared, tools: OsString::new() };
-        // A cell's source and what it prints are nobody else's.
+        // A cell's source and output are private to the user.
         std::fs::DirBuilder::new().mode(0o700).create(&own.path).with_context(|| own.path.display().to_string())?;
         std::fs::create_dir_all(own.path.join("src"))?;
         std::fs::copy(base.join("Cargo.lock"), own.path.join("Cargo.lock"))?;

@@ -133,7 +133,7 @@ fn pass_stderr(error: impl Read, seal: &Seal, said: &Sender<()>, ended: &Sender<
 struct Running {
     /// It can ask the front end for a line.
     asks: AtomicBool,
-    /// It is one of those with which evcxr tries itself; nobody takes what it prints, and evcxr waits until all is taken.
+    /// It is one of those with which evcxr tries itself; its output is read by no one but must be drained, since evcxr waits until it is.
     unheard: AtomicBool,
 }
 

@@ -91,7 +91,7 @@ Status release(At at) {
     if (at == 0) return DONE;
     auto found = blocks.find(at);
     if (found == blocks.end()) return INVALID;
-    // What the pool gave stays reserved until somebody waits or trims.
+    // What the pool gave stays reserved until a wait or a trim.
     (found->second.pooled ? used : direct) -= found->second.bytes;
     emulated::forget(reinterpret_cast<unsigned char*>(at), found->second.bytes);
     blocks.erase(found);

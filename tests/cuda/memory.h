@@ -10,7 +10,7 @@ typedef unsigned long long At;
 enum { DONE = 0, INVALID = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_FOUND = 500, OUT_OF_RESOURCES = 701 };
 
 namespace memory {
-// Held by whoever touches the device: streams execute at once, one call at a time.
+// Held during each access to the device: streams execute at once, one call at a time.
 extern std::recursive_mutex one;
 
 // CUmemPool_attribute.

@@ -7,7 +7,7 @@ namespace emulated {
 struct Kernel {
     const char* name;
     void (*call)(void**);
-    // From ptx_report.py, 0 where nobody knows: registers of a thread, bytes of static shared memory and the most
+    // From ptx_report.py, 0 where unknown: registers of a thread, bytes of static shared memory and the most
     // threads that a block may have.
     unsigned registers, shared, threads;
 };

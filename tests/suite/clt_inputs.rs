@@ -1,7 +1,7 @@
 //! CLTs whose files name other places, differ between layers, or lack a layer: refused before anything is asked or read.
 
 use crate::foreign::folder;
-use crate::support::{fixture, says, scratch, tensors};
+use crate::support::{copy_all, fixture, says, scratch, tensors};
 use cltlab::candle::safetensors::save;
 use cltlab::candle::{DType, Device, Tensor};
 use cltlab::clt::{Clt, ImportConfig};
@@ -10,16 +10,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 fn copied(from: &Path, name: &str) -> PathBuf {
-    fn all(from: &Path, to: &Path) {
-        std::fs::create_dir_all(to).unwrap();
-        for entry in std::fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            let to = to.join(entry.file_name());
-            if entry.path().is_dir() { all(&entry.path(), &to) } else { std::fs::copy(entry.path(), to).map(|_| ()).unwrap() }
-        }
-    }
     let to = scratch(&format!("clt-inputs-{name}"));
-    all(from, &to);
+    copy_all(from, &to);
     to
 }
 

@@ -2,7 +2,7 @@
 //! by kind, with the file and the field.
 
 use crate::foreign::folder;
-use crate::support::{scratch, tensors};
+use crate::support::{copy_all, scratch, tensors};
 use cltlab::candle::safetensors::save;
 use cltlab::candle::{DType, Device, Tensor};
 use cltlab::clt::{Clt, Format, ImportConfig};
@@ -13,16 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// A copy of a fixture.
 fn copy(case: &str, name: &str) -> PathBuf {
-    fn all(from: &Path, to: &Path) {
-        std::fs::create_dir_all(to).unwrap();
-        for entry in std::fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            let to = to.join(entry.file_name());
-            if entry.path().is_dir() { all(&entry.path(), &to) } else { std::fs::copy(entry.path(), to).map(|_| ()).unwrap() }
-        }
-    }
     let to = scratch(&format!("foreign-{case}-{name}"));
-    all(Path::new(&folder(case)), &to);
+    copy_all(Path::new(&folder(case)), &to);
     to
 }
 

@@ -1,4 +1,4 @@
-//! A hub, or somebody between, that means harm: names and headers that lead elsewhere, redirects that
+//! A hostile hub or proxy: names and headers that lead elsewhere, redirects that
 //! would carry the token away, answers that are none; and the environment as `huggingface_hub` reads it.
 
 use crate::support::{self, scratch};

@@ -162,3 +162,13 @@ pub fn lively_clt(model: &Model, bare: bool, change: impl Fn(&mut CltConfig)) ->
     let weights = weights.collect();
     Clt::new(config, weights).unwrap()
 }
+
+/// Copies a folder with everything in it.
+pub fn copy_all(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() { copy_all(&entry.path(), &to) } else { std::fs::copy(entry.path(), to).map(|_| ()).unwrap() }
+    }
+}

@@ -1,4 +1,4 @@
-//! Chat templates are programs of whoever made the model: none of them takes memory, time or stack without an end.
+//! Chat templates are programs from the model's files: none of them takes memory, time or stack without an end.
 
 use crate::support::fixture;
 use cltlab::{ErrorKind, Tokenizer};

@@ -1,8 +1,8 @@
 //! A folder that one process writes at a time.
 //!
 //! The lock is a file that its holder keeps locked (`flock`); it says who holds it. The system gives it
-//! back when the process ends, however it ends, so that a lock of a process that is over holds nobody
-//! up. Where the file system has no locks, the holder's number decides, when it is of this machine.
+//! back when the process ends, however it ends, so that the lock of a process that has ended blocks nothing.
+//! Where the file system has no locks, the holder's number decides, when it is of this machine.
 
 use super::write::{is_over, own_mark};
 use crate::error::{Error, ErrorKind, Result};

@@ -122,7 +122,7 @@ impl Temporary {
         Ok(Temporary { path, moved: false })
     }
 
-    /// A new, empty file in `folder`, which nobody else made: a link of that name is not followed.
+    /// A new, empty file in `folder`: the call fails where the name exists, so no link is followed.
     pub(super) fn file(place: &Path, folder: &Path) -> Result<(Self, File)> {
         let path = beside(place, folder);
         let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(|error| Error::io(place, &error))?;

@@ -1,5 +1,5 @@
 //! Questions to the hub. Redirects are answered here, one by one: the token, and a password of the
-//! hub's address, go to the hub's own host and port and to nobody else.
+//! hub's address, go to the hub's own host and port and nowhere else.
 
 use super::{environment, HubConfig};
 use std::io::{Read, Write};

@@ -21,7 +21,7 @@ fn own_home() -> Option<PathBuf> {
     std::env::home_dir().filter(|home| !home.as_os_str().is_empty())
 }
 
-/// `~` and `~/x`, `~user` and `~user/x`; a user that nobody knows stays as it is.
+/// `~` and `~/x`, `~user` and `~user/x`; the name of an unknown user stays as it is.
 fn home(value: &str) -> String {
     let Some(rest) = value.strip_prefix('~') else { return value.to_string() };
     let (user, below) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));

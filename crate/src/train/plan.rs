@@ -100,7 +100,7 @@ pub struct Prediction {
     pub device: String,
     /// Bytes of memory: what is free here, or what the card has.
     pub memory: Option<u64>,
-    /// Whether the need fits; `None` where nobody says how much is free.
+    /// Whether the need fits; `None` where the system does not say how much is free.
     pub fits: Option<bool>,
     /// Bytes a second of its memory: measured on the CPU here, published for a card.
     pub bandwidth: Option<f64>,

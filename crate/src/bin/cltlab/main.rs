@@ -5,7 +5,7 @@
 //! Exit status: 0 done; 1 an error, printed; 2 a command line that cannot be read; 75 (`EX_TEMPFAIL`)
 //! ended early by a signal, with what was reached written down: `cltlab train --resume` goes on.
 
-// The standard ones panic when nobody reads; these end in `out`.
+// The standard macros panic when standard output is closed; these write through `out`.
 macro_rules! println {
     ($($text:tt)*) => { crate::out::line(format_args!($($text)*)) };
 }

@@ -13,7 +13,7 @@ use std::sync::Mutex;
 
 /// Set when an output of the command is standard output: text goes to standard error then.
 static ASIDE: AtomicBool = AtomicBool::new(false);
-/// Set when nobody reads any more.
+/// Set when standard output is closed.
 static GONE: AtomicBool = AtomicBool::new(false);
 static FAULT: Mutex<Option<Error>> = Mutex::new(None);
 
@@ -53,14 +53,14 @@ pub fn write(text: &str) -> bool {
     }
 }
 
-/// Keeps a fault of standard output, but that nobody reads.
+/// Keeps a fault of standard output, unless it is a closed pipe.
 pub fn keep(error: &std::io::Error) {
     if error.kind() != std::io::ErrorKind::BrokenPipe {
         FAULT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert_with(|| Error::io("standard output", error));
     }
 }
 
-/// Says something beside the command's text. Where nobody hears it, it is lost.
+/// Writes to standard error. A message that cannot be written is lost.
 pub fn aside(text: std::fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{}", printable(&text.to_string()));
 }

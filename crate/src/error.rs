@@ -61,6 +61,24 @@ pub struct Error(Box<Inner>);
 
 const FREE_SPACE: &str = "free some space and save again; what was saved before is untouched";
 
+/// Characters of a message, at most.
+const LONGEST: usize = 4000;
+
+/// `text` without its middle where it is longer than `most` characters.
+fn shortened(text: String, most: usize) -> String {
+    // No character is shorter than a byte.
+    if text.len() <= most {
+        return text;
+    }
+    let count = text.chars().count();
+    if count <= most {
+        return text;
+    }
+    let at = |index: usize| text.char_indices().nth(index).map_or(text.len(), |(at, _)| at);
+    let (start, end) = (at(most * 3 / 4), at(count - most / 4));
+    format!("{} … ({} characters left out) … {}", &text[..start], count - most * 3 / 4 - most / 4, &text[end..])
+}
+
 #[derive(Clone)]
 struct Inner {
     kind: ErrorKind,
@@ -71,12 +89,13 @@ struct Inner {
 impl Error {
     /// An error of this kind with this sentence.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Error(Box::new(Inner { kind, message: message.into(), help: None }))
+        Error(Box::new(Inner { kind, message: shortened(message.into(), LONGEST), help: None }))
     }
 
-    /// *`place`: got `got`, expected `expected`*: the usual form.
+    /// *`place`: got `got`, expected `expected`*: the usual form. Of a longer `got` than 400 characters the middle is left out, as
+    /// of a longer message than 4,000 in [`Error::new`]: files hold values of any length.
     pub fn expected(kind: ErrorKind, place: impl fmt::Display, got: impl fmt::Display, expected: impl fmt::Display) -> Self {
-        Error::new(kind, format!("{place}: got {got}, expected {expected}"))
+        Error::new(kind, format!("{place}: got {}, expected {expected}", shortened(got.to_string(), LONGEST / 10)))
     }
 
     /// A system error on a path; a missing file and a full disk get kinds of their own.
@@ -103,7 +122,7 @@ impl Error {
     /// Puts the outer action or path before the message.
     #[must_use]
     pub fn context(mut self, context: impl fmt::Display) -> Self {
-        self.0.message = format!("{context}: {}", self.0.message);
+        self.0.message = shortened(format!("{context}: {}", self.0.message), LONGEST);
         self
     }
 

@@ -13,7 +13,7 @@ pub(crate) mod write;
 
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 use write::Target;
 
@@ -93,12 +93,27 @@ pub fn create_folder(path: impl AsRef<Path>) -> Result<()> {
     std::fs::create_dir_all(path.as_ref()).map_err(|error| Error::io(path, &error))
 }
 
-/// Reads a whole file.
+/// What a pipe or a device may give at most, in bytes: some never end.
+const ENDLESS: u64 = 1 << 30;
+
+/// Reads a whole file; of a pipe or a device, a gigabyte at most.
 ///
 /// # Errors
-/// `MissingFile` or `Io`, with the path.
+/// `MissingFile` or `Io`, with the path; `BadFile` for a pipe or a device that gives more.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
-    std::fs::read(path.as_ref()).map_err(|error| Error::io(path, &error))
+    let path = path.as_ref();
+    let mut bytes = Vec::new();
+    let whole = File::open(path).and_then(|file| {
+        if file.metadata()?.is_file() {
+            return std::fs::read(path).map(|read| bytes = read);
+        }
+        file.take(ENDLESS + 1).read_to_end(&mut bytes).map(|_| ())
+    });
+    whole.map_err(|error| Error::io(path, &error))?;
+    if bytes.len() as u64 > ENDLESS && !path.is_file() {
+        return Err(Error::expected(ErrorKind::BadFile, path.display(), "a pipe or a device that gives more than 1 GiB", "a file"));
+    }
+    Ok(bytes)
 }
 
 /// Reads a JSON file into `T`; the error names the file, line and field.
@@ -131,6 +146,30 @@ pub fn read_json_object<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) 
 pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
     decode::text(path, read(path)?)
+}
+
+/// Brackets of a YAML file that may be open at once: the parser's time grows with their square.
+const DEEPEST: usize = 100;
+
+/// Reads a YAML file in UTF-8 or UTF-16.
+///
+/// # Errors
+/// `MissingFile`, `Io`, or `BadFile` when the content is no YAML, or nested more than a hundred deep.
+pub(crate) fn read_yaml(path: impl AsRef<Path>) -> Result<serde_yaml_ng::Value> {
+    let path = path.as_ref();
+    let text = read_text(path)?;
+    let mut open = 0usize;
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        if open > DEEPEST {
+            return Err(Error::expected(ErrorKind::BadFile, path.display(), format_args!("more than {DEEPEST} brackets open at once"), "YAML that is nested less deeply"));
+        }
+    }
+    serde_yaml_ng::from_str(&text).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
 }
 
 /// Writes `value` as indented JSON, whole or not at all; the folder is made.

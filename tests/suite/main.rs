@@ -1,6 +1,7 @@
 //! The one test binary: candle is linked once. Each module proves one room of the walk against
 //! something outside ourselves; `support` finds the reference data.
 
+mod attacked;
 mod attribution;
 mod attribution_speed;
 mod bad_input;

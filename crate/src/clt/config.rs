@@ -122,6 +122,16 @@ impl CltConfig {
                 return Err(Error::expected(ErrorKind::BadConfig, format_args!("CltConfig::{field}"), 0, "at least 1"));
             }
         }
+        // Counts of weights and their bytes then fit into 64 bits.
+        for (field, value, most) in [("layers", self.layers, 1 << 14), ("width", self.width, 1 << 24)] {
+            if value > most {
+                return Err(Error::expected(ErrorKind::BadConfig, format_args!("CltConfig::{field}"), value, format_args!("at most {most}")));
+            }
+        }
+        let rows = if self.per_layer { 2 * self.layers as u128 } else { (self.layers as u128 + 3) * self.layers as u128 };
+        if rows * self.features as u128 * self.width as u128 > 1 << 56 {
+            return Err(Error::expected(ErrorKind::BadConfig, "CltConfig::features", format_args!("{} in {} layers of width {}", self.features, self.layers, self.width), "fewer than 2^56 weights"));
+        }
         if self.features > u32::MAX as usize / 2 {
             return Err(Error::expected(ErrorKind::BadConfig, "CltConfig::features", self.features, "at most 2^31"));
         }

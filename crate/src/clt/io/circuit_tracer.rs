@@ -239,12 +239,11 @@ fn skip_file(layer: usize) -> String {
 
 fn yaml(source: &Source) -> Result<Yaml> {
     let path = source.file("config.yaml")?;
-    let bad = |error: serde_yaml_ng::Error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display()));
-    let value: serde_yaml_ng::Value = serde_yaml_ng::from_str(&files::read_text(&path)?).map_err(bad)?;
+    let value = files::read_yaml(&path)?;
     if !value.is_mapping() {
         return Err(Error::expected(ErrorKind::BadFile, path.display(), "no mapping", "model_kind, model_name and the hooks, each with its value"));
     }
-    serde_yaml_ng::from_value(value).map_err(bad)
+    serde_yaml_ng::from_value(value).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
 }
 
 fn cross_layer_shape(source: &Source) -> Result<(usize, [usize; 2], Activation, bool)> {

@@ -121,6 +121,10 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
         return Err(Error::new(ErrorKind::MissingFile, format!("{}: no clt_checkpoint_latest.safetensors or model.safetensors", source.name())));
     };
     let tensors = Tensors::open(path)?;
+    // What is made for each layer is made for layers that the weights have.
+    if l > 0 && !tensors.has(&format!("encoder_module.encoders.{}.weight", l - 1)) {
+        return Err(Error::expected(ErrorKind::BadFile, format_args!("{place}: num_layers"), l, "as many as there are encoders in the weights"));
+    }
     let mut activation = match cfg.activation_fn.as_str() {
         "relu" => Activation::Relu,
         "jumprelu" => Activation::JumpRelu { threshold: 0.03, bandwidth: 1.0 },

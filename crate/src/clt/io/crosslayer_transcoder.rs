@@ -41,7 +41,7 @@ fn class<'a>(value: &'a Value, place: &str) -> Result<(&'a str, &'a Value)> {
 pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
     let path = source.file("config.yaml")?;
     let place = |field: &str| format!("{}: {field}", path.display());
-    let yaml: Value = serde_yaml_ng::from_str(&files::read_text(&path)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
+    let yaml = files::read_yaml(&path)?;
     let (_, model) = class(yaml.get("model").unwrap_or(&Value::Null), &place("model"))?;
     let part = |name: &str| model.get(name).filter(|value| !value.is_null());
     let (decoder_class, _) = class(part("decoder").unwrap_or(&Value::Null), &place("model.decoder"))?;

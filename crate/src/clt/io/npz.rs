@@ -131,6 +131,9 @@ fn array(path: &Path, name: &str, bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>)
     };
     let length = bytes.get(8..start).ok_or_else(|| bad("truncated"))?.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
     let header = bytes.get(start..start + length).and_then(|text| std::str::from_utf8(text).ok()).ok_or_else(|| bad("truncated"))?;
+    if let Some(key) = ["descr", "fortran_order", "shape"].iter().find(|key| header.matches(&format!("'{key}':")).count() > 1) {
+        return Err(bad(&format!("{key} twice in the header")));
+    }
     let field = |key: &str| header.split_once(&format!("'{key}':")).map(|(_, rest)| rest.trim_start()).ok_or_else(|| bad(&format!("no {key} in the header")));
     let kind = field("descr")?.trim_start_matches('\'').split('\'').next().unwrap_or("");
     let size = match kind {

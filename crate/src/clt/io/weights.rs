@@ -64,12 +64,23 @@ impl Tensors {
         format!("{}: {name}", self.path.display())
     }
 
-    /// Tensor `name`, f32 on the CPU, checked against `shape`.
+    /// Tensor `name`, f32 on the CPU, checked against `shape`, of numbers only.
     pub fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.left.borrow_mut().remove(name);
-        match &self.file {
-            File::Safetensors(reader) => reader.tensor(name, shape, &Device::Cpu),
-            File::Npz(npz) => npz.tensor(name, shape),
+        let tensor = match &self.file {
+            File::Safetensors(reader) => reader.tensor(name, shape, &Device::Cpu)?,
+            File::Npz(npz) => npz.tensor(name, shape)?,
+        };
+        self.numbers(name, tensor)
+    }
+
+    /// Refuses NaN and infinity: a threshold of NaN would become 0 on the way, and a weight of NaN shows only where it is used.
+    /// A logarithm may be -∞.
+    fn numbers(&self, name: &str, tensor: Tensor) -> Result<Tensor> {
+        let log = name.ends_with("log_threshold");
+        match floats(&tensor)?.iter().position(|value| !value.is_finite() && !(log && *value == f32::NEG_INFINITY)) {
+            None => Ok(tensor),
+            Some(at) => Err(Error::new(ErrorKind::NotFinite, format!("{}: NaN or infinity at {at}", self.place(name)))),
         }
     }
 
@@ -81,10 +92,11 @@ impl Tensors {
     /// Row `index` of the first axis of tensor `name`, which has `shape` in all.
     pub fn take_row(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
         self.left.borrow_mut().remove(name);
-        match &self.file {
-            File::Safetensors(reader) => reader.row(name, shape, index),
-            File::Npz(npz) => Ok(npz.tensor(name, shape)?.get(index)?),
-        }
+        let row = match &self.file {
+            File::Safetensors(reader) => reader.row(name, shape, index)?,
+            File::Npz(npz) => npz.tensor(name, shape)?.get(index)?,
+        };
+        self.numbers(name, row)
     }
 
     /// `Unsupported` naming a tensor that was not taken, other than those in `unused`.

@@ -295,7 +295,7 @@ fn set(tables: &mut toml::Table, text: &str) -> Result<()> {
     }
     let (name, key) = place.trim().split_once('.').ok_or_else(bad)?;
     // What is no TOML value is a string: --set output.folder=runs/a needs no quotes.
-    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok().and_then(|mut table| table.remove("value"));
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}")).ok().filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
     let mut value = parsed.unwrap_or_else(|| toml::Value::String(value.to_string()));
     if PATHS.contains(&(name, key)) {
         anchor(&mut value, name, Path::new("."))?;

@@ -146,12 +146,14 @@ def spoil_safetensors(path, random, strict=True):
     values("a stranger with an escape", "bad" if strict else "any", lambda all: all.update({"\x1b]0;owned\x07\u009b": ("F32", [1], b"\0\0\0\0")}))
     values("a stranger with a long name", "bad" if strict else "any", lambda all: all.update({"n" * 3_000_000: ("F32", [1], b"\0\0\0\0")}))
     values("none", "bad", lambda all: all.clear())
+    if unused(one):
+        made = [(name, "any" if one in name else expect, change) for name, expect, change in made]
     for name in random.sample(names, min(len(names), 4)):
         values(f"without {name}", "any" if optional(name) else "bad", lambda all, name=name: all.pop(name))
     for number in [float("nan"), float("inf"), float("-inf")]:
         if tensors[one][0] == "F32" and tensors[one][2]:
             place = 4 * random.randrange(len(tensors[one][2]) // 4)
-            values(f"{number} in {one} at {place}", "bad", lambda all, number=number, place=place: all.update({one: (*all[one][:2], all[one][2][:place] + struct.pack("<f", number) + all[one][2][place + 4 :])}))
+            values(f"{number} in {one} at {place}", "any" if unused(one) else "bad", lambda all, number=number, place=place: all.update({one: (*all[one][:2], all[one][2][:place] + struct.pack("<f", number) + all[one][2][place + 4 :])}))
     raw("LFS pointer", "bad", lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     raw("a page", "bad", lambda _: b"<!DOCTYPE html><html>\x1b]0;x\x07</html>")
     raw("a pickle", "bad", lambda _: b"\x80\x02}q\x00.")
@@ -162,7 +164,12 @@ def spoil_safetensors(path, random, strict=True):
 
 def optional(name):
     """Tensors that some files of a format have and others not."""
-    return any(part in name.lower() for part in ["threshold", "skip", "bias", "b_dec", "b_enc", "theta", "scale", "mean", "std", "lm_head", "post_enc", "offset", "affine", "rotary", "masked"])
+    return any(part in name.lower() for part in ["threshold", "skip", "bias", "b_dec", "b_enc", "theta", "scale", "mean", "std", "lm_head", "post_enc", "offset", "affine", "rotary", "masked", "layer_mask", "feature_count", "estimated_norm"])
+
+
+def unused(name):
+    """Counters of a training and masks, which no function of the CLT depends on."""
+    return any(part in name for part in ["feature_count", "layer_mask", "dead_count", "estimated_norm"])
 
 
 def folder_instead(target):

@@ -123,6 +123,18 @@ fn configurations_whose_weights_cannot_be_counted() {
     assert_eq!(large.parameters(), 128 * (1 << 36) + 64 * 129 * (1 << 36) + 128 * ((1 << 22) + (1 << 14)));
 }
 
+/// What follows a value on a line of its own was dropped.
+#[test]
+fn an_override_is_one_value() {
+    let folder = crate::train_command::recipe("attacked-override", "");
+    let path = folder.join("train.toml");
+    for set in ["train.steps=1\n[x]\ny=1", "train.steps=1\nother=2"] {
+        let output = crate::train_command::cltlab(&["train", path.to_str().unwrap(), "--set", set]);
+        let said = crate::train_command::said(&output);
+        assert!(output.status.code() == Some(1) && said.contains("steps"), "{said}");
+    }
+}
+
 /// A device that never ends is no file.
 #[test]
 fn devices_without_an_end() {

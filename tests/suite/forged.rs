@@ -23,12 +23,12 @@ fn forge(path: &Path, note: &str, change: impl FnOnce(&mut serde_json::Value)) {
     std::fs::write(path, bytes).unwrap();
 }
 
-fn tiny() -> Activations {
+pub fn tiny() -> Activations {
     let wave = |phase: f32| (0..40).map(|i| (i as f32 * phase).sin()).collect::<Vec<f32>>();
     Activations::from_memory(vec![wave(0.7)], vec![wave(0.3)], 2).unwrap()
 }
 
-fn checkpoint(name: &str, activations: &Activations, shape: &CltConfig) -> PathBuf {
+pub fn checkpoint(name: &str, activations: &Activations, shape: &CltConfig) -> PathBuf {
     let folder = scratch(name);
     let config = TrainConfig { steps: 2, batch_tokens: 8, checkpoint_every: 2, checkpoint_dir: Some(folder.clone()), ..TrainConfig::default() };
     Trainer::new(activations, shape, &config).unwrap().run().unwrap();
@@ -55,15 +55,24 @@ fn numbers_of_a_checkpoint() {
     }
 }
 
-#[test]
-fn numbers_of_a_store() {
-    let model = Model::load(fixture("attribution/gpt2/model").to_str().unwrap(), &Device::Cpu).unwrap();
+fn tiny_model() -> Model {
+    Model::load(fixture("attribution/gpt2/model").to_str().unwrap(), &Device::Cpu).unwrap()
+}
+
+/// A store of a tiny model's activations.
+pub fn store(name: &str) -> PathBuf {
     let words: Vec<String> = (0..900).map(|n| format!("w{}", 1 + n * 7 % 120)).collect();
     let text = Corpus::from_texts(vec![words.join(" ")]).unwrap();
-    let folder = scratch("forged-store");
-    Activations::store(&model, &text, &folder, &StoreConfig { context: 16, ..StoreConfig::default() }).unwrap();
+    let folder = scratch(name);
+    Activations::store(&tiny_model(), &text, &folder, &StoreConfig { context: 16, ..StoreConfig::default() }).unwrap();
+    folder
+}
+
+#[test]
+fn numbers_of_a_store() {
+    let folder = store("forged-store");
     let activations = Activations::open(&folder).unwrap();
-    let shape = CltConfig { features: 24, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&model) };
+    let shape = CltConfig { features: 24, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&tiny_model()) };
     let path = checkpoint("forged-place", &activations, &shape);
     let whole = std::fs::read(&path).unwrap();
     for (field, value) in [("filling", u64::MAX), ("filling", u64::MAX / 2), ("pass", 1), ("pass", u64::MAX), ("offset", 1 << 33)] {

@@ -223,7 +223,7 @@ fn sizes_are_checked_before_anything_is_made() {
 }
 
 /// A llama2.c checkpoint of 2 layers, width 8, 2 heads, 5 tokens; `header` replaces words.
-fn llama2c(name: &str, header: &[(usize, i32)], extra: usize) -> PathBuf {
+pub fn llama2c(name: &str, header: &[(usize, i32)], extra: usize) -> PathBuf {
     let (words, path) = ([8_i32, 12, 2, 2, 2, 5, 16], scratch(name).join("model.bin"));
     let numbers = 5 * 8 + 2 * (2 * 8 + 4 * 64 + 3 * 96) + 8 + 2 * 16 * 2;
     let mut words = words;

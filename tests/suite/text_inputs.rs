@@ -125,7 +125,7 @@ fn tables_are_read_by_their_field() {
 }
 
 /// A parquet file of one column: its declaration, its values (`None` is null), its codec.
-fn parquet(path: &Path, column: &str, values: &[Option<&[u8]>], compression: Compression) {
+pub fn parquet(path: &Path, column: &str, values: &[Option<&[u8]>], compression: Compression) {
     let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(&format!("message doc {{ {column}; }}")).unwrap());
     let properties = WriterProperties::builder().set_compression(compression).build();
     let mut writer = SerializedFileWriter::new(std::fs::File::create(path).unwrap(), schema, properties.into()).unwrap();

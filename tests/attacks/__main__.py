@@ -48,6 +48,8 @@ def listing(place):
 
 
 def limits():
+    # An interrupt ends this program, with its report, and not the input that is being tried.
+    os.setpgid(0, 0)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -157,11 +159,14 @@ class Attacks:
                         self.table[attack.reader]["not made"] += 1
                         print(f"not made: {attack.reader} {attack.name}: {error!r}", flush=True)
 
-        threads = [threading.Thread(target=work) for _ in range(workers)]
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            print("stopped early", flush=True)
 
     def report(self):
         columns = ["read", "error", *KINDS, "not made", "peak"]

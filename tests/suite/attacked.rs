@@ -123,6 +123,25 @@ fn configurations_whose_weights_cannot_be_counted() {
     assert_eq!(large.parameters(), 128 * (1 << 36) + 64 * 129 * (1 << 36) + 128 * ((1 << 22) + (1 << 14)));
 }
 
+/// A model's files of texts, in UTF-16 and with a mark, as its config.json may be.
+#[test]
+fn tokenizers_in_other_encodings() {
+    let folder = copied("attribution/llama/model", "wide-tokenizer");
+    std::fs::write(folder.join("tokenizer_config.json"), "{\"add_bos_token\": false}").unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        let text = std::fs::read_to_string(folder.join(name)).unwrap();
+        for mark in ["", "\u{feff}"] {
+            let wide: Vec<u8> = format!("{mark}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+            for bytes in [format!("{mark}{text}").into_bytes(), wide] {
+                std::fs::write(folder.join(name), bytes).unwrap();
+                let tokenizer = cltlab::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap_or_else(|error| panic!("{name}: {error}"));
+                assert_eq!(tokenizer.encode("w1 w2").unwrap(), [1, 2]);
+            }
+        }
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+}
+
 /// What follows a value on a line of its own was dropped.
 #[test]
 fn an_override_is_one_value() {

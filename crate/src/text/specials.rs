@@ -47,7 +47,7 @@ impl Beside {
                 if let Some(error) = refused(&path, &bytes) {
                     return Err(error);
                 }
-                found.push(serde_json::from_slice(&bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?);
+                found.push(files::read_json_object(&path)?);
             }
         }
         Ok(Beside { files: found })

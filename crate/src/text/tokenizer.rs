@@ -72,6 +72,7 @@ impl Tokenizer {
         if let Some(error) = refused(path, &bytes) {
             return Err(error);
         }
+        let bytes = files::decode::bytes(path, bytes)?;
         let mut kind = from_bytes(&bytes).map_err(|error| error.context(path.display()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let beside = Beside::read(folder)?;

@@ -36,7 +36,7 @@ pub fn kernel(args: &KernelArgs) -> Result<()> {
     };
     let (folder, name) = if *cuda { ("kernels/cltlab-cuda", "Rust (cltlab, CUDA)") } else { ("kernels/cltlab", "Rust (cltlab)") };
     let folder = data.join(folder);
-    cltlab::files::create_folder(&folder)?;
+    cltlab::internal::files::create_folder(&folder)?;
     let program = program()?;
     let mut env = serde_json::json!({"CLTLAB_ROOT": root()});
     if *cuda {
@@ -50,7 +50,7 @@ pub fn kernel(args: &KernelArgs) -> Result<()> {
         "env": env,
         "metadata": {"debugger": false},
     });
-    cltlab::files::write_json(folder.join("kernel.json"), &spec)?;
+    cltlab::internal::files::write_json(folder.join("kernel.json"), &spec)?;
     println!("installed the kernel \"{name}\" in {}", folder.display());
     Ok(())
 }

@@ -99,7 +99,7 @@ fn main() -> std::process::ExitCode {
         }
     };
     out::begin();
-    cltlab::notebook::live::install();
+    cltlab::internal::live::install();
     let done: Result<()> = match program.command {
         Command::Run(args) => model::run(&args),
         Command::Generate(args) => model::generate(&args),

@@ -73,7 +73,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
 
 /// Writes what `--raw` asks for as one safetensors file.
 pub fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
-    cltlab::files::replace(path, |temporary| safetensors::save(tensors, temporary).map_err(|error| Error::from(error).context(path.display())))
+    cltlab::internal::files::replace(path, |temporary| safetensors::save(tensors, temporary).map_err(|error| Error::from(error).context(path.display())))
 }
 
 #[derive(Args)]
@@ -138,7 +138,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     out::write("\n");
     let Some(path) = &args.raw else { return Ok(()) };
     let raw = Raw { prompt: made.prompt, tokens: made.tokens, text: made.text, stop: made.stop.to_string() };
-    cltlab::files::write_json(path, &raw)
+    cltlab::internal::files::write_json(path, &raw)
 }
 
 /// What `--raw` writes.

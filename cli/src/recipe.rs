@@ -122,7 +122,7 @@ const PATHS: [(&str, &str); 9] = [
 impl Recipe {
     /// Reads `path` and applies `table.key=value` overrides.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Self> {
-        let text = String::from_utf8(cltlab::files::read(path)?).map_err(|error| {
+        let text = String::from_utf8(cltlab::internal::files::read(path)?).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
             Error::expected(ErrorKind::BadFile, path.display(), format_args!("bytes that are not UTF-8 (byte {at})"), "TOML in UTF-8").help("save it as UTF-8")
         })?;
@@ -220,7 +220,7 @@ impl Recipe {
             for output in outputs.iter().flatten().filter(|output| output.canonicalize().is_ok_and(|output| output == input)) {
                 let recipe = output.ends_with("config.toml") && self.path.canonicalize().is_ok_and(|path| path == input);
                 // A run goes on from the recipe that it wrote itself.
-                let written = || Some(Recipe::read(&self.path, &[]).ok()?.text().ok()?.into_bytes() == cltlab::files::read(&self.path).ok()?);
+                let written = || Some(Recipe::read(&self.path, &[]).ok()?.text().ok()?.into_bytes() == cltlab::internal::files::read(&self.path).ok()?);
                 if !(recipe && written() == Some(true)) {
                     return Err(self.bad("[output] folder", format_args!("{}, whose {} would replace an input of this training", folder.display(), output.display()), "another folder"));
                 }

@@ -4,7 +4,7 @@ use super::dry_run::dry_run;
 use super::recipe::Recipe;
 use super::resume::same_run;
 use clap::Args;
-use cltlab::files::lock::FolderLock;
+use cltlab::internal::files::lock::FolderLock;
 use cltlab::prelude::*;
 use cltlab::progress::TrainSample;
 use std::path::{Path, PathBuf};
@@ -136,9 +136,9 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         recipe.eval.validate(model.context())?;
         recipe.eval.fits(&trainer.clt_config().activation)?;
     }
-    cltlab::files::create_folder(&folder.0)?;
-    cltlab::files::sweep(&folder.0);
-    cltlab::files::write_atomic(folder.0.join("config.toml"), recipe.text()?.as_bytes())?;
+    cltlab::internal::files::create_folder(&folder.0)?;
+    cltlab::internal::files::sweep(&folder.0);
+    cltlab::internal::files::write_atomic(folder.0.join("config.toml"), recipe.text()?.as_bytes())?;
     let trained = if !trainer.is_done() { trainer.run().map(|_| ()) } else { Ok(()) };
     // Not finite: what was reached before that step is kept.
     if trained.as_ref().is_err_and(|error| error.kind() != ErrorKind::NotFinite) {
@@ -161,7 +161,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     };
     let stopped = !trainer.is_done();
     let report = RunReport { stopped, steps: trainer.steps(), seconds: begin.elapsed().as_secs_f64(), last: trainer.history().last().cloned(), evaluation };
-    cltlab::files::write_json(folder.0.join("report.json"), &report)?;
+    cltlab::internal::files::write_json(folder.0.join("report.json"), &report)?;
     println!("{clt}\n{}", trainer.history());
     match (config.target_l0, trainer.reached_l0()) {
         (Some(l0), Some(step)) => println!("L0 {l0} reached at step {step}"),

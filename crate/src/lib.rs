@@ -41,8 +41,13 @@
 //! Below them all lie [`error`], [`device`], [`files`], [`progress`] and [`hub`].
 //!
 //! # Features
-//! `cuda` adds NVIDIA GPUs (needs nvcc: `./x build-cuda`); the same program still runs where there is none. The
-//! default is the CPU alone.
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `hub` | on | models, CLTs and datasets fetched from the Hugging Face hub; without it only what is in its cache is read |
+//! | `parquet` | on | texts from parquet files |
+//! | `cuda` | off | NVIDIA GPUs (needs nvcc: `./x build-cuda`); the same program still runs where there is none |
+//!
+//! What a build leaves out is an error of kind [`ErrorKind::Unsupported`] that names the feature.
 
 #![deny(missing_docs)]
 #![warn(rustdoc::broken_intra_doc_links)]
@@ -78,3 +83,11 @@ pub use train::{TrainConfig, Trainer};
 
 pub use candle_core as candle;
 pub use candle_nn;
+
+/// What the program `cltlab` uses beside the public interface; no part of it, and changed without notice.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::device::library_folders;
+    pub use crate::files;
+    pub use crate::notebook::live;
+}

@@ -1,6 +1,6 @@
 //! The `cargo` that evcxr and rust-analyzer find first on the kernel's PATH.
 //!
-//! It stands before the real one for six things:
+//! It stands before the real one for seven things:
 //!
 //! - evcxr first evaluates `42` in a crate without dependencies, and cargo then drops every pinned
 //!   version from the lock file: the prepared lock file is put back.
@@ -12,9 +12,12 @@
 //!   packages to find them unchanged) is then skipped: the compiler is called as cargo last did.
 //! - For the words of some errors evcxr runs `cargo check`, which would compile every dependency a
 //!   second time; the built ones serve.
+//! - A dependency that changes the features of what the library is made of would build the library anew beside the one
+//!   that is loaded: it is refused, before anything is compiled, and the variables live on ([`library`]).
 //! - evcxr's marks in a cell's source are sealed ([`crate::marks`]), and in what it only checks a variable of type
 //!   `&str` is what it is in a cell, `&'static str`: otherwise an error about its lifetime stands for the true one.
 
+use crate::library;
 use crate::marks::Seal;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -24,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 /// Packages that rust-analyzer reads for cltlab's cells.
-const NAMEABLE: [&str; 9] = ["cltlab", "candle-core", "candle-nn", "half", "num-traits", "safetensors", "serde", "serde_core", "serde_json"];
+const NAMEABLE: [&str; 10] = ["cltlab", "cltlab-dylib", "candle-core", "candle-nn", "half", "num-traits", "safetensors", "serde", "serde_core", "serde_json"];
 /// And those of the standard library.
 const STANDARD: [&str; 8] = ["core", "alloc", "std", "hashbrown", "proc_macro", "rustc-std-workspace-core", "rustc-std-workspace-alloc", "rustc-std-workspace-std"];
 
@@ -63,10 +66,20 @@ pub fn run(arguments: &[OsString]) -> Result<ExitCode> {
         if let Some(recorded) = read(&call).filter(|recorded| recorded["state"] == state) {
             return replay(&recorded, checks);
         }
+        let own = only_the_library(&std::fs::read_to_string("Cargo.toml")?);
+        if let Some(words) = if own { None } else { library::difference(cargo, host, has("--offline")) } {
+            eprintln!("error: {words}");
+            return Ok(ExitCode::FAILURE);
+        }
         let _ = std::fs::remove_file(&call);
         command.env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?).env(RECORD, std::path::absolute(&call)?);
         let status = command.status().context("cargo")?;
-        if status.success() && only_the_library(&std::fs::read_to_string("Cargo.toml")?) {
+        if status.success() && !library::is_the_first(host)? {
+            eprintln!("error: {}", library::BUILT_ANEW);
+            let _ = std::fs::remove_file(&call);
+            return Ok(ExitCode::FAILURE);
+        }
+        if status.success() && own {
             if let Some(mut recorded) = read(&call) {
                 recorded["state"] = state;
                 std::fs::write(&call, recorded.to_string())?;

@@ -48,11 +48,11 @@ impl Failure {
             Error::CompilationErrors(errors) => {
                 let mut lines: Vec<String> = Vec::new();
                 for error in &errors {
-                    lines.extend(compile_error(error, source).lines().map(str::to_string));
+                    lines.extend(as_cells_name_it(&compile_error(error, source)).lines().map(str::to_string));
                     lines.push(String::new());
                 }
                 let mut failure = Failure::new("CompileError", lines);
-                failure.value = errors.first().map_or_else(|| "the cell does not compile".to_string(), CompilationError::message);
+                failure.value = errors.first().map_or_else(|| "the cell does not compile".to_string(), |error| as_cells_name_it(&error.message()));
                 failure
             }
             Error::TypeRedefinedVariablesLost(names) => {
@@ -61,6 +61,11 @@ impl Failure {
             Error::Message(text) | Error::SubprocessTerminated(text) => Failure::new("Error", text.lines().map(str::to_string).collect()),
         }
     }
+}
+
+/// The compiler's words with the library under the name that cells know: its own carries the version (kernel/cells).
+fn as_cells_name_it(words: &str) -> String {
+    words.replace(&format!("cltlab_{}::", env!("CARGO_PKG_VERSION").replace('.', "_")), "cltlab::")
 }
 
 /// A line of a cell.

@@ -9,7 +9,7 @@
 //!   [`engine`] owns evcxr on a thread of its own, [`outputs`] sorts what the cell prints;
 //! - the two processes behind evcxr: the keeper of its pipes ([`keeper`]) and the one in which cells run
 //!   ([`child`]), which understand each other by [`marks`];
-//! - the `cargo` in front of cargo, for a quick start and quick cells ([`cargo`]);
+//! - the `cargo` in front of cargo, for a quick start and quick cells ([`cargo`], [`library`]);
 //! - the preparation of the build folder (`cltlab-kernel --prebuild`; [`folders`], [`tools`]).
 
 mod activity;
@@ -21,6 +21,7 @@ mod folders;
 mod input;
 mod interrupts;
 mod keeper;
+mod library;
 mod marks;
 mod messages;
 mod outputs;

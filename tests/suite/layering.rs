@@ -74,3 +74,21 @@ fn files_are_read_in_one_sitting() {
         assert!(lines <= 400, "{}: {lines} lines, at most 400", file.display());
     }
 }
+
+/// The version that a manifest gives its package.
+fn version(manifest: &str) -> String {
+    let text = std::fs::read_to_string(root().join(manifest)).unwrap();
+    let line = text.lines().find(|line| line.starts_with("version = ")).unwrap_or_else(|| panic!("{manifest} has no version"));
+    line.split('"').nth(1).unwrap().to_string()
+}
+
+#[test]
+fn all_packages_have_one_version_and_the_library_of_cells_is_named_by_it() {
+    let library = version("Cargo.toml");
+    for manifest in ["cli/Cargo.toml", "kernel/Cargo.toml", "kernel/cells/Cargo.toml"] {
+        assert_eq!(version(manifest), library, "{manifest}");
+    }
+    let cells = std::fs::read_to_string(root().join("kernel/cells/Cargo.toml")).unwrap();
+    let name = format!("name = \"cltlab_{}\"", library.replace('.', "_"));
+    assert!(cells.contains(&name), "kernel/cells/Cargo.toml has no {name}");
+}

@@ -3,7 +3,9 @@
 mod csv;
 mod json;
 mod open;
+#[cfg(feature = "parquet")]
 mod pages;
+#[cfg(feature = "parquet")]
 mod parquet;
 
 use super::corpus::TextConfig;
@@ -114,6 +116,12 @@ impl<'a> Documents<'a> {
             Some(Kind::Parquet) => self.read_parquet(path),
             Some(Kind::Text) | None => self.read_text(path),
         }
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn read_parquet(&mut self, path: &Path) -> Result<()> {
+        let error = Error::new(ErrorKind::Unsupported, format!("{}: this build reads no parquet: it lacks the feature `parquet`", path.display()));
+        Err(error.help("build cltlab with the feature `parquet` (on by default), or convert the file: datasets.Dataset.to_json writes what is read"))
     }
 
     fn read_text(&mut self, path: &Path) -> Result<()> {

@@ -73,7 +73,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use graph::Graph;
 pub use model::{Model, Run};
 pub use replacement::Replacement;
-pub use text::{Blocks, Corpus, Tokenizer};
+pub use text::{Blocks, Corpus, Prompt, Tokenizer};
 pub use train::{TrainConfig, Trainer};
 
 pub use candle_core as candle;

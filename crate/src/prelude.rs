@@ -9,8 +9,8 @@ pub use crate::intervene::{EdgeCheck, Effect, InterveneConfig, Intervention, Mod
 pub use crate::model::{Capture, Freeze, GenerateConfig, Generation, LoadConfig, Model, ModelConfig, OutputSite, Run, Summary};
 pub use crate::notebook::param::param;
 pub use crate::picture::Picture;
-pub use crate::replacement::{FeatureNode, LocalReplacement, Replacement};
-pub use crate::text::{Blocks, ChatConfig, Corpus, TextConfig, Tokenizer};
+pub use crate::replacement::{FeatureNode, LocalConfig, LocalReplacement, Replacement};
+pub use crate::text::{Blocks, ChatConfig, Corpus, Prompt, TextConfig, Tokenizer};
 pub use crate::train::{History, Loss, MemoryNeed, Moments, Plan, PlanSource, Preset, TrainConfig, Trainer};
 pub use crate::{auto_device, progress};
 pub use candle_core::{DType, Device, IndexOp, Tensor, Var};

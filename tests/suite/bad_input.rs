@@ -72,14 +72,14 @@ fn spoilt_weights() {
 #[test]
 fn prompts_that_cannot_be_run() {
     let model = Model::load(&tiny_gpt2("prompts").to_string_lossy(), &Device::Cpu).unwrap();
-    let run = |ids: &[u32]| model.run_tokens(ids, Default::default()).unwrap_err();
+    let run = |ids: &[u32]| model.run(ids, &Default::default()).unwrap_err();
     says(&run(&[]), ErrorKind::BadInput, &["none"]);
     says(&run(&[1; 17]), ErrorKind::BadInput, &["17 tokens", "16"]);
     says(&run(&[3, 10]), ErrorKind::BadInput, &["10"]);
-    says(&model.run("text").unwrap_err(), ErrorKind::MissingFile, &["tokenizer.json"]);
+    says(&model.run("text", &Default::default()).unwrap_err(), ErrorKind::MissingFile, &["tokenizer.json"]);
     if let Some(path) = support::smollm2() {
         let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
-        says(&model.run("").unwrap_err(), ErrorKind::BadInput, &["no tokens"]);
+        says(&model.run("", &Default::default()).unwrap_err(), ErrorKind::BadInput, &["no tokens"]);
     }
 }
 

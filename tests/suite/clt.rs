@@ -57,7 +57,7 @@ fn encode_and_decode_equal_loops() {
                 }
             }
         }
-        let decoded = clt.decode(&SparseCode { layers: codes }).unwrap();
+        let decoded = clt.decode(&SparseCode { layers: codes }, &[]).unwrap();
         let (mut worst, mut largest) = (0f64, 0f64);
         for target in 0..l {
             let bias = clt.decoder_bias(target).to_vec1::<f32>().unwrap();
@@ -125,10 +125,10 @@ fn bad_inputs_have_typed_errors() {
     let nan = Tensor::new(&[[f32::NAN; 8]], &Device::Cpu).unwrap();
     assert_eq!(clt.encode_layer(0, &nan).unwrap_err().kind(), ErrorKind::NotFinite);
     assert_eq!(clt.decoder_rows(0, &[16]).unwrap_err().kind(), ErrorKind::BadInput);
-    assert_eq!(clt.decode(&SparseCode::default()).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(clt.decode(&SparseCode::default(), &[]).unwrap_err().kind(), ErrorKind::BadInput);
     let mut beyond = LayerCode::empty(1);
     beyond.set(0, 99, 1.0).unwrap();
-    assert_eq!(clt.decode_target(&[beyond], 0).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(clt.decode_target(&[beyond], 0, None).unwrap_err().kind(), ErrorKind::BadInput);
     for (config, field) in [
         (CltConfig { features: 0, ..CltConfig::default() }, "features"),
         (CltConfig { layers: 0, ..CltConfig::default() }, "layers"),

@@ -7,7 +7,7 @@ use cltlab::ErrorKind;
 use std::collections::BTreeMap;
 
 fn graph(arch: &str, tokens: &[u32]) -> Graph {
-    replacement(arch).attribute_tokens(tokens, &AttributeConfig { max_features: None, ..AttributeConfig::default() }).unwrap()
+    replacement(arch).attribute(tokens, &AttributeConfig { max_features: None, ..AttributeConfig::default() }).unwrap()
 }
 
 /// The same prompt with other tokens in the middle, and one that is shorter at the start.

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use cltlab::activations::{Activations, StoreConfig, StreamConfig};
 use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
 use cltlab::eval::{evaluate_with, EvalConfig};
-use cltlab::model::Capture;
+use cltlab::model::{Capture, GenerateConfig};
 use cltlab::train::{TrainConfig, Trainer};
 use cltlab::{Corpus, ErrorKind, Model};
 
@@ -17,7 +17,7 @@ fn model() -> Option<Model> {
 /// Stories told by the model itself.
 fn corpus(model: &Model) -> Corpus {
     let starts = ["Once upon a time", "Tom had a red", "The little cat", "One day, Lily", "A big dog", "Mom said", "In the park", "The sun was"];
-    Corpus::from_texts(starts.iter().map(|start| model.generate(start, 300).unwrap()).collect()).unwrap()
+    Corpus::from_texts(starts.iter().map(|start| model.generate(start, &GenerateConfig { max_tokens: 300, ..Default::default() }).unwrap().text).collect()).unwrap()
 }
 
 fn stream() -> StreamConfig {
@@ -52,9 +52,9 @@ fn a_clt_of_a_real_model_is_trained_and_measured() {
     let (mut error, mut ys, mut active, mut tokens, mut loss, mut predictions) = (0f64, Vec::new(), 0, 0, 0f64, 0);
     let layer = model.layers() - 1;
     for block in (0..blocks.len()).map(|i| blocks.block(i).unwrap()) {
-        let run = model.run_tokens(block, Capture::default()).unwrap();
+        let run = model.run(block, &Capture::default()).unwrap();
         let code = clt.encode(&run).unwrap();
-        let decoded = clt.decode(&code).unwrap()[layer].to_vec2::<f32>().unwrap();
+        let decoded = clt.decode(&code, &[]).unwrap()[layer].to_vec2::<f32>().unwrap();
         let output = run.layers[layer].mlp_out.as_ref().unwrap().to_vec2::<f32>().unwrap();
         let logits = run.logits.as_ref().unwrap().to_vec2::<f32>().unwrap();
         for p in 1..block.len() {
@@ -156,7 +156,7 @@ fn long_tokens_are_left_out() {
     let multiple = 1.8;
     let (mut stay, mut all) = (0, 0);
     for block in (0..blocks.len()).map(|i| blocks.block(i).unwrap()) {
-        let run = model.run_tokens(block, Capture::default()).unwrap();
+        let run = model.run(block, &Capture::default()).unwrap();
         let kept: Vec<usize> = (1..block.len()).filter(|&p| Some(block[p]) != model.special_token()).collect();
         let mut out = vec![false; block.len()];
         for site in run.layers.iter().flat_map(|layer| [layer.resid_mid.as_ref().unwrap(), layer.mlp_out.as_ref().unwrap()]) {

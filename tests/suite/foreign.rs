@@ -45,7 +45,7 @@ fn load(case: &str) -> Clt {
 fn run(clt: &Clt, x: &[Tensor]) -> (SparseCode, Vec<Tensor>) {
     let layers = x.iter().enumerate().map(|(l, x)| clt.encode_layer(l, x).unwrap()).collect();
     let code = SparseCode { layers };
-    let decoded = clt.decode_with(&code, x).unwrap();
+    let decoded = clt.decode(&code, x).unwrap();
     (code, decoded)
 }
 

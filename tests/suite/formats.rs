@@ -80,7 +80,7 @@ fn circuit_tracer_folders_load_and_encode_the_same() {
             assert_eq!(&id[..], &row[..]);
             assert!((value - expected).abs() < 1e-5 * expected.abs().max(1.0), "{name} {id:?}: {value} {expected}");
         }
-        let decoded = clt.decode(&cltlab::clt::SparseCode { layers: codes }).unwrap();
+        let decoded = clt.decode(&cltlab::clt::SparseCode { layers: codes }, &[]).unwrap();
         for (l, decoded) in decoded.iter().enumerate() {
             let error = (outputs.get(l).unwrap() - decoded).unwrap().to_vec2::<f32>().unwrap();
             // Position 0 is left out there.

@@ -119,7 +119,7 @@ fn forward_equals_plain_sums() {
         let tolerance = 1e-5 * wanted.iter().fold(0.0_f32, |top, logit| top.max(logit.abs()));
         // With patterns kept, attention goes another way.
         for capture in [Capture::logits(), Capture::default()] {
-            let run = model.run_tokens(&tokens, capture).unwrap();
+            let run = model.run(&tokens, &capture).unwrap();
             assert_close(&format!("{count} tokens, patterns {}", capture.patterns), &values(&run.logits.unwrap()), &wanted, tolerance);
         }
     }

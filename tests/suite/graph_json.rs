@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 fn whole(arch: &str) -> Graph {
-    replacement(arch).attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap()
+    replacement(arch).attribute(&TOKENS, &AttributeConfig::default()).unwrap()
 }
 
 fn written(graph: &Graph, name: &str) -> Value {

@@ -80,7 +80,7 @@ fn verify(what: &str, model: &Model, kind: Kind, features: usize, prompt: &[u32]
     let clt = transcoder(model, kind, features, 11);
     let held = Held::new(model, &clt, prompt);
     let config = AttributeConfig { max_features: None, ..AttributeConfig::default() };
-    let graph = held.replacement.attribute_tokens(prompt, &config).unwrap();
+    let graph = held.replacement.attribute(prompt, &config).unwrap();
     let base = held.frozen(prompt, &[]);
     let mut bounds = [Bound::default(), Bound::default()];
     let doubled = |node: usize| -> Vec<Write> {

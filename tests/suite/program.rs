@@ -60,7 +60,7 @@ fn generate_prints_and_writes_what_the_library_makes() {
     let model = Model::load(&name, &candle_core::Device::Cpu).unwrap();
     let raw = support::scratch("generate").join("ids.json");
     let config = GenerateConfig { max_tokens: 9, temperature: 0.9, top_k: 20, top_p: 0.9, seed: 4, ..GenerateConfig::default() };
-    let made = model.stream_tokens(&[5, 17, 3], &config, &mut |_| true).unwrap();
+    let made = model.stream(&[5, 17, 3], &config, &mut |_| true).unwrap();
     let settings = ["--max-tokens", "9", "--temperature", "0.9", "--top-k", "20", "--top-p", "0.9", "--seed", "4"];
     let arguments: Vec<&str> = ["generate", "--model", &name, "--tokens", "5,17,3", "--raw"].into_iter().chain([raw.to_str().unwrap()]).chain(settings).collect();
     let printed = done(&arguments);

@@ -33,7 +33,7 @@ fn changed(name: &str, from: &str, config: Value) -> PathBuf {
 }
 
 fn logits(folder: &Path) -> Vec<f32> {
-    values(&load(folder).unwrap().run_tokens(&[0, 17, 5, 20, 42, 17, 63, 8], Capture::logits()).unwrap().logits.unwrap())
+    values(&load(folder).unwrap().run(&[0, 17, 5, 20, 42, 17, 63, 8], &Capture::logits()).unwrap().logits.unwrap())
 }
 
 fn llama_tensors() -> HashMap<String, Tensor> {
@@ -150,7 +150,7 @@ fn weights_are_finite_floats() {
     }
     // Finite weights whose logits overflow: no probabilities are given out.
     save(&|all| drop(all.insert("lm_head.weight".into(), Tensor::full(3e38_f32, (96, 32), &Device::Cpu).unwrap())));
-    let run = load(&folder).unwrap().run_tokens(&[1, 2], Capture::logits()).unwrap();
+    let run = load(&folder).unwrap().run(&[1, 2], &Capture::logits()).unwrap();
     says(&run.top_next(3).unwrap_err(), ErrorKind::NotFinite, &["logits"]);
     let path = folder.join("activations.safetensors");
     let write = |names: &[&str], dtype: DType| {

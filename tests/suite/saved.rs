@@ -18,7 +18,7 @@ fn error_of(clt: &Clt, x: &[Vec<f32>], y: &[Vec<f32>]) -> f64 {
     let code = SparseCode { layers: x.iter().enumerate().map(|(l, x)| clt.encode_layer(l, &rows(x)).unwrap()).collect() };
     let mut total = 0.0;
     let inputs: Vec<Tensor> = x.iter().map(|x| rows(x)).collect();
-    for (l, decoded) in clt.decode_with(&code, &inputs).unwrap().iter().enumerate() {
+    for (l, decoded) in clt.decode(&code, &inputs).unwrap().iter().enumerate() {
         let decoded = decoded.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         total += decoded.iter().zip(&y[l]).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>() / TOKENS as f64;
     }

@@ -54,9 +54,9 @@ fn first(graph: &Graph, wanted: fn(&NodeKind) -> bool) -> usize {
 #[test]
 fn a_position_adds_to_its_token() {
     let gpt2 = replacement("gpt2");
-    let plain = gpt2.attribute_tokens(&TOKENS, &whole()).unwrap();
-    let both = gpt2.attribute_tokens(&TOKENS, &AttributeConfig { position_nodes: true, ..whole() }).unwrap();
-    let moved = moved().attribute_tokens(&TOKENS, &whole()).unwrap();
+    let plain = gpt2.attribute(&TOKENS, &whole()).unwrap();
+    let both = gpt2.attribute(&TOKENS, &AttributeConfig { position_nodes: true, ..whole() }).unwrap();
+    let moved = moved().attribute(&TOKENS, &whole()).unwrap();
     let (tokens, count) = (first(&plain, |kind| matches!(kind, NodeKind::Token { .. })), TOKENS.len());
     assert_eq!(first(&both, |kind| *kind == NodeKind::Position), tokens + count);
     assert_eq!(first(&both, |kind| matches!(kind, NodeKind::Logit { .. })), tokens + 2 * count);
@@ -90,7 +90,7 @@ fn a_position_adds_to_its_token() {
 
 #[test]
 fn rotary_positions_are_no_nodes() {
-    let error = replacement("llama").attribute_tokens(&TOKENS, &AttributeConfig { position_nodes: true, ..whole() }).unwrap_err();
+    let error = replacement("llama").attribute(&TOKENS, &AttributeConfig { position_nodes: true, ..whole() }).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadConfig);
     assert!(error.to_string().contains("position_nodes"), "{error}");
 }
@@ -102,8 +102,8 @@ fn edges_in_files_are_the_same() {
         std::fs::create_dir_all(&folder).unwrap();
         let config = AttributeConfig { max_features: budget, ..AttributeConfig::default() };
         let gpt2 = replacement("gpt2");
-        let held = gpt2.attribute_tokens(&TOKENS, &config).unwrap();
-        let spilled = gpt2.attribute_tokens(&TOKENS, &AttributeConfig { spill: Some(folder.clone()), ..config }).unwrap();
+        let held = gpt2.attribute(&TOKENS, &config).unwrap();
+        let spilled = gpt2.attribute(&TOKENS, &AttributeConfig { spill: Some(folder.clone()), ..config }).unwrap();
         assert_eq!(dense(&held), dense(&spilled));
         assert_eq!(held.edges(), spilled.edges());
         let masks = [&held, &spilled].map(|graph| graph.prune_mask(&PruneConfig::default()).unwrap());
@@ -118,7 +118,7 @@ fn edges_in_files_are_the_same() {
 #[test]
 fn folders_that_cannot_be_spilled_to() {
     let gpt2 = replacement("gpt2");
-    let error = gpt2.attribute_tokens(&TOKENS, &AttributeConfig { spill: Some(scratch("none").join("not-there")), ..whole() }).unwrap_err();
+    let error = gpt2.attribute(&TOKENS, &AttributeConfig { spill: Some(scratch("none").join("not-there")), ..whole() }).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MissingFile);
     assert!(error.to_string().contains("spill"), "{error}");
 }

@@ -9,7 +9,7 @@ use cltlab::ErrorKind;
 
 fn explain(arch: &str, targets: Vec<Target>) -> Graph {
     let config = AttributeConfig { targets: Some(targets), max_features: None, ..AttributeConfig::default() };
-    replacement(arch).attribute_tokens(&TOKENS, &config).unwrap()
+    replacement(arch).attribute(&TOKENS, &config).unwrap()
 }
 
 /// The effects on output `k`, one value a node.
@@ -33,7 +33,7 @@ fn differences_are_differences() {
         assert_eq!(error.kind(), ErrorKind::BadInput);
         // Plain logits keep their probabilities, as without the list.
         let config = AttributeConfig { target_tokens: Some(vec![80, 3]), max_features: None, ..AttributeConfig::default() };
-        let tokens = replacement(arch).attribute_tokens(&TOKENS, &config).unwrap();
+        let tokens = replacement(arch).attribute(&TOKENS, &config).unwrap();
         let listed = explain(arch, vec![Target::Logit(80), Target::Logit(3)]);
         assert_eq!((tokens.edges(), tokens.logits()), (listed.edges(), listed.logits()));
     }
@@ -58,7 +58,7 @@ fn directions_in_the_stream() {
     for arch in ["gpt2", "llama"] {
         let given = replacement(arch);
         let (width, last) = (given.model().width(), TOKENS.len() - 1);
-        let local = given.local(&TOKENS, &[0]).unwrap();
+        let local = given.local(&TOKENS, &Default::default()).unwrap();
         let direction: Vec<f32> = (0..width).map(|i| ((i * 37 % 11) as f32 - 5.0) / 7.0).collect();
 
         // Before block 0 only the token at the position is there.
@@ -78,27 +78,12 @@ fn directions_in_the_stream() {
     }
 }
 
-#[test]
-fn several_prompts_are_each_alone() {
-    let replacement = replacement("gpt2");
-    let prompts = ["w3 w17 w5", "w99 w4 w8 w120 w7", "w1 w2"];
-    let config = AttributeConfig::default();
-    let all = replacement.attribute_all(&prompts, &config).unwrap();
-    assert_eq!(all.len(), 3);
-    for (prompt, graph) in prompts.iter().zip(&all) {
-        let alone = replacement.attribute(prompt, &config).unwrap();
-        assert_eq!((graph.prompt(), graph.edges(), graph.scores()), (*prompt, alone.edges(), alone.scores()));
-    }
-    let error = replacement.attribute_all(&["w3 w4", ""], &config).unwrap_err();
-    assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("prompt 1"), "{error}");
-}
-
 /// All paths by brute force on a pruned graph: the strongest ones, and their sum.
 #[test]
 fn strongest_paths() {
     for arch in ["gpt2", "llama"] {
         let config = AttributeConfig { max_features: Some(32), max_logits: 3, ..AttributeConfig::default() };
-        let graph = replacement(arch).attribute_tokens(&TOKENS, &config).unwrap();
+        let graph = replacement(arch).attribute(&TOKENS, &config).unwrap();
         let mut all: Vec<(f64, Vec<usize>)> = Vec::new();
         let mut open: Vec<(f64, Vec<usize>)> = Vec::new();
         for (k, logit) in graph.logits().iter().enumerate() {
@@ -135,7 +120,7 @@ fn targets_that_do_not_exist() {
     let replacement = replacement("gpt2");
     let refused = |target: Target, word: &str| {
         let config = AttributeConfig { targets: Some(vec![target]), ..AttributeConfig::default() };
-        let error = replacement.attribute_tokens(&TOKENS, &config).unwrap_err();
+        let error = replacement.attribute(&TOKENS, &config).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadInput);
         assert!(error.to_string().contains(word), "'{error}' does not say '{word}'");
     };
@@ -148,5 +133,5 @@ fn targets_that_do_not_exist() {
     refused(Target::Residual { layer: 3, position: 0, direction: vec![0.0; 31] }, "31 values");
     refused(Target::Residual { layer: 3, position: 0, direction: vec![f32::NAN; 32] }, "finite");
     let config = AttributeConfig { targets: Some(Vec::new()), ..AttributeConfig::default() };
-    assert_eq!(replacement.attribute_tokens(&TOKENS, &config).unwrap_err().kind(), ErrorKind::BadConfig);
+    assert_eq!(replacement.attribute(&TOKENS, &config).unwrap_err().kind(), ErrorKind::BadConfig);
 }

@@ -4,7 +4,7 @@
 use crate::support::{fixture, says, scratch, shared};
 use cltlab::candle::Device;
 use cltlab::eval::{evaluate_with, EvalConfig};
-use cltlab::text::TextConfig;
+use cltlab::text::{ChatConfig, TextConfig};
 use cltlab::{Clt, Corpus, ErrorKind, Model, Tokenizer};
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType};
@@ -95,7 +95,7 @@ fn marks_in_configurations() {
     for (what, bytes) in encodings("{{ messages[0].content }}!") {
         std::fs::write(tokenizer.join("chat_template.jinja"), bytes).unwrap();
         let read = Tokenizer::from_file(tokenizer.join("tokenizer.json")).unwrap();
-        assert_eq!(read.chat(&[("user", "hi")], false).unwrap(), "hi!", "{what}");
+        assert_eq!(read.chat(&[("user", "hi")], &ChatConfig { generation_prompt: false, ..ChatConfig::default() }).unwrap(), "hi!", "{what}");
     }
 }
 

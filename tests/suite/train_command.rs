@@ -91,7 +91,7 @@ fn training_begins_with_a_given_clt() {
     let (x, y) = planted(300, 1);
     let tensor = |v: &Vec<f32>| Tensor::from_slice(v, (300, WIDTH), &Device::Cpu).unwrap();
     let code = cltlab::clt::SparseCode { layers: x.iter().enumerate().map(|(l, x)| clt.encode_layer(l, &tensor(x)).unwrap()).collect() };
-    let decoded = clt.decode(&code).unwrap();
+    let decoded = clt.decode(&code, &[]).unwrap();
     let loss: f64 = decoded
         .iter()
         .zip(&y)

@@ -11,8 +11,9 @@ use super::rows::RowEngine;
 use super::targets::{choose, Target};
 use super::{Graph, GraphParts, LogitTarget};
 use crate::error::{Error, ErrorKind, Result};
-use crate::progress::{stop_requested, Task};
+use crate::progress::Task;
 use crate::replacement::{LocalReplacement, Replacement};
+use crate::text::Prompt;
 use std::path::PathBuf;
 
 /// Features ranked together where the configuration leaves it open.
@@ -105,7 +106,7 @@ impl AttributeConfig {
 }
 
 impl Replacement {
-    /// The attribution graph of a prompt, which gets the model's special first token.
+    /// The attribution graph of a prompt.
     ///
     /// ```no_run
     /// # use cltlab::{graph::AttributeConfig, replacement::Replacement};
@@ -116,39 +117,16 @@ impl Replacement {
     /// ```
     ///
     /// # Errors
-    /// `BadInput` for a prompt that is empty, of one token or beyond the context; `BadConfig` naming
-    /// the field; `NotFinite` when model or CLT hold NaN or infinity.
-    pub fn attribute(&self, prompt: &str, config: &AttributeConfig) -> Result<Graph> {
+    /// As [`Replacement::local`]; `BadConfig` naming the field; `NotFinite` when model or CLT hold NaN or infinity.
+    pub fn attribute(&self, prompt: impl Into<Prompt>, config: &AttributeConfig) -> Result<Graph> {
         config.validate()?;
-        let tokens = self.model().prompt_tokens(prompt)?;
-        self.local(&tokens, &config.zero_positions)?.attribute_as(prompt.to_string(), config)
-    }
-
-    /// The graphs of several prompts, one after the other (a prompt alone fills the cores): each is
-    /// what [`Replacement::attribute`] gives. An interrupt leaves out those not begun.
-    ///
-    /// # Errors
-    /// As [`Replacement::attribute`], with the prompt's number.
-    pub fn attribute_all<S: AsRef<str>>(&self, prompts: &[S], config: &AttributeConfig) -> Result<Vec<Graph>> {
-        let mut graphs = Vec::with_capacity(prompts.len());
-        for (i, prompt) in prompts.iter().enumerate() {
-            if i > 0 && stop_requested() {
-                break;
-            }
-            graphs.push(self.attribute(prompt.as_ref(), config).map_err(|error| error.context(format_args!("prompt {i}")))?);
-        }
-        Ok(graphs)
-    }
-
-    /// The attribution graph of token ids, taken as they are: the first should be the special token.
-    ///
-    /// # Errors
-    /// As [`Replacement::attribute`].
-    pub fn attribute_tokens(&self, tokens: &[u32], config: &AttributeConfig) -> Result<Graph> {
-        config.validate()?;
-        let local = self.local(tokens, &config.zero_positions)?;
-        let prompt = self.model().tokenizer().and_then(|tokenizer| tokenizer.decode(tokens)).unwrap_or_else(|_| local.run().token_text.concat());
-        local.attribute_as(prompt, config)
+        let prompt = prompt.into();
+        let local = self.local_at(&self.tokens(&prompt)?, &config.zero_positions)?;
+        let text = match prompt {
+            Prompt::Text(text) => text,
+            Prompt::Tokens(tokens) => self.model().tokenizer().and_then(|tokenizer| tokenizer.decode(&tokens)).unwrap_or_else(|_| local.run().token_text.concat()),
+        };
+        local.attribute_as(text, config)
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn checks(device: &Device, done: &mut dyn FnMut(Check)) -> Result<()>
         let values = |code: &SparseCode| code.layers.iter().flat_map(|layer| layer.values.clone()).map(f64::from).collect::<Vec<_>>();
         let apart = if same { deviation(values(&got), values(&expected)) } else { f64::INFINITY };
         done(Check { name: format!("{name}: code of {} entries", expected.active()), deviation: apart, bound: 1e-5 });
-        let apart = deviation(numbers(&there.decode(&expected)?)?, numbers(&here.decode(&expected)?)?);
+        let apart = deviation(numbers(&there.decode(&expected, &[])?)?, numbers(&here.decode(&expected, &[])?)?);
         done(Check { name: format!("{name}: reconstruction"), deviation: apart, bound: 1e-5 });
     }
     sites(&shape, device, done)?;
@@ -93,5 +93,5 @@ fn graph(shape: &RandomModel, clt: &Clt, device: &Device) -> Result<Graph> {
     let model = shape.load(&LoadConfig { device: Some(device.clone()), dtype: Some(DType::F32) })?;
     let tokens: Vec<u32> = (0..11).map(|i| (i * 17 + 3) % shape.vocab as u32).collect();
     let config = AttributeConfig { max_features: None, max_logits: 4, ..AttributeConfig::default() };
-    Replacement::new(&model, &clt.to_device(device)?)?.attribute_tokens(&tokens, &config)
+    Replacement::new(&model, &clt.to_device(device)?)?.attribute(&tokens, &config)
 }

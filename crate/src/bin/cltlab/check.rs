@@ -55,7 +55,7 @@ pub fn check(args: &CheckArgs) -> Result<()> {
     let mut laps = Laps::new();
     let replacement = args.of.replacement()?;
     laps.end("load");
-    let graph = args.of.attribute(&replacement, &AttributeConfig { max_features: args.max_features, ..AttributeConfig::default() })?;
+    let graph = replacement.attribute(args.of.prompt(), &AttributeConfig { max_features: args.max_features, ..AttributeConfig::default() })?;
     laps.end("graph");
     let groups = given.unwrap_or_else(|| graph.supernodes(args.supernodes));
     let check = replacement.check_supernodes(&graph, &groups, &config)?;

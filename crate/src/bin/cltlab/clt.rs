@@ -130,14 +130,11 @@ fn encode(args: &EncodeArgs) -> Result<()> {
     let model = args.from.model()?;
     let replacement = Replacement::new(&model, &args.of.load(model.device())?)?;
     let (model, clt) = (replacement.model(), replacement.clt());
-    let tokens = match &args.from.prompt {
-        Some(text) => model.prompt_tokens(text)?,
-        None => args.from.tokens.clone(),
-    };
-    let run = model.run_tokens(&tokens, Capture::default())?;
+    let tokens = replacement.tokens(args.from.prompt())?;
+    let run = model.run(&tokens, &Capture::default())?;
     let code = clt.encode(&run)?;
     let inputs = run.layers.iter().map(|layer| clt.input(layer).cloned()).collect::<Result<Vec<_>>>()?;
-    let decoded = clt.decode_with(&code, &inputs)?;
+    let decoded = clt.decode(&code, &inputs)?;
     println!("{} tokens, {:.1} active features a token and layer", tokens.len(), code.l0());
     let Some(path) = &args.raw else { return Ok(()) };
     let mut tensors = HashMap::new();

@@ -59,9 +59,9 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
     let mut laps = Laps::new();
     let replacement = args.of.replacement()?;
     laps.end("load");
-    let mut graphs = vec![args.of.attribute(&replacement, &config)?];
+    let mut graphs = vec![replacement.attribute(args.of.prompt(), &config)?];
     for other in &args.other {
-        graphs.push(args.of.attribute_other(&replacement, other, &config)?);
+        graphs.push(replacement.attribute(args.of.other(other)?, &config)?);
     }
     laps.end("graphs");
     let align = match args.align {

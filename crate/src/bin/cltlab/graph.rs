@@ -24,27 +24,20 @@ impl Explained {
         Replacement::new(&model, &Clt::load(&self.clt, model.device())?)
     }
 
-    /// The prompt's graph.
-    pub fn attribute(&self, replacement: &Replacement, config: &AttributeConfig) -> Result<Graph> {
-        match &self.from.prompt {
-            Some(text) => replacement.attribute(text, config),
-            None => replacement.attribute_tokens(&self.from.tokens, config),
-        }
+    /// The prompt.
+    pub fn prompt(&self) -> Prompt {
+        self.from.prompt()
     }
 
-    /// The graph of another prompt, given as the first is: as text, or as ids.
-    pub fn attribute_other(&self, replacement: &Replacement, other: &str, config: &AttributeConfig) -> Result<Graph> {
-        if self.from.prompt.is_some() {
-            return replacement.attribute(other, config);
+    /// Another prompt, given as the first is: as text, or as ids.
+    pub fn other(&self, other: &str) -> Result<Prompt> {
+        match self.prompt() {
+            Prompt::Text(_) => Ok(Prompt::from(other)),
+            Prompt::Tokens(_) => {
+                let ids: std::result::Result<Vec<u32>, _> = other.split(',').map(|id| id.trim().parse()).collect();
+                ids.map(Prompt::from).map_err(|_| Error::expected(ErrorKind::BadInput, "--other", format_args!("'{other}'"), "token ids, as --tokens: 1,2,3"))
+            }
         }
-        let ids: std::result::Result<Vec<u32>, _> = other.split(',').map(|id| id.trim().parse()).collect();
-        let ids = ids.map_err(|_| Error::expected(ErrorKind::BadInput, "--other", format_args!("'{other}'"), "token ids, as --tokens: 1,2,3"))?;
-        replacement.attribute_tokens(&ids, config)
-    }
-
-    /// Ids of the prompt, as it is explained.
-    pub fn tokens(&self, model: &Model) -> Result<Vec<u32>> {
-        self.from.prompt.as_ref().map_or_else(|| Ok(self.from.tokens.clone()), |text| model.prompt_tokens(text))
     }
 }
 
@@ -135,7 +128,7 @@ pub fn attribute(args: &AttributeArgs) -> Result<()> {
     let mut laps = Laps::new();
     let replacement = args.of.replacement()?;
     laps.end("load");
-    let graph = args.of.attribute(&replacement, &config)?;
+    let graph = replacement.attribute(args.of.prompt(), &config)?;
     laps.end("attribute");
     let pruned = graph.prune(&prune)?;
     laps.end("prune");
@@ -203,7 +196,7 @@ impl Held {
 pub struct InterveneArgs {
     #[command(flatten)]
     of: Explained,
-    /// Set a feature: layer,positions,feature=value; positions: 7, 2:5, 4:, :
+    /// Set a feature: an id as graphs print it, or a slice for its position: 0_605_7=2, 0_605_4:=2, 0_605_:=2
     #[arg(long, value_name = "PLACE=VALUE", allow_hyphen_values = true)]
     set: Vec<String>,
     /// Multiply a feature, after --set
@@ -229,9 +222,9 @@ pub struct InterveneArgs {
     raw: Option<PathBuf>,
 }
 
-/// `layer,positions,feature=value`.
+/// `layer_feature_positions=value`.
 fn change(text: &str) -> Result<(Place, f32)> {
-    let bad = || Error::expected(ErrorKind::BadInput, "intervention", format_args!("'{text}'"), "layer,positions,feature=number");
+    let bad = || Error::expected(ErrorKind::BadInput, "intervention", format_args!("'{text}'"), "layer_feature_position=number, for instance 0_605_7=2");
     let (place, value) = text.rsplit_once('=').ok_or_else(bad)?;
     Ok((place.parse()?, value.trim().parse().map_err(|_| bad())?))
 }
@@ -253,19 +246,15 @@ pub fn intervene(args: &InterveneArgs) -> Result<()> {
     let config = InterveneConfig { mode, top: args.top, every_position: args.raw.is_some() };
     let replacement = args.of.replacement()?;
     if let Some(n) = args.generate {
-        let tokens = args.of.tokens(replacement.model())?;
         let how = GenerateConfig { max_tokens: n, ..GenerateConfig::default() };
         for (name, changes) in [("without", &[][..]), ("with", &changes)] {
-            let made = replacement.stream_tokens(&tokens, changes, &config, &how, &mut |_| true)?;
+            let made = replacement.generate(args.of.prompt(), changes, &config, &how)?;
             let ids: Vec<String> = made.tokens.iter().map(u32::to_string).collect();
             println!("{name:>8}: {:?}\n{:>8}  {}", made.text, "", ids.join(","));
         }
         return Ok(());
     }
-    let effect = match &args.of.from.prompt {
-        Some(text) => replacement.intervene_with(text, &changes, &config)?,
-        None => replacement.intervene_tokens(&args.of.from.tokens, &changes, &config)?,
-    };
+    let effect = replacement.intervene(args.of.prompt(), &changes, &config)?;
     println!("{effect}");
     let (Some(path), Some(logits)) = (&args.raw, effect.logits_everywhere()) else { return Ok(()) };
     let tensors = HashMap::from([("logits".to_string(), logits.to_device(&Device::Cpu)?)]);

@@ -13,7 +13,7 @@ pub fn time(shape: &RandomModel, [features, k]: [usize; 2], lengths: &[usize], b
     for &tokens in lengths {
         let ids: Vec<u32> = (0..tokens).map(|i| (i * 997 % (shape.vocab - 1) + 1) as u32).collect();
         let config = AttributeConfig { max_features: Some(budget), ..AttributeConfig::default() };
-        let graph = || replacement.attribute_tokens(&ids, &config);
+        let graph = || replacement.attribute(&ids, &config);
         // The first run loads kernels.
         graph()?;
         let start = Instant::now();

@@ -62,7 +62,7 @@ def main(program, folder):
         want = load_file(f"{folder}/expected_interventions.safetensors")
         for one in listed["interventions"]:
             place = f"{one['layer']}_{one['feature']}_{one['pos']}={one['value']}"
-            run(program, folder, tokens, "intervene", "--set", place, "--mode", one["mode"], "--raw", raw)
+            run(program, folder, tokens, "intervene", "--set", place, "--mode", one["mode"].replace("frozen_attn", "frozen-attention"), "--raw", raw)
             check(f"logits of {place} {one['mode']}", abs(load_file(raw)["logits"][-1] - want[one["key"]]).max(), 1e-4)
 
 

@@ -3,9 +3,9 @@
 use crate::graph_scores::assert_masks;
 use crate::support::{assert_close, fixture, max_difference, tensors, values};
 use cltlab::candle::{DType, Device, Tensor};
-use cltlab::clt::Clt;
-use cltlab::graph::{AttributeConfig, Graph, PruneConfig};
-use cltlab::model::{Capture, LayerRun};
+use cltlab::clt::{Clt, CltLoadConfig};
+use cltlab::graph::{AttributeConfig, Graph, PruneConfig, Target};
+use cltlab::model::{Capture, LayerRun, LoadConfig};
 use cltlab::replacement::Replacement;
 use cltlab::{ErrorKind, Model, Prompt};
 use std::collections::HashMap;
@@ -13,8 +13,8 @@ use std::collections::HashMap;
 /// Model and CLT of a fixture.
 pub fn replacement(arch: &str) -> Replacement {
     let folder = fixture(&format!("attribution/{arch}"));
-    let model = Model::load(&folder.join("model").to_string_lossy(), &Device::Cpu).unwrap();
-    let clt = Clt::load(&folder.join("clt").to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(folder.join("model"), &LoadConfig::on(&Device::Cpu)).unwrap();
+    let clt = Clt::load(folder.join("clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     Replacement::new(&model, &clt).unwrap()
 }
 
@@ -113,7 +113,7 @@ fn prompts_and_tokens_agree() {
 #[test]
 fn chosen_targets() {
     let replacement = replacement("llama");
-    let config = AttributeConfig { target_tokens: Some(vec![3, 80]), ..AttributeConfig::default() };
+    let config = AttributeConfig { targets: Some(vec![Target::logit(3), Target::logit(80)]), ..AttributeConfig::default() };
     let graph = replacement.attribute(&TOKENS, &config).unwrap();
     let whole = replacement.attribute(&TOKENS, &AttributeConfig::default()).unwrap();
     assert_eq!(graph.logits().iter().map(|logit| logit.token).collect::<Vec<_>>(), [3, 80]);
@@ -143,8 +143,8 @@ fn bad_input() {
     refused(&TOKENS, AttributeConfig { batch: 0, ..config() }, ErrorKind::BadConfig, "batch");
     refused(&TOKENS, AttributeConfig { max_logits: 0, ..config() }, ErrorKind::BadConfig, "max_logits");
     refused(&TOKENS, AttributeConfig { logit_mass: 1.01, ..config() }, ErrorKind::BadConfig, "logit_mass");
-    refused(&TOKENS, AttributeConfig { target_tokens: Some(vec![]), ..config() }, ErrorKind::BadConfig, "target_tokens");
-    refused(&TOKENS, AttributeConfig { target_tokens: Some(vec![128]), ..config() }, ErrorKind::BadInput, "target_tokens");
+    refused(&TOKENS, AttributeConfig { targets: Some(vec![]), ..config() }, ErrorKind::BadConfig, "targets");
+    refused(&TOKENS, AttributeConfig { targets: Some(vec![Target::logit(128)]), ..config() }, ErrorKind::BadInput, "targets");
     refused(&TOKENS, AttributeConfig { zero_positions: vec![12], ..config() }, ErrorKind::BadInput, "zero_positions");
     assert_eq!(gpt2.attribute("", &config()).unwrap_err().kind(), ErrorKind::BadInput);
 }

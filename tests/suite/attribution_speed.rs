@@ -7,6 +7,7 @@ use crate::support::scratch;
 use cltlab::candle::{safetensors, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
 use cltlab::graph::{AttributeConfig, PruneConfig};
+use cltlab::model::LoadConfig;
 use cltlab::replacement::Replacement;
 use cltlab::Model;
 use std::collections::HashMap;
@@ -26,7 +27,7 @@ pub fn random_gpt2(layers: usize, d: usize, vocab: usize, context: usize) -> Mod
 fn random_heads(layers: usize, d: usize, heads: usize, vocab: usize, context: usize) -> Model {
     let folder = scratch(&format!("gpt2-{layers}-{d}-{heads}"));
     save_heads(layers, d, heads, vocab, context, &folder);
-    let model = Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap();
     std::fs::remove_dir_all(folder).unwrap();
     model
 }
@@ -91,7 +92,7 @@ fn measure(layers: usize, d: usize, features: usize, l0: usize, tokens: usize, b
         let attributed = start.elapsed().as_secs_f64();
         let pruned = graph.prune(&PruneConfig::default()).unwrap();
         let cut = start.elapsed().as_secs_f64();
-        pruned.save_json(scratch("speed").join("graph.json")).unwrap();
+        pruned.save(scratch("speed").join("graph.json"), &Default::default()).unwrap();
         let total = start.elapsed().as_secs_f64();
         let rows = graph.nodes.iter().filter(|node| node.feature().is_some()).count() + graph.logits().len();
         println!(

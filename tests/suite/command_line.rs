@@ -89,7 +89,7 @@ fn attribute_equals_circuit_tracer() {
 
         // The budgeted run: circuit-tracer's batches of 16 ranked anew every 2; the default step is the same.
         let budget = ["-o", json_text, "--raw", raw_text, "--max-features", "96", "--max-logits", "5", "--logit-mass", "0.8"];
-        for more in [&[][..], &["--batch-size", "16", "--update-interval", "2"]] {
+        for more in [&[][..], &["--batch", "16", "--rank-every", "32"]] {
             done(&run(arch, "attribute", &[&budget[..], more].concat()));
             assert_raw(&format!("{arch} 96 features {more:?}"), &raw, arch, "expected_top96", "0.8_0.98", Some(&all["top96"]));
         }
@@ -109,8 +109,8 @@ fn intervene_equals_circuit_tracer() {
         let tokens = TOKENS.len();
         for one in expected(arch)["interventions"].as_array().unwrap() {
             let place = format!("{}_{}_{}={}", one["layer"], one["feature"], one["pos"], one["value"]);
-            let mode = one["mode"].as_str().unwrap();
-            let text = done(&run(arch, "intervene", &["--set", &place, "--mode", mode, "--raw", raw.to_str().unwrap()]));
+            let mode = one["mode"].as_str().unwrap().replace("frozen_attn", "frozen-attention");
+            let text = done(&run(arch, "intervene", &["--set", &place, "--mode", &mode, "--raw", raw.to_str().unwrap()]));
             let logits = &tensors(&raw)["logits"];
             assert_eq!(logits.dims(), [tokens, 128]);
             let last = values(&logits.get(tokens - 1).unwrap());
@@ -211,8 +211,12 @@ fn what_cannot_be_explained_is_refused() {
     refused(&attribute(&["--logit-mass", "NaN"]), &["logit_mass"]);
     refused(&attribute(&["--node-threshold", "1.1"]), &["node_threshold"]);
     refused(&attribute(&["--edge-threshold=-0.1"]), &["edge_threshold"]);
-    refused(&attribute(&["--update-interval", "0"]), &["rank_every"]);
-    refused(&attribute(&["--targets", "500"]), &["target_tokens"]);
+    refused(&attribute(&["--rank-every", "0"]), &["rank_every"]);
+    refused(&attribute(&["--update-interval", "2"]), &["--update-interval", "--rank-every"]);
+    refused(&attribute(&["--batch-size", "2"]), &["--batch-size", "is now --batch"]);
+    refused(&attribute(&["--max-features", "some"]), &["a number or all"]);
+    refused(&attribute(&["--targets", "500"]), &["AttributeConfig::targets", "vocabulary"]);
+    refused(&attribute(&["--targets", "w1 w2"]), &["2 tokens"]);
     assert!(!Path::new(out).exists(), "a refused graph left a file");
     let intervene = |more: &[&str]| run("gpt2", "intervene", more);
     refused(&intervene(&[]), &["none"]);

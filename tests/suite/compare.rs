@@ -117,7 +117,7 @@ fn files_and_graphs_that_do_not_fit() {
     let folder = scratch("compare");
     let difference = first.difference(&second, &Alignment::FromEnd).unwrap();
     difference.save(folder.join("raw.json")).unwrap();
-    difference.graph.prune(&PruneConfig::default()).unwrap().save_json(folder.join("viewer.json")).unwrap();
+    difference.graph.prune(&PruneConfig::default()).unwrap().save(folder.join("viewer.json"), &Default::default()).unwrap();
     let raw: serde_json::Value = cltlab::files::read_json(folder.join("raw.json")).unwrap();
     assert_eq!(raw["edges"].as_array().unwrap().len(), difference.graph.edges().len());
     for edge in raw["edges"].as_array().unwrap().iter().take(200) {

@@ -15,8 +15,8 @@ use std::path::Path;
 const HALVES: [(DType, f32); 2] = [(DType::BF16, 1.0 / 256.0), (DType::F16, 1.0 / 2048.0)];
 
 fn load(folder: &Path, dtype: DType) -> Model {
-    let config = LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu) };
-    Model::load_with(&folder.to_string_lossy(), &config).unwrap_or_else(|error| panic!("{error}"))
+    let config = LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu), ..LoadConfig::default() };
+    Model::load(&folder, &config).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn prompts(expected: &std::collections::HashMap<String, Tensor>) -> Vec<Vec<u32>> {
@@ -144,8 +144,8 @@ fn smollm2_in_bf16() {
 #[test]
 fn what_cannot_be_held_is_refused() {
     let folder = fixture("parity/gpt2");
-    let config = |dtype| LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu) };
-    let error = Model::load_with(&folder.to_string_lossy(), &config(DType::F64)).unwrap_err();
+    let config = |dtype| LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu), ..LoadConfig::default() };
+    let error = Model::load(&folder, &config(DType::F64)).unwrap_err();
     assert!(error.kind() == ErrorKind::BadConfig && error.to_string().contains("LoadConfig::dtype") && error.to_string().contains("f64"), "{error}");
     let copy = scratch("too-large");
     std::fs::copy(folder.join("config.json"), copy.join("config.json")).unwrap();
@@ -155,8 +155,8 @@ fn what_cannot_be_held_is_refused() {
     let large = (all[&name].to_dtype(DType::F32).unwrap() * 1e7).unwrap();
     all.insert(name, large);
     safetensors::save(&all, copy.join("model.safetensors")).unwrap();
-    let error = Model::load_with(&copy.to_string_lossy(), &config(DType::F16)).unwrap_err();
+    let error = Model::load(&copy, &config(DType::F16)).unwrap_err();
     assert!(error.kind() == ErrorKind::BadConfig && error.to_string().contains("bf16"), "{error}");
-    assert!(Model::load_with(&copy.to_string_lossy(), &config(DType::BF16)).is_ok());
+    assert!(Model::load(&copy, &config(DType::BF16)).is_ok());
     assert_eq!(Summary::read(&folder.to_string_lossy()).unwrap().dtype, None);
 }

@@ -2,17 +2,17 @@
 
 use crate::support::{self, max_difference, values};
 use cltlab::candle::{Device, Tensor};
-use cltlab::model::{Capture, GenerateConfig, Stop};
+use cltlab::model::{Capture, GenerateConfig, LoadConfig, Stop};
 use cltlab::{ErrorKind, Model};
 
 /// A small trained model with a tokenizer, or `None` with a printed reason.
 fn stories() -> Option<Model> {
     let path = support::shared("data/stories260k/model.bin")?;
-    Some(Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap())
+    Some(Model::load(&path, &LoadConfig::on(&Device::Cpu)).unwrap())
 }
 
 fn tiny(family: &str) -> Model {
-    Model::load(&support::fixture(&format!("attribution/{family}/model")).to_string_lossy(), &Device::Cpu).unwrap()
+    Model::load(support::fixture(&format!("attribution/{family}/model")), &LoadConfig::on(&Device::Cpu)).unwrap()
 }
 
 fn greedy(max_tokens: usize) -> GenerateConfig {
@@ -183,7 +183,7 @@ fn generations_end_at_the_context_and_refuse_what_cannot_be() {
 #[test]
 fn a_chat_is_answered() {
     let Some(path) = support::smollm2() else { return };
-    let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(&path, &LoadConfig::on(&Device::Cpu)).unwrap();
     let answer = model.chat(&[("user", "What is the capital of France? Answer in one word.")], &greedy(24)).unwrap();
     println!("{:?} ({})", answer.text, answer.stop);
     assert!(answer.text.contains("Paris"), "{answer}");

@@ -6,7 +6,7 @@ use crate::numbers::Numbers;
 use crate::support::{fixture, scratch, tensors, values};
 use cltlab::candle::{safetensors, DType, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
-use cltlab::model::{Capture, Freeze, OutputSite};
+use cltlab::model::{Capture, Freeze, LoadConfig, OutputSite};
 use cltlab::replacement::{LocalReplacement, Replacement};
 use cltlab::Model;
 
@@ -84,7 +84,7 @@ pub fn with_rows(family: &str) -> (Model, Vec<u32>) {
     }
     weights.insert(name.to_string(), Tensor::new(rows, &Device::Cpu).unwrap());
     safetensors::save(&weights, folder.join("model.safetensors")).unwrap();
-    (Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap(), others)
+    (Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap(), others)
 }
 
 /// What is added to an MLP's output: layer, position, vector.

@@ -8,6 +8,7 @@ use cltlab::candle::Device;
 use cltlab::graph::{AttributeConfig, PruneConfig};
 use cltlab::intervene::{InterveneConfig, Intervention, Mode, Positions};
 use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
+use cltlab::model::LoadConfig;
 use cltlab::replacement::{FeatureNode, Replacement};
 use cltlab::{ErrorKind, Model};
 
@@ -174,7 +175,7 @@ fn bad_interventions() {
 #[test]
 fn edges_are_effects_on_smollm2() {
     let Some(path) = smollm2() else { return };
-    let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(&path, &LoadConfig::on(&Device::Cpu)).unwrap();
     let replacement = Replacement::new(&model, &random_clt(model.layers(), model.width(), 128, 8)).unwrap();
     let start = std::time::Instant::now();
     let graph = replacement.attribute("The capital of the state containing Dallas is", &AttributeConfig::default()).unwrap();

@@ -4,7 +4,7 @@
 use crate::families::{largest, FAMILIES};
 use crate::support::{fixture, max_difference, says, scratch, tensors, values};
 use cltlab::candle::{safetensors, DType, Device, Tensor};
-use cltlab::model::{Capture, ARCHITECTURES};
+use cltlab::model::{ARCHITECTURES, Capture, LoadConfig};
 use cltlab::text::ChatConfig;
 use cltlab::{Error, ErrorKind, Model};
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ fn gguf_files_equal_transformers() {
     for name in [
         "gpt2", "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "gptneox", "gptneox_serial", "phi2", "olmo2", "qwen3_yarn",
     ] {
-        let model = Model::load(&fixture(&format!("gguf/{name}.gguf")).to_string_lossy(), &Device::Cpu).unwrap();
+        let model = Model::load(fixture(&format!("gguf/{name}.gguf")), &LoadConfig::on(&Device::Cpu)).unwrap();
         let expected = tensors(&fixture(&format!("gguf/{name}.safetensors")));
         let ids = expected["input_ids"].to_dtype(DType::U32).unwrap().to_vec2::<u32>().unwrap();
         let top = largest(&values(&expected["logits"]));
@@ -42,7 +42,7 @@ fn spoilt(family: &str, change: impl Fn(&mut HashMap<String, Tensor>), config: s
 }
 
 fn load(folder: &std::path::Path) -> Result<Model, Error> {
-    Model::load(&folder.to_string_lossy(), &Device::Cpu)
+    Model::load(&folder, &LoadConfig::on(&Device::Cpu))
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use crate::support::{self, assert_close, values};
 use base64::Engine;
 use cltlab::candle::{self as candle_core, Device, Tensor};
-use cltlab::model::{Capture, Freeze, GenerateConfig};
+use cltlab::model::{Capture, Freeze, GenerateConfig, LoadConfig};
 use cltlab::Model;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ fn check_prompts(model: &Model, prompts: &serde_json::Value, tolerance: f32) {
 #[test]
 fn smollm2_equals_numpy() {
     let (Some(path), Some(reference)) = (support::smollm2(), support::shared("data/smollm2/reference.json")) else { return };
-    let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(&path, &LoadConfig::on(&Device::Cpu)).unwrap();
     let reference: serde_json::Value = cltlab::files::read_json(reference).unwrap();
     check_prompts(&model, &reference["prompts"], 2e-3);
 }
@@ -47,7 +47,7 @@ fn smollm2_equals_numpy() {
 #[test]
 fn stories260k_equals_numpy() {
     let Some(folder) = support::shared("data/stories260k") else { return };
-    let model = Model::load(&folder.join("model.bin").to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(folder.join("model.bin"), &LoadConfig::on(&Device::Cpu)).unwrap();
     let reference: serde_json::Value = cltlab::files::read_json(folder.join("reference.json")).unwrap();
     check_prompts(&model, &reference, 1e-3);
     let first = &reference[0];
@@ -94,7 +94,7 @@ fn nano_sort_folder(json: &Path) -> PathBuf {
 #[test]
 fn nano_sort_equals_its_trainer() {
     let Some(data) = support::shared("data/gpt-nano-sort") else { return };
-    let model = Model::load(&nano_sort_folder(&data.join("gpt-nano-sort-model.json")).to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(nano_sort_folder(&data.join("gpt-nano-sort-model.json")), &LoadConfig::on(&Device::Cpu)).unwrap();
     let partials = json_tensors(&data.join("gpt-nano-sort-t0-partials.json"));
     let (shape, ids) = &partials["idx"];
     let (batch, tokens) = (shape[0], shape[1]);
@@ -123,7 +123,7 @@ fn nano_sort_equals_its_trainer() {
 fn frozen_backward_is_the_transpose_of_the_frozen_forward() {
     for family in ["gpt2", "llama"] {
         let Some(folder) = support::shared(&format!("fixtures/parity/{family}")) else { return };
-        let model = Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+        let model = Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap();
         let prompt = [1_u32, 5, 9, 2, 7, 3];
         let run = model.run(&prompt, &Capture::default()).unwrap();
         let (tokens, width) = (prompt.len(), model.width());

@@ -6,9 +6,10 @@ use crate::attribution::{dense, TOKENS};
 use crate::support::{assert_close, fixture, largest, max_difference, scratch, tensors, values, worse};
 use cltlab::candle::safetensors::save;
 use cltlab::candle::{DType, Device, Tensor};
-use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
+use cltlab::clt::{Activation, Clt, CltConfig, CltLoadConfig, LayerWeights};
 use cltlab::graph::{AttributeConfig, PruneConfig};
 use cltlab::intervene::{InterveneConfig, Intervention, Mode};
+use cltlab::model::LoadConfig;
 use cltlab::replacement::{FeatureNode, LocalConfig, Replacement};
 use cltlab::{ErrorKind, Model};
 use std::collections::HashMap;
@@ -21,11 +22,11 @@ const KINDS: [&str; 4] = ["gpt2", "llama", "gpt2_skip", "llama_skip"];
 
 fn model(arch: &str) -> Model {
     let arch = arch.trim_end_matches("_skip");
-    Model::load(&fixture(&format!("attribution/{arch}/model")).to_string_lossy(), &Device::Cpu).unwrap()
+    Model::load(fixture(&format!("attribution/{arch}/model")), &LoadConfig::on(&Device::Cpu)).unwrap()
 }
 
 fn replacement(arch: &str) -> (Replacement, HashMap<String, Tensor>) {
-    let clt = Clt::load(&folder(arch), &Device::Cpu).unwrap();
+    let clt = Clt::load(&folder(arch), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     (Replacement::new(&model(arch), &clt).unwrap(), tensors(&fixture(&format!("per_layer/{arch}/expected.safetensors"))))
 }
 
@@ -109,7 +110,7 @@ fn a_plt_is_a_clt_with_zeros() {
         let (given, _) = replacement(arch);
         let plt = given.clt();
         let out = scratch(&format!("per-layer-{arch}"));
-        plt.save(&out).unwrap();
+        plt.save(&out, &Default::default()).unwrap();
         std::fs::remove_file(out.join("cltlab.json")).unwrap();
         let layers = plt.layers();
         let padded = (0..layers).map(|l| LayerWeights {
@@ -123,7 +124,7 @@ fn a_plt_is_a_clt_with_zeros() {
         let clt = Clt::new(CltConfig { per_layer: false, ..plt.config().clone() }, padded.collect()).unwrap();
         let config = AttributeConfig::default();
         let graph = given.attribute(&TOKENS, &config).unwrap();
-        for other in [clt, Clt::load(&out.to_string_lossy(), &Device::Cpu).unwrap()] {
+        for other in [clt, Clt::load(&out, &CltLoadConfig::on(&Device::Cpu)).unwrap()] {
             let again = Replacement::new(given.model(), &other).unwrap();
             let other = again.attribute(&TOKENS, &config).unwrap();
             assert_eq!(other.active_features(), graph.active_features());
@@ -137,7 +138,7 @@ fn a_plt_is_a_clt_with_zeros() {
 fn plts_that_cannot_be_read() {
     let (given, _) = replacement("gpt2");
     let out = scratch("per-layer-bad");
-    let load = || Clt::load(&out.to_string_lossy(), &Device::Cpu);
+    let load = || Clt::load(&out, &CltLoadConfig::on(&Device::Cpu));
     let yaml = |more: &str| {
         let head = "model_name: m\nmodel_kind: transcoder_set\nfeature_input_hook: hook_resid_mid\nfeature_output_hook: hook_mlp_out\n";
         std::fs::write(out.join("config.yaml"), format!("{head}{more}")).unwrap();
@@ -196,12 +197,12 @@ fn skip_connections_of_a_clt() {
     let clt = Clt::new(config.clone(), weights(true)).unwrap();
     assert_eq!(clt.config().parameters(), CltConfig { skip: false, ..config.clone() }.parameters() + (layers * plt.config().width * plt.config().width) as u64);
     let folder = scratch("skip-clt");
-    clt.save(&folder).unwrap();
+    clt.save(&folder, &Default::default()).unwrap();
     for own in [true, false] {
         if !own {
             std::fs::remove_file(folder.join("cltlab.json")).unwrap();
         }
-        let again = Clt::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+        let again = Clt::load(&folder, &CltLoadConfig::on(&Device::Cpu)).unwrap();
         assert!(again.config().skip && !again.config().per_layer);
         (0..layers).for_each(|l| assert_eq!(values(again.skip(l).unwrap()), values(clt.skip(l).unwrap())));
     }

@@ -152,7 +152,7 @@ fn constants_are_what_is_left_without_tokens_and_features() {
         let zeros = weights[&name].zeros_like().unwrap();
         weights.insert(name, zeros);
         safetensors::save(&weights, folder.join("model.safetensors")).unwrap();
-        let (model, mute) = (tiny(family), Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap());
+        let (model, mute) = (tiny(family), Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap());
         let replacement = Replacement::new(&model, &random_clt(&model, OutputSite::AfterNorm, false)).unwrap();
         let local = replacement.local(&PROMPT, &Default::default()).unwrap();
         let run = local.run();
@@ -185,8 +185,8 @@ fn constants_are_what_is_left_without_tokens_and_features() {
 #[test]
 fn weights_in_halves() {
     for (family, dtype) in [("gpt2", DType::BF16), ("qwen3", DType::F16), ("olmo2", DType::BF16)] {
-        let config = LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu) };
-        let model = Model::load_with(&crate::support::fixture(&format!("parity/{family}")).to_string_lossy(), &config).unwrap();
+        let config = LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu), ..LoadConfig::default() };
+        let model = Model::load(crate::support::fixture(&format!("parity/{family}")), &config).unwrap();
         let replacement = Replacement::new(&model, &random_clt(&model, OutputSite::AfterNorm, false)).unwrap();
         let (layer, head, query) = (model.layers() - 1, 1, 9);
         let split = |key: usize| replacement.attribute_attention(&PROMPT, &QkConfig { layer, head, query, key, ..QkConfig::default() }).unwrap();

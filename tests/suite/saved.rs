@@ -45,8 +45,8 @@ fn a_saved_clt_reconstructs_as_the_live_one() {
             let mut live = Trainer::new(&activations, &shape, &config).unwrap();
             live.run_steps(30).unwrap();
             let folder = scratch("saved");
-            live.clt().unwrap().save(&folder).unwrap();
-            let clt = Clt::load(folder.to_str().unwrap(), &Device::Cpu).unwrap();
+            live.clt().unwrap().save(&folder, &Default::default()).unwrap();
+            let clt = Clt::load(folder, &CltLoadConfig::on(&Device::Cpu)).unwrap();
             let next = live.run_steps(1).unwrap().samples[30].reconstruction;
             let again = Trainer::from_clt(&activations, &clt, clt.config(), &config).unwrap().run_steps(1).unwrap().samples[0].reconstruction;
             println!("{name}: live {next}, loaded {again}: {:.1e}", again / next - 1.0);

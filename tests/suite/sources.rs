@@ -4,8 +4,9 @@ use crate::attribution::{dense, replacement};
 use crate::attribution_speed::{random_clt, save_random_gpt2};
 use crate::support::{fixture, scratch};
 use cltlab::candle::{safetensors, Device};
-use cltlab::clt::Clt;
+use cltlab::clt::{Clt, CltLoadConfig};
 use cltlab::graph::{AttributeConfig, Graph, NodeKind, PruneConfig};
+use cltlab::model::LoadConfig;
 use cltlab::replacement::Replacement;
 use cltlab::{ErrorKind, Model};
 use std::path::Path;
@@ -42,8 +43,8 @@ fn moved() -> Replacement {
     tensors.insert(tokens, cltlab::candle::Tensor::new(wte, &Device::Cpu).unwrap());
     tensors.insert(positions, cltlab::candle::Tensor::new(wpe, &Device::Cpu).unwrap());
     safetensors::save(&tensors, &path).unwrap();
-    let model = Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
-    Replacement::new(&model, &Clt::load(&from.join("clt").to_string_lossy(), &Device::Cpu).unwrap()).unwrap()
+    let model = Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap();
+    Replacement::new(&model, &Clt::load(from.join("clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap()).unwrap()
 }
 
 /// Where nodes of a kind begin.
@@ -83,7 +84,7 @@ fn a_position_adds_to_its_token() {
     let pruned = both.prune(&PruneConfig::default()).unwrap();
     assert_eq!(pruned.nodes.iter().filter(|node| node.kind == NodeKind::Position).count(), count);
     let file = scratch("positions").join("graph.json");
-    pruned.save_json(&file).unwrap();
+    pruned.save(&file, &Default::default()).unwrap();
     let text = std::fs::read_to_string(file).unwrap();
     assert!(text.contains("\"P_3_3\"") && text.contains("position 3"));
 }
@@ -142,7 +143,7 @@ fn a_full_disk_stops_spilling() {
     std::fs::create_dir_all(&spill).unwrap();
     std::fs::write(&out, "before").unwrap();
     let model = save_random_gpt2(4, 64, 200, 64, &folder.join("model"));
-    random_clt(4, 64, 512, 24).save(folder.join("clt")).unwrap();
+    random_clt(4, 64, 512, 24).save(folder.join("clt"), &Default::default()).unwrap();
     let ids: Vec<String> = (0..48).map(|i| (i * 7 % 200).to_string()).collect();
     let mut command = Command::new(env!("CARGO_BIN_EXE_cltlab"));
     command.args(["attribute", "--tokens", &ids.join(",")]);

@@ -2,7 +2,7 @@
 
 use crate::attribution::{replacement, TOKENS};
 use crate::support::{assert_close, scratch};
-use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, LogitTarget, NodeKind, PruneConfig, Supernode};
+use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, GraphSaveConfig, LogitTarget, NodeKind, PruneConfig, Supernode};
 use cltlab::intervene::{Control, InterveneConfig, Intervention, Mode, SupernodeCheck, SupernodeConfig, SupernodeEffect};
 use cltlab::replacement::FeatureNode;
 use cltlab::ErrorKind;
@@ -224,13 +224,13 @@ fn groups_in_files_and_groups_that_are_refused() {
     // A graph's file keeps groups: what is written is read.
     let pruned = graph.prune(&PruneConfig::default()).unwrap();
     let groups = pruned.supernodes(4);
-    pruned.save_json_with(folder.join("graph.json"), &groups).unwrap();
+    pruned.save(folder.join("graph.json"), &GraphSaveConfig { supernodes: groups.to_vec(), ..Default::default() }).unwrap();
     assert_eq!(Supernode::load(folder.join("graph.json")).unwrap(), groups);
     let saved: serde_json::Value = cltlab::files::read_json(folder.join("graph.json")).unwrap();
     let pinned = groups.iter().map(|group| group.features.len()).sum::<usize>() + graph.logits().len();
     assert_eq!(saved["qParams"]["pinnedIds"].as_array().unwrap().len(), pinned);
     let gone = [Supernode::new("gone", &[FeatureNode { layer: 0, position: 0, feature: 1 }])];
-    assert_eq!(pruned.save_json_with(folder.join("graph.json"), &gone).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(pruned.save(folder.join("graph.json"), &GraphSaveConfig { supernodes: gone.to_vec(), ..Default::default() }).unwrap_err().kind(), ErrorKind::BadInput);
     let top = graph.top_features(2);
     let refused = |groups: &[Supernode], config: SupernodeConfig, kind: ErrorKind, word: &str| {
         let error = given.check_supernodes(&graph, groups, &config).unwrap_err();

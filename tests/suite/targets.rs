@@ -21,20 +21,20 @@ fn row(graph: &Graph, k: usize) -> Vec<f32> {
 #[test]
 fn differences_are_differences() {
     for arch in ["gpt2", "llama"] {
-        let graph = explain(arch, vec![Target::Logit(80), Target::Logit(3), Target::Difference(80, 3)]);
+        let graph = explain(arch, vec![Target::logit(80), Target::logit(3), Target::difference(80, 3)]);
         let expected: Vec<f32> = row(&graph, 0).iter().zip(row(&graph, 1)).map(|(a, b)| a - b).collect();
         assert_close(arch, &row(&graph, 2), &expected, 1e-6);
         let outputs: Vec<u32> = graph.logits().iter().map(|logit| logit.token).collect();
         assert_eq!(outputs, [80, 3, 130], "the third gets an id beyond the vocabulary");
         assert!(graph.logits().iter().all(|logit| logit.probability == 1.0 / 3.0));
         assert!(graph.scores().replacement > 0.0);
-        graph.prune(&PruneConfig::default()).unwrap().save_json(scratch(&format!("difference-{arch}")).join("graph.json")).unwrap();
+        graph.prune(&PruneConfig::default()).unwrap().save(scratch(&format!("difference-{arch}")).join("graph.json"), &Default::default()).unwrap();
         let error = replacement(arch).verify_edges(&graph, 5, 1).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadInput);
         // Plain logits keep their probabilities, as without the list.
-        let config = AttributeConfig { target_tokens: Some(vec![80, 3]), max_features: None, ..AttributeConfig::default() };
+        let config = AttributeConfig { targets: Some(vec![Target::logit("w80"), Target::logit("w3")]), max_features: None, ..AttributeConfig::default() };
         let tokens = replacement(arch).attribute(&TOKENS, &config).unwrap();
-        let listed = explain(arch, vec![Target::Logit(80), Target::Logit(3)]);
+        let listed = explain(arch, vec![Target::logit(80), Target::logit(3)]);
         assert_eq!((tokens.edges(), tokens.logits()), (listed.edges(), listed.logits()));
     }
 }
@@ -42,7 +42,7 @@ fn differences_are_differences() {
 #[test]
 fn features_are_targets_like_others() {
     for arch in ["gpt2", "llama"] {
-        let whole = explain(arch, vec![Target::Logit(80)]);
+        let whole = explain(arch, vec![Target::logit(80)]);
         for n in [0, whole.active_features().len() / 2, whole.active_features().len() - 1] {
             let place = whole.active_features()[n];
             let graph = explain(arch, vec![Target::Feature(place)]);
@@ -73,7 +73,7 @@ fn directions_in_the_stream() {
         let unembedding = given.model().unembedding();
         let u = (unembedding.narrow(0, 80, 1).unwrap() - unembedding.mean_keepdim(0).unwrap()).unwrap();
         let at_end: Tensor = local.frozen().from_output(&u).unwrap().get(0).unwrap().get(last).unwrap();
-        let both = explain(arch, vec![Target::Logit(80), Target::Residual { layer: 3, position: last, direction: values(&at_end) }]);
+        let both = explain(arch, vec![Target::logit(80), Target::Residual { layer: 3, position: last, direction: values(&at_end) }]);
         assert_close(&format!("{arch}: logit as a direction"), &row(&both, 1), &row(&both, 0), 1e-6);
     }
 }
@@ -124,14 +124,19 @@ fn targets_that_do_not_exist() {
         assert_eq!(error.kind(), ErrorKind::BadInput);
         assert!(error.to_string().contains(word), "'{error}' does not say '{word}'");
     };
-    refused(Target::Logit(128), "vocabulary");
-    refused(Target::Difference(1, 128), "vocabulary");
+    refused(Target::logit(128), "vocabulary");
+    refused(Target::difference(1, 128), "vocabulary");
     refused(Target::Feature(FeatureNode { layer: 3, position: 0, feature: 0 }), "layer");
     refused(Target::Feature(FeatureNode { layer: 0, position: 12, feature: 0 }), "position");
     refused(Target::Feature(FeatureNode { layer: 0, position: 1, feature: 128 }), "feature");
     refused(Target::Residual { layer: 4, position: 0, direction: vec![0.0; 32] }, "layer");
     refused(Target::Residual { layer: 3, position: 0, direction: vec![0.0; 31] }, "31 values");
     refused(Target::Residual { layer: 3, position: 0, direction: vec![f32::NAN; 32] }, "finite");
+    refused(Target::logit("w1 w2"), "2 tokens: \"w1\", \"w2\"");
+    refused(Target::logit(""), "0 tokens");
+    refused(Target::difference("w1", "\"1\""), "token");
+    let twice = AttributeConfig { targets: Some(vec![Target::logit(80), Target::logit("w80")]), ..AttributeConfig::default() };
+    assert_eq!(replacement.attribute(&TOKENS, &twice).unwrap_err().kind(), ErrorKind::BadConfig);
     let config = AttributeConfig { targets: Some(Vec::new()), ..AttributeConfig::default() };
     assert_eq!(replacement.attribute(&TOKENS, &config).unwrap_err().kind(), ErrorKind::BadConfig);
 }

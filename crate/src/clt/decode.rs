@@ -99,7 +99,7 @@ impl Clt {
     ///
     /// # Errors
     /// `BadInput` for a missing layer, `BadTensor` for another width.
-    pub fn skip_output(&self, layer: usize, x: &Tensor) -> Result<Option<Tensor>> {
+    pub(crate) fn skip_output(&self, layer: usize, x: &Tensor) -> Result<Option<Tensor>> {
         self.check_layer(layer)?;
         let Some(skip) = self.skip(layer) else { return Ok(None) };
         check("input of the skip connection", x, &[x.dims().first().copied().unwrap_or(0), self.config().width])?;

@@ -33,7 +33,7 @@ pub use activation::Activation;
 pub use calibrate::{Calibration, Scope};
 pub use crate::activations::InputSite;
 pub use config::{CltConfig, Tied};
-pub use io::{Format, ImportConfig};
+pub use io::{CltLoadConfig, CltSaveConfig, Format};
 pub use sparse::{LayerCode, SparseCode};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -97,7 +97,7 @@ pub struct LayerWeights {
 ///
 /// ```no_run
 /// use cltlab::clt::Clt;
-/// let clt = Clt::load("runs/first", &candle_core::Device::Cpu)?;
+/// let clt = Clt::load("runs/first", &Default::default())?;
 /// println!("{clt}");
 /// # Ok::<(), cltlab::Error>(())
 /// ```

@@ -34,14 +34,12 @@ pub struct AttributeConfig {
     pub max_logits: usize,
     /// Fewer outputs when they hold this share of the probability, above 0 to 1. Default 0.95.
     pub logit_mass: f64,
-    /// Explain these tokens instead of the most probable ones.
-    pub target_tokens: Option<Vec<u32>>,
-    /// Explain these instead: differences of logits, features, directions. As outputs they stand at
-    /// the last position with ids beyond the vocabulary; if any is not a plain logit all weigh the same.
+    /// Explain these instead of the most probable tokens: tokens, differences of logits, features, directions. As outputs
+    /// all but tokens stand at the last position with ids beyond the vocabulary; if any is not a token all weigh the same.
     pub targets: Option<Vec<Target>>,
     /// Features that become nodes, those with most influence; `None` for all. Default 7,500.
     pub max_features: Option<usize>,
-    /// Targets carried together. Default 256.
+    /// Rows computed at once: more take more memory and less time. Default 256.
     pub batch: usize,
     /// With a budget, influence is computed anew after this many features: circuit-tracer's
     /// `update_interval · batch_size`. `None`, the default: an eighth of the budget, at least 32.
@@ -61,7 +59,6 @@ impl Default for AttributeConfig {
         AttributeConfig {
             max_logits: 10,
             logit_mass: 0.95,
-            target_tokens: None,
             targets: None,
             max_features: Some(7_500),
             batch: 256,
@@ -91,15 +88,7 @@ impl AttributeConfig {
             return bad("logit_mass", self.logit_mass.to_string(), "a share above 0, at most 1");
         }
         if self.targets.as_ref().is_some_and(Vec::is_empty) {
-            return bad("targets", "none".into(), "at least one, or None for the likeliest tokens");
-        }
-        if let Some(tokens) = &self.target_tokens {
-            let mut sorted = tokens.clone();
-            sorted.sort_unstable();
-            sorted.dedup();
-            if tokens.is_empty() || sorted.len() < tokens.len() {
-                return bad("target_tokens", format!("{tokens:?}"), "at least one token, each once");
-            }
+            return bad("targets", "none".into(), "at least one, or None for the most probable tokens");
         }
         Ok(())
     }

@@ -284,7 +284,7 @@ impl Replacement {
             let last = if place.positions.is_open() { end } else { tokens };
             if !place.positions.within(last) {
                 let whose = if last > tokens { "some of the text's" } else { "some of the prompt's" };
-                return bad("positions", format!("{:?}", place.positions), format!("{whose} {last}"));
+                return bad("positions", place.positions.to_string(), format!("{whose} {last}"));
             }
             if !change.number().is_finite() {
                 return bad("value", change.number().to_string(), "a finite number".into());

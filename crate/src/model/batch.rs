@@ -24,8 +24,8 @@ impl Model {
     /// Runs several prompts in one pass; the runs are those of [`Model::run`], to rounding.
     ///
     /// ```no_run
-    /// # use cltlab::{auto_device, model::{Capture, Padding}, Model};
-    /// let model = Model::load("gpt2", &auto_device()?)?;
+    /// # use cltlab::{model::{Capture, Padding}, Model};
+    /// let model = Model::load("gpt2", &Default::default())?;
     /// let runs = model.run_batch(["One", "Two and three"], Padding::Left, &Capture::last_logits())?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```

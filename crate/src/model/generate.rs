@@ -77,8 +77,8 @@ impl Model {
     /// Continues a prompt, by default greedily for 32 tokens.
     ///
     /// ```no_run
-    /// # use cltlab::{auto_device, Model, model::GenerateConfig};
-    /// let model = Model::load("gpt2", &auto_device()?)?;
+    /// # use cltlab::{Model, model::GenerateConfig};
+    /// let model = Model::load("gpt2", &Default::default())?;
     /// let eight = GenerateConfig { max_tokens: 8, ..GenerateConfig::default() };
     /// println!("{}", model.generate("The capital of France is", &eight)?);
     /// # Ok::<(), cltlab::Error>(())
@@ -94,8 +94,8 @@ impl Model {
     /// token or stop text, at the context's end, or when a stop is requested.
     ///
     /// ```no_run
-    /// # use cltlab::{auto_device, Model, model::GenerateConfig};
-    /// # let model = Model::load("gpt2", &auto_device()?)?;
+    /// # use cltlab::{Model, model::GenerateConfig};
+    /// # let model = Model::load("gpt2", &Default::default())?;
     /// model.stream("Once upon a time", &GenerateConfig::default(), &mut |step| {
     ///     print!("{}", step.text);
     ///     true
@@ -113,8 +113,8 @@ impl Model {
     /// The model's answer to a chat, messages of role and content, by its chat template.
     ///
     /// ```no_run
-    /// # use cltlab::{auto_device, Model, model::GenerateConfig};
-    /// # let model = Model::load("SmolLM2-135M-Instruct.Q4_1.gguf", &auto_device()?)?;
+    /// # use cltlab::{Model, model::GenerateConfig};
+    /// # let model = Model::load("SmolLM2-135M-Instruct.Q4_1.gguf", &Default::default())?;
     /// let answer = model.chat(&[("user", "What is the capital of France?")], &GenerateConfig::default())?;
     /// println!("{answer}");
     /// # Ok::<(), cltlab::Error>(())

@@ -54,8 +54,8 @@ use std::sync::Arc;
 /// A language model with its tokenizer. Cheap to clone; the weights are shared.
 ///
 /// ```no_run
-/// # use cltlab::{auto_device, model::Capture, Model};
-/// let model = Model::load("gpt2", &auto_device()?)?;
+/// # use cltlab::{model::Capture, Model};
+/// let model = Model::load("gpt2", &Default::default())?;
 /// let run = model.run("The capital of France is", &Capture::default())?;
 /// # Ok::<(), cltlab::Error>(())
 /// ```
@@ -127,11 +127,8 @@ impl Model {
         &self.0.fingerprint
     }
 
-    /// The same model with `mlp_out` before or after the norm that follows the MLP, wherever it is
-    /// kept, shown, replaced or carried to. A loaded model has it before the norm. A
-    /// [`Replacement`](crate::Replacement) takes it where its CLT writes. Without such a norm nothing
-    /// changes.
-    pub fn with_output(&self, output: OutputSite) -> Model {
+    /// The same model with `mlp_out` at another site, see [`LoadConfig::output`].
+    pub(crate) fn at(&self, output: OutputSite) -> Model {
         Model(self.0.clone(), output)
     }
 
@@ -160,7 +157,7 @@ impl Model {
     ///
     /// # Errors
     /// `BadInput` for none, too many, or an id outside the vocabulary.
-    pub fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::expected(ErrorKind::BadInput, "tokens", "none", "at least one"));
         }
@@ -267,7 +264,7 @@ impl Model {
     }
 
     /// Whether attention and MLP of a block both read the block's input, as in GPT-NeoX.
-    pub fn parallel_blocks(&self) -> bool {
+    pub(crate) fn parallel_blocks(&self) -> bool {
         self.config().parallel
     }
 
@@ -280,7 +277,7 @@ impl Model {
     ///
     /// # Errors
     /// `BadInput` for ids that cannot be run.
-    pub fn embedding(&self, tokens: &[u32]) -> Result<Tensor> {
+    pub(crate) fn embedding(&self, tokens: &[u32]) -> Result<Tensor> {
         self.check_tokens(tokens)?;
         let ids = Tensor::from_slice(tokens, tokens.len(), self.device())?;
         self.embedded(&ids)
@@ -291,7 +288,7 @@ impl Model {
     ///
     /// # Errors
     /// `BadInput` for more positions than the context has.
-    pub fn position_embeddings(&self, count: usize) -> Result<Option<Tensor>> {
+    pub(crate) fn position_embeddings(&self, count: usize) -> Result<Option<Tensor>> {
         let Some(positions) = &self.parts().positions else { return Ok(None) };
         if count > positions.dim(0)? {
             return Err(Error::expected(ErrorKind::BadInput, "positions", count, format_args!("at most {}", positions.dim(0)?)));

@@ -2,7 +2,7 @@
 
 use super::Model;
 use crate::error::{Error, ErrorKind, Result};
-use crate::text::Prompt;
+use crate::text::{Prompt, Token};
 
 /// What stands in front of a text's ids.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,32 @@ impl Model {
         };
         self.check_tokens(&ids)?;
         Ok(ids)
+    }
+
+    /// The id of a token that is given by its id or by its text.
+    ///
+    /// # Errors
+    /// `BadInput` for an id outside the vocabulary, and for a text that is not one token, with the tokens that it is;
+    /// `MissingFile` for a text without a tokenizer.
+    pub fn token_id(&self, token: &Token) -> Result<u32> {
+        let text = match token {
+            Token::Id(id) if (*id as usize) < self.vocab() => return Ok(*id),
+            Token::Id(id) => return Err(Error::expected(ErrorKind::BadInput, "token, vocabulary", id, format_args!("less than {}", self.vocab()))),
+            Token::Text(text) => text,
+        };
+        let tokenizer = self.tokenizer()?;
+        match tokenizer.encode(text)?[..] {
+            [id] => Ok(id),
+            ref ids => {
+                let parts: Vec<String> = ids.iter().map(|id| format!("{:?}", self.token_text(*id))).collect();
+                let error = Error::expected(ErrorKind::BadInput, format_args!("token {token}"), format_args!("{} tokens: {}", ids.len(), parts.join(", ")), "one token");
+                let spaced = format!(" {text}");
+                Err(match tokenizer.encode(&spaced) {
+                    Ok(ids) if ids.len() == 1 => error.help(format!("{spaced:?}, with a space in front, is one")),
+                    _ => error.help("give the first of them, or an id"),
+                })
+            }
+        }
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>> {

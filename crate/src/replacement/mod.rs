@@ -24,10 +24,9 @@ use candle_core::Tensor;
 /// A model and a CLT that belong together. Cheap to clone.
 ///
 /// ```no_run
-/// # use cltlab::{auto_device, clt::Clt, replacement::Replacement, Model};
-/// let device = auto_device()?;
-/// let model = Model::load("gpt2", &device)?;
-/// let clt = Clt::load("runs/gpt2-24k", &device)?;
+/// # use cltlab::{clt::Clt, replacement::Replacement, Model};
+/// let model = Model::load("gpt2", &Default::default())?;
+/// let clt = Clt::load("runs/gpt2-24k", &Default::default())?;
 /// let replacement = Replacement::new(&model, &clt)?;
 /// let local = replacement.local("The capital of France is", &Default::default())?;
 /// println!("{} active features", local.active().len());
@@ -67,7 +66,7 @@ impl Replacement {
             return Err(Error::expected(ErrorKind::Mismatch, "CLT: device", format_args!("{:?}", clt.device()), format_args!("{:?}", model.device()))
                 .help("load both to the same device"));
         }
-        Ok(Replacement { model: model.with_output(config.output), clt: clt.clone() })
+        Ok(Replacement { model: model.at(config.output), clt: clt.clone() })
     }
 
     /// The model, its MLPs' outputs taken where the CLT writes.

@@ -17,6 +17,7 @@ mod prompt;
 mod python_json;
 mod scored;
 mod specials;
+mod token;
 mod tokenizer;
 
 pub use chat::ChatConfig;
@@ -24,4 +25,5 @@ pub use corpus::{Blocks, Corpus, TextConfig};
 pub(crate) use gguf::adds_bos;
 pub use incremental::Incremental;
 pub use prompt::Prompt;
+pub use token::Token;
 pub use tokenizer::Tokenizer;

@@ -210,12 +210,12 @@ impl Tokenizer {
 
     /// The special token that stands in front where one is wanted: that of the beginning of text, else
     /// padding's, else that of the end, where the tokenizer's files name one.
-    pub fn front(&self) -> Option<u32> {
+    pub(crate) fn front(&self) -> Option<u32> {
         self.specials.front
     }
 
     /// Whether `id` is a special token.
-    pub fn is_special(&self, id: u32) -> bool {
+    pub(crate) fn is_special(&self, id: u32) -> bool {
         self.specials.all.contains(&id)
     }
 

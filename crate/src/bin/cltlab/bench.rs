@@ -40,7 +40,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         return train::train(&args.shape, args.on_request);
     };
     let start = Instant::now();
-    let model = Model::load_with(source, &LoadConfig { dtype: args.dtype, device: None })?;
+    let model = Model::load(source, &LoadConfig { dtype: args.dtype, ..LoadConfig::default() })?;
     let load = start.elapsed().as_secs_f64();
     let ids: Vec<u32> = (0..args.context).map(|index| (100 + 7 * index as u32) % model.vocab() as u32).collect();
     if args.on_request {

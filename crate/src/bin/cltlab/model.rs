@@ -32,7 +32,7 @@ impl Prompted {
 
     /// The model.
     pub fn model(&self) -> Result<Model> {
-        Model::load_with(&self.model, &LoadConfig { dtype: self.dtype, device: None })
+        Model::load(&self.model, &LoadConfig { dtype: self.dtype, ..LoadConfig::default() })
     }
 }
 

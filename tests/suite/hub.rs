@@ -195,9 +195,9 @@ fn a_file_of_a_dataset() {
     assert!(path.to_string_lossy().contains("datasets--lab--texts"), "{}", path.display());
     let config = cltlab::text::TextConfig { field: "story".into(), ..Default::default() };
     assert_eq!(cltlab::Corpus::load(&path, &config).unwrap().texts(), ["One.", "Two."]);
-    for name in ["texts", "lab/texts@refs/convert"] {
+    for (name, kind) in [("texts", ErrorKind::MissingFile), ("lab/texts@refs/convert", ErrorKind::BadInput)] {
         let error = cltlab::Corpus::load(name, &config).unwrap_err();
-        assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("owner/name/path"), "{error}");
+        assert!(error.kind() == kind && error.to_string().contains("owner/name/path"), "{error}");
     }
     let error = HubRepo::dataset("lab/../texts", &Default::default()).err().unwrap();
     assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("dataset"), "{error}");

@@ -6,7 +6,7 @@ use crate::reader_gguf::rewritten;
 use crate::reader_models::load;
 use crate::support::{fixture, says, scratch};
 use cltlab::candle::quantized::gguf_file::Value as Field;
-use cltlab::clt::CltConfig;
+use cltlab::clt::{Activation, CltConfig};
 use cltlab::selftest::random_clt;
 use cltlab::{ErrorKind, Replacement, Tokenizer};
 use serde_json::{json, Value};
@@ -30,7 +30,7 @@ fn changed(name: &str, tokenizer: Value, config: Option<Value>) -> PathBuf {
 /// Ids of `run`, and of `attribute`.
 fn both(folder: &Path, text: &str) -> (Vec<u32>, Vec<u32>) {
     let model = load(folder).unwrap();
-    let clt = random_clt(&CltConfig { features: 8, ..CltConfig::for_model(&model) }, 1).unwrap();
+    let clt = random_clt(&CltConfig { features: 8, activation: Activation::Relu, ..CltConfig::for_model(&model) }, 1).unwrap();
     let replacement = Replacement::new(&model, &clt).unwrap();
     assert_eq!(model.run(text, &Default::default()).unwrap().tokens, model.tokens(text).unwrap());
     (model.tokens(text).unwrap(), replacement.tokens(text).unwrap())

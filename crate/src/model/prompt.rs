@@ -59,7 +59,8 @@ impl Model {
         };
         let tokenizer = self.tokenizer()?;
         match tokenizer.encode(text)?[..] {
-            [id] => Ok(id),
+            [id] if self.token_text(id).trim_start() == text.trim_start() => Ok(id),
+            [id] => Err(Error::expected(ErrorKind::BadInput, format_args!("token {token}"), format_args!("{:?} of the vocabulary", self.token_text(id)), "a text that is one of its tokens")),
             ref ids => {
                 let parts: Vec<String> = ids.iter().map(|id| format!("{:?}", self.token_text(*id))).collect();
                 let error = Error::expected(ErrorKind::BadInput, format_args!("token {token}"), format_args!("{} tokens: {}", ids.len(), parts.join(", ")), "one token");

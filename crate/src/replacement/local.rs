@@ -140,7 +140,7 @@ impl LocalReplacement {
 
     /// The frozen linear model of this prompt.
     pub fn frozen(&self) -> FrozenModel {
-        FrozenModel::new(self.replacement.model(), &self.run).with_skips(self.replacement.clt())
+        FrozenModel::new(self.replacement.model(), &self.run).skips(self.replacement.clt())
     }
 
     /// The MLP output of `layer` with features and error held, in a pass that shows `site` there: the

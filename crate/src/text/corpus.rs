@@ -73,7 +73,10 @@ impl Corpus {
             });
         }
         let mut documents = Documents::new(config);
-        documents.read(path)?;
+        documents.read(path).map_err(|error| match path.exists() {
+            true => error,
+            false => error.help("give a file, a folder, or a dataset of the hub: owner/name or owner/name/path"),
+        })?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Self::named(name, documents.texts).map_err(|error| error.context(path.display()))
     }
@@ -81,7 +84,10 @@ impl Corpus {
     fn from_dataset(source: &str, config: &TextConfig) -> Result<Self> {
         let parts: Vec<&str> = source.split('/').collect();
         // refs/convert/parquet and refs/pr/1 are revisions of three parts.
-        let of_name = if parts[1].ends_with("@refs") { 4 } else { 2 }.min(parts.len());
+        let of_name = if parts.get(1).is_some_and(|name| name.ends_with("@refs")) { 4 } else { 2 };
+        if parts.len() < of_name {
+            return Err(Error::expected(ErrorKind::BadInput, "dataset", format_args!("'{source}'"), "owner/name or owner/name/path, as on the hub"));
+        }
         Self::from_hub(&HubRepo::dataset(&parts[..of_name].join("/"), &HubConfig::default())?, &parts[of_name..].join("/"), config)
     }
 

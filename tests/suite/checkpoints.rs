@@ -1,6 +1,6 @@
 //! Nothing is lost: changed bytes, killed processes, full disks, and data that goes round.
 
-use crate::support::{scratch, shared};
+use crate::support::{scratch, small_model, words};
 use crate::train_command::{lines, recipe, said};
 use cltlab::candle::Device;
 use cltlab::prelude::*;
@@ -91,11 +91,9 @@ fn arrays(path: &Path) -> BTreeMap<String, Vec<u8>> {
 /// Passes and fillings of the buffer end in the middle of steps; a rate that JSON would round.
 #[test]
 fn a_stream_goes_on_where_it_was() {
-    let Some(path) = shared("data/stories260k/model.bin") else { return };
-    let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
-    let text: String = (0..60).map(|n| format!("Once upon a time there were {n} cats. They ran to tree number {}.\n", n * 7)).collect();
+    let model = small_model();
     let stream = StreamConfig { context: 16, buffer_tokens: Some(100), passes: 2, ..StreamConfig::default() };
-    let activations = Activations::stream_with(&model, &Corpus::from_texts(vec![text]).unwrap(), &stream).unwrap();
+    let activations = Activations::stream_with(&model, &Corpus::from_texts(vec![words(1500, 1)]).unwrap(), &stream).unwrap();
     for activation in [Activation::BatchTopK { k: 4 }, Activation::TopK { k: 4 }, Activation::Relu, Activation::JumpRelu { threshold: 0.1, bandwidth: 0.3 }] {
         let shape = CltConfig { features: 32, activation: activation.clone(), ..CltConfig::for_model(&model) };
         let config = TrainConfig { steps: 14, batch_tokens: 48, lr: 0.0012345678901234567, dead_window: 100, ..TrainConfig::default() };

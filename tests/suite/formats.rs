@@ -2,7 +2,7 @@
 
 use crate::clt::random_clt;
 use crate::numbers::Numbers;
-use crate::support::{scratch, shared};
+use crate::support::{fixture, scratch};
 use candle_core::{Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerCode, LayerWeights};
 use cltlab::model::OutputSite;
@@ -39,6 +39,33 @@ fn saved_and_loaded_is_identical() {
     }
 }
 
+/// Threads that save to one folder, which is there or not: it holds one of the CLTs whole.
+#[test]
+fn of_two_writers_one_is_kept_whole() {
+    let writers: Vec<Clt> = (1..=2).map(|seed| random_clt(Activation::Relu, 6, 8, 12, seed)).collect();
+    for round in 0..40 {
+        let place = scratch("two-writers").join("clt");
+        if round % 2 == 1 {
+            random_clt(Activation::Relu, 6, 8, 12, 3).save(&place).unwrap();
+        }
+        let start = std::sync::Barrier::new(writers.len());
+        std::thread::scope(|scope| {
+            for clt in &writers {
+                let (place, start) = (&place, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    clt.save(place).unwrap();
+                });
+            }
+        });
+        let kept = Clt::load(place.to_str().unwrap(), &Device::Cpu).unwrap();
+        let bits = |clt: &Clt| -> Vec<f32> { (0..6).flat_map(|l| clt.encoder(l).flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect() };
+        let one = writers.iter().find(|clt| bits(clt) == bits(&kept)).unwrap_or_else(|| panic!("round {round}: a mixture of both"));
+        same(&kept, one);
+        assert_eq!(std::fs::read_dir(place.parent().unwrap()).unwrap().count(), 1, "a temporary folder was left");
+    }
+}
+
 #[test]
 fn without_our_json_the_activation_comes_from_the_tensors() {
     for (activation, jumps) in [(Activation::Relu, false), (Activation::JumpRelu { threshold: 0.1, bandwidth: 0.2 }, true)] {
@@ -57,7 +84,7 @@ fn without_our_json_the_activation_comes_from_the_tensors() {
 #[test]
 fn circuit_tracer_folders_load_and_encode_the_same() {
     for name in ["gpt2", "llama"] {
-        let Some(root) = shared(&format!("fixtures/attribution/{name}")) else { return };
+        let root = fixture(&format!("attribution/{name}"));
         let clt = Clt::load(root.join("clt").to_str().unwrap(), &Device::Cpu).unwrap();
         assert_eq!(matches!(clt.config().activation, Activation::JumpRelu { .. }), name == "llama");
         let expected = candle_core::safetensors::load(root.join("expected.safetensors"), &Device::Cpu).unwrap();

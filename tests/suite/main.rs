@@ -1,6 +1,7 @@
 //! The one test binary: candle is linked once. Each module proves one room of the walk against
 //! something outside ourselves; `support` finds the reference data.
 
+mod adam;
 mod attribution;
 mod attribution_speed;
 mod bad_input;
@@ -49,6 +50,7 @@ mod reader_tokens;
 mod recipes;
 mod resume;
 mod sources;
+mod skips;
 mod steered_text;
 mod saved;
 mod store;

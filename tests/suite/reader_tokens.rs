@@ -135,9 +135,9 @@ fn a_gguf_model_has_the_same_token_in_front() {
 
 /// Its file says that no token is put in front of a text.
 #[test]
+#[ignore = "needs .cltlab/models/SmolLM2-135M-Instruct.Q4_1.gguf"]
 fn smollm2_is_attributed_with_a_token_in_front() {
-    let Some(path) = crate::support::smollm2() else { return };
-    let (run, attribute) = both(&path, "The capital of France is");
+    let (run, attribute) = both(&crate::support::smollm2(), "The capital of France is");
     assert_eq!((run.len(), attribute.len(), attribute[0], &attribute[1..]), (5, 6, 1, &run[..]));
 }
 

@@ -130,7 +130,7 @@ impl Temporary {
     }
 
     /// Renames it onto `place`.
-    pub fn move_to(mut self, place: &Path) -> std::io::Result<()> {
+    pub fn move_to(&mut self, place: &Path) -> std::io::Result<()> {
         std::fs::rename(&self.path, place)?;
         self.moved = true;
         Ok(())
@@ -143,7 +143,7 @@ pub(super) fn at_place(path: &Path, place: &Path, write: impl FnOnce(&Path, File
     let folder = folder_of(place);
     sweep(folder, place.file_name().map(|name| name.to_string_lossy().into_owned()));
     let fault = |error: std::io::Error| Error::io(path, &error);
-    let (temporary, file) = Temporary::file(place, folder).map_err(|error| if place == path { error } else { error.context(path.display()) })?;
+    let (mut temporary, file) = Temporary::file(place, folder).map_err(|error| if place == path { error } else { error.context(path.display()) })?;
     let mode = std::fs::metadata(place).or_else(|_| file.metadata()).map_err(fault)?.permissions();
     write(&temporary.path, file)?;
     // A writer that makes its file anew makes it with a mode of its own.

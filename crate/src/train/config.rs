@@ -74,8 +74,9 @@ pub struct TrainConfig {
     /// How encoder and decoder weights are held while they are trained on a GPU. Default f32, as on the CPU always.
     pub weights: Weights,
     /// Leave decoder rows alone while their feature does not fire, and make up for it when it does:
-    /// the same weights to rounding, in less time where features are rare. Default `true`; without
-    /// effect when weights decay.
+    /// the same weights to rounding, in less time where features are rare. The steps that are made up for
+    /// add `eps` to √v as it was when the feature last fired, so an `eps` that is not far below √v gives
+    /// other weights than `false` does. Default `true`; without effect when weights decay.
     pub lazy: bool,
     /// Checkpoints that are kept, the newest ones; at least 1. Default 2, so that there is one to fall
     /// back on.

@@ -109,7 +109,7 @@ fn an_empty_clt_is_zero_ablation() {
         decoder_bias: clt.decoder_bias(i).clone(),
         skip: None,
     }).collect()).unwrap();
-    assert_eq!(evaluate_with(&model, &other, &text, &EvalConfig::default()).unwrap_err().kind(), ErrorKind::Mismatch);
+    assert_eq!(evaluate_with(&model, &other, &text, &EvalConfig { context: 64, ..EvalConfig::default() }).unwrap_err().kind(), ErrorKind::Mismatch);
     let long = evaluate_with(&model, &clt, &text, &EvalConfig { context: 100_000, ..EvalConfig::default() }).unwrap_err();
     assert!(long.kind() == ErrorKind::BadConfig && long.to_string().contains("context"));
 }

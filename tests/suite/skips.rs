@@ -27,11 +27,12 @@ fn ignored_tests_are_listed_with_their_reasons() {
     let mut reasons = BTreeMap::new();
     for (module, source) in modules() {
         for part in source.split("#[ignore = \"").skip(1) {
-            let (reason, rest) = part.split_once("\"]\nfn ").unwrap_or((part, ""));
-            reasons.insert(format!("{module}::{}", rest.split('(').next().unwrap()), reason.to_string());
+            // Not where it is named in a comment or a text.
+            if let Some((reason, rest)) = part.split_once("\"]\nfn ").filter(|(reason, _)| !reason.contains('"')) {
+                reasons.insert(format!("{module}::{}", rest.split('(').next().unwrap()), reason.to_string());
+            }
         }
     }
-    reasons.retain(|name, _| !name.starts_with("skips::"));
     assert_eq!(listed.keys().collect::<Vec<_>>(), names(&["--ignored"]).iter().collect::<Vec<_>>(), "tests/skips.txt lists other tests than those that are ignored");
     assert_eq!(listed, reasons, "tests/skips.txt gives other reasons than the attributes");
 }

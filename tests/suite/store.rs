@@ -86,7 +86,9 @@ fn formats_and_sizes() {
         let size: u64 = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
         let predicted = config.bytes(L, D, tokens);
         println!("{format:?} {zstd:?}: {size} bytes, predicted {predicted}, {:.3}", size as f64 / predicted as f64);
-        assert!(size as f64 <= 1.06 * predicted as f64 && (zstd.is_some() || size >= predicted), "{format:?}: {size} against {predicted}");
+        // A block is 15 tokens of 32 numbers, each side and layer with a header of its own in zstd.
+        let above = if zstd.is_some() { 1.1 } else { 1.06 };
+        assert!(size as f64 <= above * predicted as f64 && (zstd.is_some() || size >= predicted), "{format:?}: {size} against {predicted}");
         sizes.push(size);
     }
     assert!(sizes[0] > sizes[1] && sizes[1] > sizes[3], "{sizes:?}");

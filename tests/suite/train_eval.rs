@@ -56,7 +56,7 @@ fn what_cannot_be_evaluated_is_refused_before_the_first_step() {
     let shape = CltConfig { features: 64, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&model) };
     let trainer = || Trainer::new(&activations, &shape, &config).unwrap();
     let short = Corpus::from_texts(vec![words(3, 1)]).unwrap();
-    assert_eq!(trainer().with_eval(&model, &short, &EvalConfig::default()).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(trainer().with_eval(&model, &short, &EvalConfig { context: 32, ..EvalConfig::default() }).unwrap_err().kind(), ErrorKind::BadInput);
     let wide = EvalConfig { context: 1 << 20, ..EvalConfig::default() };
     assert_eq!(trainer().with_eval(&model, &train, &wide).unwrap_err().kind(), ErrorKind::BadConfig);
 }

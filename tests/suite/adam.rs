@@ -118,7 +118,7 @@ fn a_clt_is_that_of_its_checkpoint_at_every_setting() {
     let activations = Activations::from_memory(vec![side(1)], vec![side(2)], D).unwrap();
     let files = |clt: &Clt, name: &str| -> Vec<(std::ffi::OsString, Vec<u8>)> {
         let place = scratch(name).join("clt");
-        clt.save(&place).unwrap();
+        clt.save(&place, &Default::default()).unwrap();
         let mut files: Vec<_> = std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap()).map(|entry| (entry.file_name(), std::fs::read(entry.path()).unwrap())).collect();
         files.sort();
         files

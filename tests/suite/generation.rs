@@ -2,11 +2,11 @@
 
 use crate::support::{self, max_difference, values};
 use cltlab::candle::{Device, Tensor};
-use cltlab::model::{Capture, GenerateConfig, Stop};
+use cltlab::model::{Capture, GenerateConfig, LoadConfig, Stop};
 use cltlab::{ErrorKind, Model};
 
 fn tiny(family: &str) -> Model {
-    Model::load(&support::fixture(&format!("attribution/{family}/model")).to_string_lossy(), &Device::Cpu).unwrap()
+    Model::load(support::fixture(&format!("attribution/{family}/model")), &LoadConfig::on(&Device::Cpu)).unwrap()
 }
 
 fn greedy(max_tokens: usize) -> GenerateConfig {
@@ -20,7 +20,7 @@ fn the_cache_changes_nothing() {
         let prompt: Vec<u32> = (1..6).collect();
         let mut seen = Vec::new();
         let config = GenerateConfig { temperature: 1.0, seed: 3, ..greedy(40.min(model.context() - prompt.len())) };
-        let made = model.stream_tokens(&prompt, &config, &mut |step| {
+        let made = model.stream(&prompt, &config, &mut |step| {
             if !step.logits.is_empty() {
                 seen.push(step.logits.to_vec());
             }
@@ -29,7 +29,7 @@ fn the_cache_changes_nothing() {
         let made = made.unwrap();
         assert_eq!(made.tokens.len(), seen.len());
         let all: Vec<u32> = prompt.iter().chain(&made.tokens).copied().collect();
-        let logits: Tensor = model.run_tokens(&all[..all.len() - 1], Capture::default()).unwrap().logits.unwrap();
+        let logits: Tensor = model.run(&all[..all.len() - 1], &Capture::default()).unwrap().logits.unwrap();
         let whole = values(&logits.narrow(0, prompt.len() - 1, seen.len()).unwrap());
         let difference = max_difference(&seen.concat(), &whole);
         println!("{}: {} steps, largest difference {difference:.2e} (allowed 1e-4)", model.name(), seen.len());
@@ -90,7 +90,7 @@ fn draws_follow_the_distribution() {
     let draws = 2_000;
     for seed in 0..draws {
         let config = GenerateConfig { seed, ..config.clone() };
-        let made = model.stream_tokens(&[1, 2, 3], &config, &mut |step| {
+        let made = model.stream(&[1, 2, 3], &config, &mut |step| {
             probabilities = config.distribution(step.logits).unwrap();
             true
         });
@@ -109,7 +109,7 @@ fn draws_follow_the_distribution() {
 #[test]
 fn a_seed_is_a_text() {
     let model = tiny("gpt2");
-    let with = |seed: u64| model.generate_tokens(&[1, 2, 3], &GenerateConfig { temperature: 1.0, seed, ..greedy(20) }).unwrap();
+    let with = |seed: u64| model.generate(&[1, 2, 3], &GenerateConfig { temperature: 1.0, seed, ..greedy(20) }).unwrap().tokens;
     assert_eq!(with(7), with(7));
     assert!((0..8).any(|seed| with(seed) != with(7)), "other seeds give other texts");
 }
@@ -119,7 +119,7 @@ fn generations_end_where_they_should() {
     let (model, prompt) = (tiny("llama"), "w17 w5 w90");
     let whole = model.stream(prompt, &greedy(40), &mut |_| true).unwrap();
     assert_eq!(whole.stop, Stop::Length);
-    assert_eq!(whole.text, model.generate(prompt, 40).unwrap());
+    assert_eq!(whole.text, model.generate(prompt, &greedy(40)).unwrap().text);
     let words: Vec<String> = whole.tokens.iter().map(|id| format!("w{id}")).collect();
     assert_eq!(whole.text, format!(" {}", words.join(" ")));
     // Parts of the text, stopped at: what is before them, in one piece and streamed.
@@ -158,9 +158,9 @@ fn generations_end_where_they_should() {
 fn generations_end_at_the_context_and_refuse_what_cannot_be() {
     let model = tiny("gpt2");
     let prompt = vec![1; model.context() - 3];
-    let made = model.stream_tokens(&prompt, &greedy(100), &mut |_| true).unwrap();
+    let made = model.stream(&prompt, &greedy(100), &mut |_| true).unwrap();
     assert!(made.stop == Stop::Context && made.tokens.len() == 3 || matches!(made.stop, Stop::Token(_)), "{:?}", made.stop);
-    let refused = |config: GenerateConfig| model.generate_tokens(&[1], &config).unwrap_err();
+    let refused = |config: GenerateConfig| model.generate(&[1], &config).unwrap_err();
     for (config, field) in [
         (GenerateConfig { temperature: -1.0, ..greedy(1) }, "temperature"),
         (GenerateConfig { temperature: f64::NAN, ..greedy(1) }, "temperature"),
@@ -171,13 +171,13 @@ fn generations_end_at_the_context_and_refuse_what_cannot_be() {
         let error = refused(config);
         assert!(error.kind() == ErrorKind::BadConfig && error.to_string().contains(field), "{error}");
     }
-    assert!(model.generate_tokens(&[1], &greedy(0)).unwrap().is_empty());
+    assert!(model.generate(&[1], &greedy(0)).unwrap().tokens.is_empty());
 }
 
 #[test]
 #[ignore = "needs .cltlab/models/SmolLM2-135M-Instruct.Q4_1.gguf"]
 fn a_chat_is_answered() {
-    let model = Model::load(&support::smollm2().to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(&support::smollm2(), &cltlab::model::LoadConfig::on(&cltlab::candle::Device::Cpu)).unwrap();
     let answer = model.chat(&[("user", "What is the capital of France? Answer in one word.")], &greedy(24)).unwrap();
     println!("{:?} ({})", answer.text, answer.stop);
     assert!(answer.text.contains("Paris"), "{answer}");

@@ -51,14 +51,14 @@ fn the_need_is_counted() {
     assert_eq!((need.weights, need.buffer), (12 * weights, 0));
     let wider = MemoryNeed::of(&shape(100, Activation::Relu), &TrainConfig { batch_tokens: 64, ..config.clone() });
     assert_eq!((wider.weights, wider.step), (need.weights, 2 * need.step));
-    assert_eq!(need.with_buffer(&activations()).buffer, 0, "is in memory already");
+    assert_eq!(need.buffered(&activations()).buffer, 0, "is in memory already");
     let model = small_model();
     let text = Corpus::from_texts(vec![words(1500, 1)]).unwrap();
     for (ahead, times) in [(false, 1), (true, 2)] {
         let stream = StreamConfig { context: 16, buffer_tokens: Some(300), ahead: Some(ahead), ..StreamConfig::default() };
-        let activations = Activations::stream_with(&model, &text, &stream).unwrap();
+        let activations = Activations::stream(&model, &text, &stream).unwrap();
         // Twenty blocks of fifteen tokens, two sides of three layers of 32 numbers.
-        assert_eq!(need.with_buffer(&activations).buffer, times * 300 * 2 * 3 * 32 * 4);
+        assert_eq!(need.buffered(&activations).buffer, times * 300 * 2 * 3 * 32 * 4);
     }
 }
 
@@ -74,7 +74,7 @@ fn shapes_and_texts_that_cannot_be() {
     says(&refused(shape(0, Activation::Relu)), ErrorKind::BadConfig, &["CltConfig::features", "at least 1"]);
     let model = small_model();
     let short = Corpus::from_texts(vec![words(3, 1)]).unwrap();
-    says(&Activations::stream_with(&model, &short, &StreamConfig { context: 64, ..StreamConfig::default() }).unwrap_err(), ErrorKind::BadInput, &["corpus", "at least one context of 63", "longer text or a shorter context"]);
+    says(&Activations::stream(&model, &short, &StreamConfig { context: 64, ..StreamConfig::default() }).unwrap_err(), ErrorKind::BadInput, &["corpus", "at least one context of 63", "longer text or a shorter context"]);
 }
 
 /// A place in the data means something in the same data only.
@@ -86,7 +86,7 @@ fn going_on_with_other_data_is_refused() {
     let folder = crate::support::scratch("other-data");
     let shape = CltConfig { features: 32, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&model) };
     let config = TrainConfig { steps: 3, batch_tokens: 48, ..TrainConfig::default() };
-    let streamed = |seed: u64, stream: &StreamConfig| Activations::stream_with(&model, &text(seed), stream).unwrap();
+    let streamed = |seed: u64, stream: &StreamConfig| Activations::stream(&model, &text(seed), stream).unwrap();
     let mut trainer = Trainer::new(&streamed(1, &stream), &shape, &config).unwrap();
     trainer.run().unwrap();
     trainer.save(&folder).unwrap();

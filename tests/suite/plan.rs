@@ -192,7 +192,7 @@ fn a_streamed_model_is_part_of_the_plan() {
         let clt = CltConfig { features: 128, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&model) };
         let config = TrainConfig { steps: 3, batch_tokens: 48, ..TrainConfig::default() };
         let plan = Trainer::new(&activations, &clt, &config).unwrap().plan();
-        let need = MemoryNeed::of(&clt, &config).with_buffer(&activations);
+        let need = MemoryNeed::of(&clt, &config).buffered(&activations);
         assert_eq!((plan.cpu.weights, plan.cpu.step, plan.cpu.buffer), (need.weights, need.step, need.buffer));
         assert_eq!((plan.tokens, plan.text_tokens, plan.here.fits), (144, Some(1500), Some(true)));
         // Twenty blocks of fifteen tokens; a GPU holds two fillings, in bf16 where the model runs in it; as here it runs in f32.
@@ -262,7 +262,7 @@ fn a_dry_run_writes_nothing() {
     assert_eq!((json["cpu"]["weights"].as_u64(), json["cards"].as_array().map(Vec::len)), (Some(12 * weights), Some(7)));
     assert!(json["here"]["seconds_per_step"].as_f64().unwrap() > 0.0);
     // What would be refused is refused here too; a device that is not here is no fault of the recipe.
-    for (set, words) in [("clt.features=0", "CltConfig::features"), ("train.stepps=3", "'steps'"), ("clt.width=8", "CltConfig::width"), ("activations.file=nowhere.safetensors", "nowhere.safetensors")] {
+    for (set, words) in [("clt.features=0", "CltConfig::features"), ("train.stepps=3", "'steps'"), ("clt.width=8", "[clt] features"), ("activations.file=nowhere.safetensors", "nowhere.safetensors")] {
         let output = run(&["--set", set]);
         assert!(!output.status.success() && said(&output).contains(words), "{set}: {}", said(&output));
     }

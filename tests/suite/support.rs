@@ -43,7 +43,7 @@ pub fn small_folder() -> PathBuf {
 
 /// The model of [`small_folder`].
 pub fn small_model() -> Model {
-    Model::load(small_folder().to_str().unwrap(), &candle_core::Device::Cpu).unwrap()
+    Model::load(small_folder().to_str().unwrap(), &cltlab::model::LoadConfig::on(&cltlab::candle::Device::Cpu)).unwrap()
 }
 
 /// So many random words of [`small_folder`]'s model, ten a line.

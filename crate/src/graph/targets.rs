@@ -129,7 +129,11 @@ fn check(target: &Target, local: &LocalReplacement, config: &AttributeConfig) ->
         Target::Logit(token) => below("token, vocabulary", *token as usize, model.vocab()),
         Target::Difference(more, less) => {
             below("token, vocabulary", *more as usize, model.vocab())?;
-            below("token, vocabulary", *less as usize, model.vocab())
+            below("token, vocabulary", *less as usize, model.vocab())?;
+            if more == less {
+                return Err(Error::expected(ErrorKind::BadInput, format_args!("AttributeConfig::{field}: difference"), format_args!("token {more} less itself"), "two different tokens"));
+            }
+            Ok(())
         }
         Target::Feature(place) => {
             below("layer", place.layer, clt.layers())?;

@@ -85,3 +85,13 @@ pub fn printable(text: &str) -> String {
     }
     out
 }
+
+/// `text` for an error, cut after 200 characters.
+pub fn cut(text: &str) -> String {
+    const MOST: usize = 200;
+    let mut short: String = text.chars().take(MOST).collect();
+    if text.chars().nth(MOST).is_some() {
+        short.push('…');
+    }
+    short
+}

@@ -19,6 +19,7 @@ pub(super) type Part<'a> = (String, Vec<usize>, &'a Tensor);
 /// there is none. A full disk leaves what was there before; other files in the folder stay.
 pub(super) fn write(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     files::create_folder(folder_of(folder))?;
+    files::not_a_file(folder)?;
     let place = if folder.file_name().is_some() { folder.to_path_buf() } else { folder.join("clt") };
     let staged = Temporary::folder(&place)?;
     fill(&staged.path)?;

@@ -74,7 +74,7 @@ pub fn keep() -> ! {
         commands.as_mut().is_some_and(|commands| writeln!(commands, "{line}").is_ok())
     };
     let (id, asking, closing) = (runner.id() as i32, cell.clone(), commands.clone());
-    std::thread::spawn(move || asking.stdin.serve(id, &INTERRUPTED, || drop(pass(&closing, CLOSE))));
+    std::thread::spawn(move || asking.stdin.serve(id, &INTERRUPTED, || _ = pass(&closing, CLOSE)));
     std::thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {
             let job = line.strip_prefix("LOAD_AND_RUN ").and_then(|rest| rest.split_once(' '));

@@ -226,7 +226,7 @@ fn weights_are_finite_floats() {
     says(&write(&["input.0", "target.0", "input.2", "target.2"], DType::F32).unwrap_err(), ErrorKind::BadTensor, &["input.1: missing", "input.2"]);
     says(&write(&["input.0", "target.0", "target.1"], DType::F32).unwrap_err(), ErrorKind::BadTensor, &["input.1: missing", "target.1"]);
     for dtype in [DType::U8, DType::U32, DType::I64] {
-        says(&write(&["input.0", "target.0"], dtype).unwrap_err(), ErrorKind::BadTensor, &["input.0", dtype.as_str()]);
+        says(&write(&["input.0", "target.0"], dtype).unwrap_err(), ErrorKind::BadTensor, &["input.0", &dtype.as_str().to_uppercase()]);
     }
 }
 

@@ -144,7 +144,7 @@ impl Model {
         let weights = Weights::open_gguf(path)?;
         let Weights::Gguf(parts) = &weights else { return Err(not_gguf(path)) };
         let content = &parts.content;
-        let config = family::config_from_gguf(content, &path.display().to_string())?;
+        let mut config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
         let inside = || Tokenizer::from_gguf_header(content).map(|tokenizer| tokenizer.at(path)).map_err(|error| error.context(path.display()));
         let tokenizer = if beside.exists() {
@@ -154,6 +154,7 @@ impl Model {
         } else {
             None
         };
+        config.special_token = config.special_token.or(tokenizer.as_ref().and_then(Tokenizer::front));
         Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, target)
     }
 

@@ -154,9 +154,10 @@ pub(crate) fn config_from_gguf(content: &Content, place: &str) -> Result<ModelCo
     if let Positions::Rotary { interleaved, .. } = &mut config.positions {
         *interleaved = gguf.interleaved;
     }
-    // A file that says "no special token in front" means it: such a model was not trained with one.
+    // A file that says "no special token in front" means texts that are run. Contexts of a training begin with one as
+    // attribution's prompts do, so that features are learnt where they are explained.
     config.add_special = fields.flag("add_special", false)?;
-    config.special_token = fields.token("bos_token_id")?.filter(|_| config.add_special);
+    config.special_token = fields.token("bos_token_id")?;
     Ok(config)
 }
 

@@ -128,6 +128,6 @@ fn main() -> std::process::ExitCode {
 }
 
 fn failed(error: &Error) -> std::process::ExitCode {
-    eprintln!("error: {error}");
+    eprintln!("error: {}", out::bounded(&error.to_string()));
     std::process::ExitCode::FAILURE
 }

@@ -85,3 +85,29 @@ pub fn printable(text: &str) -> String {
     }
     out
 }
+
+/// `text` for an error, cut after 200 characters.
+pub fn cut(text: &str) -> String {
+    const MOST: usize = 200;
+    let mut short: String = text.chars().take(MOST).collect();
+    if text.chars().nth(MOST).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+/// An error's text, its words cut where they are longer than any path, and the whole where it would fill screens.
+pub fn bounded(text: &str) -> String {
+    const WORD: usize = 1000;
+    const WHOLE: usize = 10_000;
+    let words = text.split_inclusive(char::is_whitespace).map(|word| match word.char_indices().nth(WORD) {
+        Some((at, _)) => format!("{}… ", &word[..at]),
+        None => word.to_string(),
+    });
+    let mut all: String = words.collect();
+    if let Some((at, _)) = all.char_indices().nth(WHOLE) {
+        all.truncate(at);
+        all.push('…');
+    }
+    all
+}

@@ -29,6 +29,7 @@
 //! # dtype = "bf16"                       # clt/ in half the size
 //! ```
 
+use crate::out;
 use cltlab::prelude::*;
 use cltlab::model::OutputSite;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
@@ -135,7 +136,7 @@ impl Recipe {
             Error::expected(ErrorKind::BadFile, path.display(), format_args!("bytes that are not UTF-8 (byte {at})"), "TOML in UTF-8").help("save it as UTF-8")
         })?;
         let mut tables: toml::Table =
-            toml::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
+            toml::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| syntax(path, &text, &error))?;
         let here = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         for (table, key) in PATHS {
             if let Some(value) = tables.get_mut(table).and_then(|table| table.get_mut(key)) {
@@ -278,7 +279,7 @@ impl Recipe {
             let value = if value.as_str() == Some("none") { Value::Null } else { serde_json::to_value(value).map_err(fault)? };
             // One at a time, so that the error names the key.
             let one = with(&base, key, &value);
-            serde_json::from_value::<T>(one).map_err(|error| Error::new(ErrorKind::BadConfig, format!("{}: [{name}] {key}: {error}", self.path.display())))?;
+            serde_json::from_value::<T>(one).map_err(|error| Error::new(ErrorKind::BadConfig, format!("{}: [{name}] {key}: {}", self.path.display(), out::cut(&error.to_string()))))?;
             whole = with(&whole, key, &value);
         }
         serde_json::from_value(whole).map_err(fault)
@@ -298,7 +299,7 @@ fn preset(value: &toml::Value, path: &Path) -> Result<Preset> {
 
 /// Applies one `table.key=value`.
 fn set(tables: &mut toml::Table, text: &str) -> Result<()> {
-    let bad = || Error::expected(ErrorKind::BadInput, "--set", format_args!("'{text}'"), "table.key=value, for instance train.steps=100");
+    let bad = || Error::expected(ErrorKind::BadInput, "--set", format_args!("'{}'", out::cut(text)), "table.key=value, for instance train.steps=100");
     let (place, value) = text.split_once('=').ok_or_else(bad)?;
     if place.trim() == "preset" {
         tables.insert("preset".into(), value.trim().into());
@@ -338,7 +339,19 @@ fn finite(path: &Path, place: &str, value: &toml::Value) -> Result<()> {
     }
 }
 
+/// What is wrong with the file's TOML; a line that is long is not repeated.
+fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let line = error.span().map(|span| text.get(..span.start).map_or(1, |before| before.matches('\n').count() + 1));
+    let whole = error.to_string();
+    if whole.len() < 2000 {
+        return Error::new(ErrorKind::BadFile, format!("{}: {whole}", path.display()));
+    }
+    let line = line.map_or_else(String::new, |line| format!("line {line}: "));
+    Error::new(ErrorKind::BadFile, format!("{}: {line}{}", path.display(), out::cut(error.message())))
+}
+
 fn unknown(path: &Path, what: &str, place: &str, got: &str, known: &[&str]) -> Error {
+    let (place, got) = (out::cut(place), &out::cut(got));
     let nearest = known.iter().min_by_key(|name| strsim::damerau_levenshtein(name, got)).copied().unwrap_or("");
     let error = Error::new(ErrorKind::BadConfig, format!("{}: {place}: unknown {what}", path.display()));
     match strsim::damerau_levenshtein(nearest, got) <= 1 + got.len() / 3 {

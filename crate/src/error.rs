@@ -88,6 +88,8 @@ impl Error {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::FileTooLarge => {
                 Error::new(ErrorKind::DiskFull, format!("{path}: {error}")).help(FREE_SPACE)
             }
+            std::io::ErrorKind::AlreadyExists => Error::new(ErrorKind::Io, format!("{path}: a file of this name is there, where a folder is to be made")).help("give another name, or move the file away"),
+            std::io::ErrorKind::NotADirectory => Error::new(ErrorKind::Io, format!("{path}: a part of this path is a file, not a folder")).help("give a path below a folder"),
             std::io::ErrorKind::OutOfMemory => Error::new(ErrorKind::OutOfMemory, format!("{path}: {error}")),
             _ => Error::new(ErrorKind::Io, format!("{path}: {error}")),
         }

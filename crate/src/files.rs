@@ -7,6 +7,7 @@
 pub(crate) mod decode;
 pub mod lock;
 pub(crate) mod names;
+pub(crate) mod numbers;
 pub(crate) mod sealed;
 pub(crate) mod walk;
 pub(crate) mod write;
@@ -93,6 +94,11 @@ pub fn create_folder(path: impl AsRef<Path>) -> Result<()> {
     std::fs::create_dir_all(path.as_ref()).map_err(|error| Error::io(path, &error))
 }
 
+/// Refuses a file where a folder is to be; one that is not there yet is none.
+pub(crate) fn not_a_file(folder: &Path) -> Result<()> {
+    if folder.exists() && !folder.is_dir() { create_folder(folder) } else { Ok(()) }
+}
+
 /// Reads a whole file.
 ///
 /// # Errors
@@ -120,7 +126,8 @@ pub fn read_json_object<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) 
     match bytes.trim_ascii_start().first() {
         Some(b'{') | None => serde_json::from_slice(&bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display()))),
         Some(b'[') => Err(Error::expected(ErrorKind::BadFile, path.display(), "a JSON list", "a JSON object")),
-        Some(_) => Err(Error::expected(ErrorKind::BadFile, path.display(), "something else", "a JSON object")),
+        Some(b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => Err(Error::expected(ErrorKind::BadFile, path.display(), "a JSON value alone", "a JSON object")),
+        Some(_) => Err(Error::expected(ErrorKind::BadFile, path.display(), "no JSON", "a JSON object")),
     }
 }
 

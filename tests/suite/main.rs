@@ -34,6 +34,7 @@ mod interventions;
 mod layering;
 mod memory;
 mod outputs;
+mod messages;
 mod model_files;
 mod model_reference;
 mod numbers;

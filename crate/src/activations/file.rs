@@ -4,6 +4,7 @@
 use super::Activations;
 use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::numbers::{floating, odd};
 use crate::model::check_safetensors;
 use crate::text::placeholder::shown;
 use candle_core::{DType, Device, Tensor};
@@ -45,12 +46,9 @@ fn values(tensors: &mut HashMap<String, Tensor>, path: &Path, name: &str, shape:
         let expected = if shape.len() == 2 { format!("{shape:?}, as input.0") } else { "[tokens, d]".into() };
         return Err(Error::expected(ErrorKind::BadTensor, format_args!("{}: {name}", path.display()), format_args!("shape {:?}", tensor.dims()), expected));
     }
-    if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
-        let place = format!("{}: type of {name}", path.display());
-        return Err(Error::expected(ErrorKind::BadTensor, place, tensor.dtype().as_str(), "f32, f16, bf16 or f64"));
-    }
+    floating(format_args!("{}: {name}", path.display()), tensor.dtype().as_str())?;
     let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+    if let Some(at) = odd(&values) {
         let place = format!("{}: {name}: token {}, number {}", path.display(), at / shape[1].max(1), at % shape[1].max(1));
         return Err(Error::expected(ErrorKind::NotFinite, place, values[at], "a finite number"));
     }

@@ -128,11 +128,11 @@ impl Model {
         if let Some(error) = stands_in(&place) {
             return Err(error);
         }
-        let mut config = family::config_from_json(&files::read_json(&place)?, &place.display().to_string())?;
+        let mut config = family::config_from_json(&files::read_json_object(&place)?, &place.display().to_string())?;
         let published = folder.join("generation_config.json");
         let mut sampling = GenerateConfig::default();
         if published.exists() {
-            let (stops, own) = family::generation(&files::read_json(&published)?, &published.display().to_string())?;
+            let (stops, own) = family::generation(&files::read_json_object(&published)?, &published.display().to_string())?;
             config.stop_tokens = stops.unwrap_or(config.stop_tokens);
             sampling = own;
         }
@@ -146,7 +146,7 @@ impl Model {
         let weights = Weights::open_gguf(path)?;
         let Weights::Gguf(parts) = &weights else { return Err(not_gguf(path)) };
         let content = &parts.content;
-        let config = family::config_from_gguf(content, &path.display().to_string())?;
+        let mut config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
         let inside = || Tokenizer::from_gguf_header(content).map(|tokenizer| tokenizer.at(path)).map_err(|error| error.context(path.display()));
         let tokenizer = if beside.exists() {
@@ -156,6 +156,7 @@ impl Model {
         } else {
             None
         };
+        config.special_token = config.special_token.or(tokenizer.as_ref().and_then(Tokenizer::front));
         Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, target)
     }
 
@@ -241,7 +242,7 @@ fn fetch(source: &str) -> Result<PathBuf> {
             Error::expected(ErrorKind::MissingFile, format_args!("hub {source}"), "no model.safetensors", "weights in safetensors form")
                 .help("older repositories hold pickled weights, which are not read: look for a revision or a copy with safetensors")
         })?;
-        let shards = shards::weight_map(&files::read_json(&index)?, &index)?;
+        let shards = shards::weight_map(&files::read_json_object(&index)?, &index)?;
         let names: std::collections::BTreeSet<&String> = shards.values().collect();
         for name in names {
             repo.file(name)?;

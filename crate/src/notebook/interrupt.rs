@@ -38,8 +38,15 @@ pub(super) fn shorten_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.payload_as_str().unwrap_or("no message");
         match panic.location() {
-            Some(place) if !place.file().ends_with("src/lib.rs") => eprintln!("{text} ({}:{})", place.file(), place.line()),
-            _ => eprintln!("{text}"),
+            Some(place) if !place.file().ends_with("src/lib.rs") => say(&format!("{text} ({}:{})", place.file(), place.line())),
+            _ => say(text),
         }
     }));
+}
+
+/// A line on standard error, without characters that steer a terminal. One that is closed is no reason for a second panic.
+fn say(text: &str) {
+    use std::io::Write;
+    let plain: String = text.chars().flat_map(|c| if c.is_control() && c != '\n' && c != '\t' { c.escape_default().collect() } else { vec![c] }).collect();
+    let _ = writeln!(std::io::stderr(), "{plain}");
 }

@@ -293,7 +293,7 @@ impl Sink for Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         if lock(&self.state).open {
-            eprintln!();
+            let _ = writeln!(std::io::stderr());
         }
     }
 }

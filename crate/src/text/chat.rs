@@ -70,7 +70,7 @@ impl Chat {
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
             let path = folder.join(name);
             if path.exists() {
-                let json = files::read_json(&path)?;
+                let json = files::read_json_object(&path)?;
                 chat.take_tokens(&json);
                 chat.take_templates(json.get("chat_template"), &path.display().to_string())?;
             }
@@ -168,10 +168,14 @@ impl Chat {
         let all = tokens.chain(given).chain(own.map(|(name, value)| (name.to_string(), value)));
         let mut environment = environment(most).map_err(|error| refused(&error))?;
         environment.set_fuel(Some(steps));
+        chat_guard::short_chains(source).map_err(|error| refused(&error))?;
         let source = chat_guard::guarded(&without_marks(source)).map_err(|error| refused(&error))?;
         let template = environment.template_from_named_str("chat_template", &source).map_err(|error| refused(&error))?;
         let mut out = Bounded { bytes: Vec::new(), most };
         template.render_captured_to(Value::from_pairs(all), &mut out).map_err(|error| refused(&error))?;
+        if out.bytes.is_empty() {
+            return Err(Error::expected(ErrorKind::BadFile, "chat template", "no text from these messages", "the text of a chat").help("give another with Tokenizer::with_chat_template"));
+        }
         String::from_utf8(out.bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("chat template: {error}")))
     }
 

@@ -47,7 +47,14 @@ impl Beside {
                 if let Some(error) = refused(&path, &bytes) {
                     return Err(error);
                 }
-                found.push(serde_json::from_slice(&bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?);
+                let json: Value = files::read_json_object(&path)?;
+                for name in NAMES {
+                    let known = |value: &Value| value.is_null() || text(value).is_some();
+                    if let Some(value) = json.get(name).filter(|value| !known(value)) {
+                        return Err(Error::expected(ErrorKind::BadFile, format_args!("{}: {name}", path.display()), shown(value), "a token's text, or an object with it in content"));
+                    }
+                }
+                found.push(json);
             }
         }
         Ok(Beside { files: found })

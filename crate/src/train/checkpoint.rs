@@ -160,6 +160,9 @@ impl Trainer {
             let mut values = vec![0f32; state.clt.width + 1];
             file.fill(&scale_name(l, side), ArrayMut::F32(&mut values))?;
             let factor = values.pop().unwrap_or(1.0);
+            if !(factor > 0.0 && factor.is_finite() && values.iter().all(|value| value.is_finite())) {
+                return Err(bad(format!("{}: got the scale {factor}, expected a finite number above 0 and finite means", scale_name(l, side))));
+            }
             Ok(Affine { mean: values, factor })
         };
         let layers = (0..l).map(|l| Ok(LayerScale { input: unpack(l, 0)?, target: unpack(l, 1)? })).collect::<Result<_>>()?;

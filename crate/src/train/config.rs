@@ -2,7 +2,8 @@
 
 use crate::clt::Activation;
 use crate::error::{Error, ErrorKind, Result};
-use std::path::PathBuf;
+use crate::files;
+use std::path::{Path, PathBuf};
 
 /// How a CLT is trained. The loss is that of *Circuit Tracing* (Anthropic 2025), per token
 /// `Σ_l ‖ŷ_l − y_l‖² + λ Σ tanh(c ‖W_dec,f‖ a_f) + λ_P Σ_{f dead} ReLU(θ_f − h_f) ‖W_dec,f‖`, with
@@ -192,8 +193,11 @@ impl TrainConfig {
     /// Checks every field.
     ///
     /// # Errors
-    /// `BadConfig` naming the field.
+    /// `BadConfig` naming the field; `Io` where a file is in the place of `checkpoint_dir` or of the folder of `metrics`.
     pub fn validate(&self) -> Result<()> {
+        for folder in self.checkpoint_dir.as_deref().into_iter().chain(self.metrics.as_deref().and_then(Path::parent)) {
+            files::not_a_file(folder)?;
+        }
         let bad = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::BadConfig, format_args!("TrainConfig::{field}"), got, expected));
         for (field, value) in [("steps", self.steps), ("batch_tokens", self.batch_tokens), ("checkpoint_keep", self.checkpoint_keep)] {
             if value == 0 {

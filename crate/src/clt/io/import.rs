@@ -96,10 +96,20 @@ impl Format {
             // A repository that does not exist has no files either: let the hub say so.
             source.file("config.yaml")?;
         }
+        if let Some(inner) = inside(source) {
+            return Err(Error::expected(ErrorKind::BadFile, source.name(), "no files of a CLT", "a CLT's own folder").help(format!("{inner} is one")));
+        }
         let names: Vec<_> = Format::ALL.map(Format::name).to_vec();
         Err(Error::expected(ErrorKind::BadFile, source.name(), "files of no known format", names.join(", "))
             .help("see clt::Format for the files of each; folders of layers are searched on disk, not on the hub"))
     }
+}
+
+/// The folder of a CLT in `source`, as a training's folder has one.
+fn inside(source: &Source) -> Option<String> {
+    let Source::Folder(folder) = source else { return None };
+    let inner = Source::Folder(folder.join("clt"));
+    (circuit_tracer::is_here(&inner).ok()?).then(|| inner.name())
 }
 
 impl std::fmt::Display for Format {

@@ -7,6 +7,7 @@ use super::tensors::unknown_tensor;
 use crate::device::{format_bytes, require_memory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::names::shown;
+use crate::files::numbers::finite;
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::io::Read;
@@ -94,6 +95,7 @@ impl Npz {
         if found != shape {
             return Err(Error::expected(ErrorKind::BadTensor, place(), format_args!("shape {found:?}"), format_args!("{shape:?}")));
         }
+        finite(place(), values, shape)?;
         Ok(Tensor::from_slice(values, shape, &Device::Cpu)?)
     }
 }

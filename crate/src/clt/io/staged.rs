@@ -21,6 +21,7 @@ pub(super) type Part<'a> = (String, Vec<usize>, &'a Tensor);
 /// once the folder gets all files of one, then all of the other.
 pub(super) fn write(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     files::create_folder(folder_of(folder))?;
+    files::not_a_file(folder)?;
     let place = if folder.file_name().is_some() { folder.to_path_buf() } else { folder.join("clt") };
     let mut staged = Temporary::folder(&place)?;
     fill(&staged.path)?;

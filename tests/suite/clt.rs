@@ -1,10 +1,10 @@
 //! Encode and decode against loops written out.
 
 use crate::numbers::Numbers;
-use crate::support::{scratch, worse};
+use crate::support::{assert_close, says, scratch, worse};
 use candle_core::{DType, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, LayerCode, LayerWeights, SparseCode};
-use cltlab::ErrorKind;
+use cltlab::{ErrorKind, FeatureId};
 
 pub fn random_clt(activation: Activation, layers: usize, width: usize, features: usize, seed: u64) -> Clt {
     let mut numbers = Numbers::new(seed);
@@ -142,6 +142,48 @@ fn bad_inputs_have_typed_errors() {
     let place = scratch("clt_bad");
     assert!(clt.save(place.join("a")).is_ok());
     assert_eq!(clt.save("/proc/nowhere/clt").unwrap_err().kind(), ErrorKind::MissingFile);
+}
+
+#[test]
+fn codes_are_checked_where_they_are_made() {
+    let nan = [f32::NAN, 1.0, 1.0];
+    let bad: [(&[u32], &[u32], &[f32], ErrorKind, &[&str]); 11] = [
+        (&[], &[], &[], ErrorKind::BadInput, &["offsets", "none"]),
+        (&[1, 3], &[0, 1, 2], &[1.0; 3], ErrorKind::BadInput, &["offsets[0]", "got 1"]),
+        (&[0, 2, 1, 3], &[0, 1, 2], &[1.0; 3], ErrorKind::BadInput, &["offsets[2]", "got 1", "offsets[1], 2"]),
+        (&[0, u32::MAX, 3], &[0, 1, 2], &[1.0; 3], ErrorKind::BadInput, &["offsets[2]", "got 3", "4294967295"]),
+        (&[0, 2], &[0, 1, 2], &[1.0; 3], ErrorKind::BadInput, &["offsets[1], the last", "got 2", "3"]),
+        (&[0, 1000], &[0, 1, 2], &[1.0; 3], ErrorKind::BadInput, &["offsets[1], the last", "got 1000", "3"]),
+        (&[0], &[0], &[1.0], ErrorKind::BadInput, &["offsets[0], the last", "got 0", "1"]),
+        (&[0, 3], &[0, 1, 2], &[1.0; 2], ErrorKind::BadInput, &["values", "got 2", "3"]),
+        (&[0, 2, 3], &[1, 1, 0], &[1.0; 3], ErrorKind::BadInput, &["features of token 0", "1 after 1"]),
+        (&[0, 1, 3], &[5, 2, 0], &[1.0; 3], ErrorKind::BadInput, &["features of token 1", "0 after 2"]),
+        (&[0, 2, 3], &[0, 1, 2], &nan, ErrorKind::NotFinite, &["feature 0 at token 0", "NaN"]),
+    ];
+    for (offsets, features, values, kind, words) in bad {
+        says(&LayerCode::new(offsets.to_vec(), features.to_vec(), values.to_vec()).unwrap_err(), kind, words);
+    }
+    says(&LayerCode::empty(1).set(0, 0, f32::INFINITY).unwrap_err(), ErrorKind::NotFinite, &["LayerCode::set", "inf"]);
+    assert_eq!(LayerCode::new(vec![0], vec![], vec![]).unwrap(), LayerCode::default());
+    // Taken apart and put together again, and what it decodes to against the sum by hand.
+    let clt = random_clt(Activation::Relu, 1, 8, 16, 4);
+    let code = LayerCode::new(vec![0, 2, 2, 3], vec![3, 15, 0], vec![0.5, -2.0, 1.5]).unwrap();
+    assert_eq!(LayerCode::new(code.offsets().to_vec(), code.features().to_vec(), code.values().to_vec()).unwrap(), code);
+    let rows = clt.decoder(0).reshape((16, 8)).unwrap().to_vec2::<f32>().unwrap();
+    let bias = clt.decoder_bias(0).to_vec1::<f32>().unwrap();
+    let by_hand: Vec<f32> = [vec![(3, 0.5), (15, -2.0)], vec![], vec![(0, 1.5f32)]]
+        .iter()
+        .flat_map(|token| (0..8).map(|i| bias[i] + token.iter().map(|&(f, value): &(usize, f32)| value * rows[f][i]).sum::<f32>()).collect::<Vec<_>>())
+        .collect();
+    let decoded = clt.decode_target(std::slice::from_ref(&code), 0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_close("decoded", &decoded, &by_hand, 1e-6);
+    // Codes of unequal length, and a feature that the CLT does not have.
+    let clt = random_clt(Activation::Relu, 2, 8, 16, 5);
+    let unequal = SparseCode { layers: vec![code.clone(), LayerCode::empty(2)] };
+    says(&clt.decode(&unequal).unwrap_err(), ErrorKind::BadInput, &["code of layer 1: rows", "got 2", "3"]);
+    let beyond = SparseCode { layers: vec![code, LayerCode::new(vec![0, 0, 0, 1], vec![16], vec![1.0]).unwrap()] };
+    says(&clt.decode(&beyond).unwrap_err(), ErrorKind::BadInput, &["code of layer 1: feature", "got 16", "less than 16"]);
+    assert_eq!(beyond.value(0, FeatureId { layer: 0, feature: 3 + (1 << 32) }), 0.0);
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn run(clt: &Clt, x: &[Tensor]) -> (SparseCode, Vec<Tensor>) {
 
 fn dense(code: &SparseCode, layer: usize, features: usize) -> Vec<f32> {
     let code = &code.layers[layer];
-    (0..code.tokens).flat_map(|p| (0..features as u32).map(move |f| code.value(p, f))).collect()
+    (0..code.tokens()).flat_map(|p| (0..features as u32).map(move |f| code.value(p, f))).collect()
 }
 
 fn assert_equals_program(case: &str, clt: &Clt) {
@@ -239,7 +239,7 @@ fn at_the_threshold() {
         save(&all.collect(), out.join(file)).unwrap();
         let clt = Clt::load(&out.to_string_lossy(), &Device::Cpu).unwrap();
         let code = clt.encode_layer(0, &Tensor::ones((1, 8), DType::F32, &Device::Cpu).unwrap()).unwrap();
-        assert_eq!(code.values, vec![1.0; active], "{case}");
+        assert_eq!(code.values(), vec![1.0; active], "{case}");
     }
 }
 

@@ -68,7 +68,7 @@ fn circuit_tracer_folders_load_and_encode_the_same() {
         codes.iter_mut().for_each(|code| code.clear_token(0));
         let mut found = Vec::new();
         for (l, code) in codes.iter().enumerate() {
-            for p in 0..code.tokens {
+            for p in 0..code.tokens() {
                 let (features, values) = code.token(p);
                 found.extend(features.iter().zip(values).map(|(&f, &v)| ([l as i64, p as i64, f as i64], v)));
             }

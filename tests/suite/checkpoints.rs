@@ -219,7 +219,7 @@ fn the_last_good_weights_are_written() {
     let output = crate::train_command::cltlab(&["train", folder.join("train.toml").to_str().unwrap()]);
     assert!(!output.status.success() && said(&output).contains("training step") && said(&output).contains("lr"), "{}", said(&output));
     let clt = Clt::load(folder.join("run/clt").to_str().unwrap(), &Device::Cpu).unwrap();
-    assert!(clt.encoder(0).flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|w| w.is_finite()));
+    assert!(clt.encoder(0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|w| w.is_finite()));
     let steps = lines(&folder).len();
     assert_eq!(names(&folder.join("run/checkpoints")), [format!("step-{steps:08}.safetensors")]);
     let activations = Activations::load(folder.join("activations.safetensors")).unwrap();

@@ -32,7 +32,7 @@ fn encode_and_decode_equal_loops() {
         let codes: Vec<LayerCode> = x.iter().enumerate().map(|(i, x)| clt.encode_layer(i, x).unwrap()).collect();
         let mut dense = vec![vec![vec![0f64; f]; t]; l];
         for i in 0..l {
-            let w = clt.encoder(i).to_vec2::<f32>().unwrap();
+            let w = clt.encoder(i).unwrap().to_vec2::<f32>().unwrap();
             let b = clt.encoder_bias(i).to_vec1::<f32>().unwrap();
             let rows = x[i].to_vec2::<f32>().unwrap();
             for p in 0..t {
@@ -66,7 +66,7 @@ fn encode_and_decode_equal_loops() {
                 for c in 0..d {
                     let mut expected = bias[c] as f64;
                     for source in 0..=target {
-                        let w = clt.decoder(source).to_vec3::<f32>().unwrap();
+                        let w = clt.decoder(source).unwrap().to_vec3::<f32>().unwrap();
                         expected += (0..f).map(|j| dense[source][p][j] * w[j][target - source][c] as f64).sum::<f64>();
                     }
                     worst = worse(worst, (got[p][c] as f64 - expected).abs());
@@ -169,7 +169,7 @@ fn codes_are_checked_where_they_are_made() {
     let clt = random_clt(Activation::Relu, 1, 8, 16, 4);
     let code = LayerCode::new(vec![0, 2, 2, 3], vec![3, 15, 0], vec![0.5, -2.0, 1.5]).unwrap();
     assert_eq!(LayerCode::new(code.offsets().to_vec(), code.features().to_vec(), code.values().to_vec()).unwrap(), code);
-    let rows = clt.decoder(0).reshape((16, 8)).unwrap().to_vec2::<f32>().unwrap();
+    let rows = clt.decoder(0).unwrap().reshape((16, 8)).unwrap().to_vec2::<f32>().unwrap();
     let bias = clt.decoder_bias(0).to_vec1::<f32>().unwrap();
     let by_hand: Vec<f32> = [vec![(3, 0.5), (15, -2.0)], vec![], vec![(0, 1.5f32)]]
         .iter()
@@ -201,8 +201,8 @@ fn half_precision_files_hold_rounded_matrices_and_exact_vectors() {
         let back = Clt::load(folder.to_str().unwrap(), &Device::Cpu).unwrap();
         let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for l in 0..2 {
-            assert_eq!(values(back.encoder(l)), rounded(clt.encoder(l)));
-            assert_eq!(values(back.decoder(l)), rounded(clt.decoder(l)));
+            assert_eq!(values(back.encoder(l).unwrap()), rounded(clt.encoder(l).unwrap()));
+            assert_eq!(values(back.decoder(l).unwrap()), rounded(clt.decoder(l).unwrap()));
             assert_eq!(values(back.threshold(l).unwrap()), values(clt.threshold(l).unwrap()));
             assert_eq!(values(back.encoder_bias(l)), values(clt.encoder_bias(l)));
         }

@@ -12,9 +12,9 @@ fn same(a: &Clt, b: &Clt) {
     assert_eq!(a.config(), b.config());
     let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     for l in 0..a.layers() {
-        assert_eq!(bits(a.encoder(l)), bits(b.encoder(l)));
+        assert_eq!(bits(a.encoder(l).unwrap()), bits(b.encoder(l).unwrap()));
         assert_eq!(bits(a.encoder_bias(l)), bits(b.encoder_bias(l)));
-        assert_eq!(bits(a.decoder(l)), bits(b.decoder(l)));
+        assert_eq!(bits(a.decoder(l).unwrap()), bits(b.decoder(l).unwrap()));
         assert_eq!(bits(a.decoder_bias(l)), bits(b.decoder_bias(l)));
         assert_eq!(a.threshold(l).map(bits), b.threshold(l).map(bits));
     }
@@ -132,10 +132,10 @@ fn output_sites_keep_their_hooks() {
     for (output, hook) in [(OutputSite::BeforeNorm, "mlp.hook_out"), (OutputSite::AfterNorm, "hook_mlp_out")] {
         let given = random_clt(Activation::Relu, 3, 8, 12, 1);
         let layers = (0..3).map(|l| LayerWeights {
-            encoder: given.encoder(l).clone(),
+            encoder: given.encoder(l).unwrap().clone(),
             encoder_bias: given.encoder_bias(l).clone(),
             threshold: None,
-            decoder: given.decoder(l).clone(),
+            decoder: given.decoder(l).unwrap().clone(),
             decoder_bias: given.decoder_bias(l).clone(),
             skip: None,
         });

@@ -151,7 +151,7 @@ fn rows_at_rest_are_exported_with_the_configured_epsilon() {
         trainer.run().unwrap();
         trainer.save(&folder).unwrap();
         let resumed = Trainer::resume(&folder, &activations).unwrap();
-        let decoder = |clt: &Clt, l: usize| clt.decoder(l).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let decoder = |clt: &Clt, l: usize| clt.decoder(l).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let (own, again) = (trainer.clt().unwrap(), resumed.clt().unwrap());
         let file = cltlab::candle::safetensors::load(folder.join("step-00000030.safetensors"), &Device::Cpu).unwrap();
         let floats: BTreeMap<&String, Vec<f32>> = file.iter().filter_map(|(name, tensor)| Some((name, tensor.to_vec1::<f32>().ok()?))).collect();

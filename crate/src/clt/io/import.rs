@@ -4,6 +4,7 @@ use super::source::Source;
 use super::{clt_forge, circuit_tracer, crosslayer_coding, crosslayer_transcoder, gemma_scope, gemma_scope_2, sae_lens, sparsify, staged};
 use crate::activations::InputSite;
 use crate::clt::{Clt, CltConfig};
+use crate::device::require_own;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::OutputSite;
 use candle_core::Device;
@@ -169,6 +170,7 @@ impl Clt {
     /// # Errors
     /// As [`Clt::load`].
     pub fn load_with(source: &str, config: &ImportConfig, device: &Device) -> Result<Clt> {
+        require_own(device)?;
         let source = Source::open(source)?;
         let format = config.format.map_or_else(|| Format::detect(&source), Ok)?;
         let read = match format {

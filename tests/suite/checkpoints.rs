@@ -225,3 +225,27 @@ fn the_last_good_weights_are_written() {
     let activations = Activations::load(folder.join("activations.safetensors")).unwrap();
     assert_eq!(Trainer::resume(folder.join("run/checkpoints"), &activations).unwrap().steps(), steps);
 }
+
+#[test]
+fn two_trainers_of_one_process_do_not_write_into_one_folder() {
+    let folder = scratch("one-folder");
+    let config = TrainConfig { steps: 2, batch_tokens: 8, checkpoint_every: 1, checkpoint_dir: Some(folder.clone()), ..TrainConfig::default() };
+    let trainer = |config: &TrainConfig| Trainer::new(&tiny(), &tiny_shape(), config).unwrap();
+    let names = || std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+    // By another path to the same folder.
+    let mut first = trainer(&config).with_lock(FolderLock::take(folder.join("../one-folder")).unwrap());
+    let mut second = trainer(&config);
+    for error in [second.run().unwrap_err(), second.run_steps(1).unwrap_err(), second.save(&folder).unwrap_err()] {
+        says(&error, ErrorKind::BadInput, &["another training writes here", "this one", "one-folder"]);
+    }
+    assert_eq!((second.steps(), names()), (0, vec![".cltlab.lock".to_string()]));
+    first.run().unwrap();
+    first.save(&folder).unwrap();
+    assert!(second.run().is_err());
+    drop(first);
+    second.run().unwrap();
+    assert!(!folder.join(".cltlab.lock").exists() && folder.join("step-00000002.safetensors").exists());
+    // What writes no checkpoints needs no folder.
+    let _held = FolderLock::take(&folder).unwrap();
+    trainer(&TrainConfig { checkpoint_every: 0, ..config }).run().unwrap();
+}

@@ -219,7 +219,7 @@ fn decoders(clt: &Clt, code: &SparseCode, gpu: &Gpu) -> Result<Vec<Rows>> {
     let rows = |(s, features): (usize, Vec<u32>)| {
         let (store, row) = (clt.decoder_store(s), row(s));
         if store.is_held_on(clt.device()) {
-            return Ok(Rows::Whole(gpu.place(store.tensor())?));
+            return Ok(Rows::Whole(gpu.place(store.tensor()?)?));
         }
         let mut buffer = gpu.zeros(features.len() * row)?;
         store.bring(&features)?;

@@ -142,12 +142,12 @@ fn encode(args: &EncodeArgs) -> Result<()> {
     let Some(path) = &args.raw else { return Ok(()) };
     let mut tensors = HashMap::new();
     for (l, layer) in code.layers.iter().enumerate() {
-        let mut dense = vec![0f32; layer.tokens * clt.features()];
+        let mut dense = vec![0f32; layer.tokens() * clt.features()];
         for (p, row) in dense.chunks_exact_mut(clt.features()).enumerate() {
             let (features, activations) = layer.token(p);
             features.iter().zip(activations).for_each(|(feature, activation)| row[*feature as usize] = *activation);
         }
-        tensors.insert(format!("a.{l}"), Tensor::from_vec(dense, (layer.tokens, clt.features()), &Device::Cpu)?);
+        tensors.insert(format!("a.{l}"), Tensor::from_vec(dense, (layer.tokens(), clt.features()), &Device::Cpu)?);
         tensors.insert(format!("x.{l}"), inputs[l].to_device(&Device::Cpu)?);
         tensors.insert(format!("y.{l}"), decoded[l].to_device(&Device::Cpu)?);
         if let Some(output) = &run.layers[l].mlp_out {

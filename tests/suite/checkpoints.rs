@@ -1,8 +1,9 @@
 //! Nothing is lost: changed bytes, killed processes, full disks, and data that goes round.
 
-use crate::support::{scratch, shared};
+use crate::support::{says, scratch, shared};
 use crate::train_command::{lines, recipe, said};
 use cltlab::candle::Device;
+use cltlab::files::lock::FolderLock;
 use cltlab::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

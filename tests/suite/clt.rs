@@ -3,8 +3,8 @@
 use crate::numbers::Numbers;
 use crate::support::{assert_close, says, scratch, worse};
 use candle_core::{DType, Device, Tensor};
-use cltlab::clt::{Activation, Clt, CltConfig, LayerCode, LayerWeights, SparseCode};
-use cltlab::{ErrorKind, FeatureId};
+use cltlab::clt::{Activation, Clt, CltConfig, FeatureId, LayerCode, LayerWeights, SparseCode};
+use cltlab::ErrorKind;
 
 pub fn random_clt(activation: Activation, layers: usize, width: usize, features: usize, seed: u64) -> Clt {
     let mut numbers = Numbers::new(seed);

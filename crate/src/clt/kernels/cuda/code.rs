@@ -105,7 +105,7 @@ pub(crate) fn decode(clt: &Clt, codes: &[LayerCode], targets: std::ops::Range<us
         let (count, sources) = (sources.len() as u32, gpu.copy(&sources)?);
         let made = Tensor::zeros((tokens, d), DType::F32, clt.device())?;
         let (slab, none, d32) = (gpu.place(&made)?, 0 as At, d as u32);
-        // SAFETY: a block a token, eight columns a thread; features are below F, checked by the caller; `made` is [T, d].
+        // SAFETY: a block a token, eight columns a thread; runs end within the entries, as a `LayerCode` is made; features are below F, checked by the caller; `made` is [T, d].
         unsafe { gpu.launch(Kernels::DECODE.of(Stored::F32), (tokens, 1), d.div_ceil(8).next_multiple_of(32), &[&sources.at(), &count, &none, &bias, &none, &(tokens as u32), &d32, &d32, &none, &slab, &none, &none])? };
         out.push(made);
     }

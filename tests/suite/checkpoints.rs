@@ -93,10 +93,10 @@ fn arrays(path: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn a_stream_goes_on_where_it_was() {
     let Some(path) = shared("data/stories260k/model.bin") else { return };
-    let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(&path, &LoadConfig::on(&Device::Cpu)).unwrap();
     let text: String = (0..60).map(|n| format!("Once upon a time there were {n} cats. They ran to tree number {}.\n", n * 7)).collect();
     let stream = StreamConfig { context: 16, buffer_tokens: Some(100), passes: 2, ..StreamConfig::default() };
-    let activations = Activations::stream_with(&model, &Corpus::from_texts(vec![text]).unwrap(), &stream).unwrap();
+    let activations = Activations::stream(&model, &Corpus::from_texts(vec![text]).unwrap(), &stream).unwrap();
     for activation in [Activation::BatchTopK { k: 4 }, Activation::TopK { k: 4 }, Activation::Relu, Activation::JumpRelu { threshold: 0.1, bandwidth: 0.3 }] {
         let shape = CltConfig { features: 32, activation: activation.clone(), ..CltConfig::for_model(&model) };
         let config = TrainConfig { steps: 14, batch_tokens: 48, lr: 0.0012345678901234567, dead_window: 100, ..TrainConfig::default() };
@@ -184,7 +184,7 @@ fn a_polite_stop_writes_everything() {
     let done = report["steps"].as_u64().unwrap();
     assert!(done >= 1, "{report}");
     assert_eq!(report["stopped"].as_bool().unwrap(), done < 4000);
-    Clt::load(stopped.join("run/clt").to_str().unwrap(), &Device::Cpu).unwrap();
+    Clt::load(stopped.join("run/clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     assert!(start(&stopped, &[&["--resume"], &steps[..]].concat()).wait().unwrap().success());
     assert!(start(&whole, &steps).wait().unwrap().success());
     assert!(clt_files(&whole) == clt_files(&stopped), "other weights after a stop at step {done}");
@@ -219,11 +219,11 @@ fn the_last_good_weights_are_written() {
     let folder = recipe("train-nan", "lr = 1e30\nwarmup = 0.0");
     let output = crate::train_command::cltlab(&["train", folder.join("train.toml").to_str().unwrap()]);
     assert!(!output.status.success() && said(&output).contains("training step") && said(&output).contains("lr"), "{}", said(&output));
-    let clt = Clt::load(folder.join("run/clt").to_str().unwrap(), &Device::Cpu).unwrap();
+    let clt = Clt::load(folder.join("run/clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     assert!(clt.encoder(0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|w| w.is_finite()));
     let steps = lines(&folder).len();
     assert_eq!(names(&folder.join("run/checkpoints")), [format!("step-{steps:08}.safetensors")]);
-    let activations = Activations::load(folder.join("activations.safetensors")).unwrap();
+    let activations = Activations::load(folder.join("activations.safetensors"), &Default::default()).unwrap();
     assert_eq!(Trainer::resume(folder.join("run/checkpoints"), &activations).unwrap().steps(), steps);
 }
 
@@ -234,7 +234,8 @@ fn two_trainers_of_one_process_do_not_write_into_one_folder() {
     let trainer = |config: &TrainConfig| Trainer::new(&tiny(), &tiny_shape(), config).unwrap();
     let names = || std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
     // By another path to the same folder.
-    let mut first = trainer(&config).with_lock(FolderLock::take(folder.join("../one-folder")).unwrap());
+    let mut first = trainer(&config);
+    first.set_lock(FolderLock::take(folder.join("../one-folder")).unwrap());
     let mut second = trainer(&config);
     for error in [second.run().unwrap_err(), second.run_steps(1).unwrap_err(), second.save(&folder).unwrap_err()] {
         says(&error, ErrorKind::BadInput, &["another training writes here", "this one", "one-folder"]);

@@ -100,7 +100,7 @@ fn two_trainings_do_not_share_a_folder() {
     refused(&train(&folder, &["--set", "output.folder=run2", "--set", &format!("train.checkpoint_dir={}", folder.join("run").display())]), &["another training"]);
     assert!(std::fs::read(folder.join("run/config.toml")).unwrap() == config);
     // The library sees the program's training, and the program the library's.
-    let activations = Activations::load(folder.join("activations.safetensors")).unwrap();
+    let activations = Activations::load(folder.join("activations.safetensors"), &Default::default()).unwrap();
     let config = TrainConfig { steps: 2, batch_tokens: 8, checkpoint_every: 1, checkpoint_dir: Some(folder.join("run/checkpoints")), ..TrainConfig::default() };
     let shape = CltConfig { layers: activations.layers(), width: activations.width(), features: 32, ..CltConfig::default() };
     let error = Trainer::new(&activations, &shape, &config).unwrap().run().unwrap_err();

@@ -12,17 +12,16 @@ impl Trainer {
     /// ```no_run
     /// use cltlab::files::lock::FolderLock;
     /// use cltlab::prelude::*;
-    /// # let activations = Activations::load("activations.safetensors")?;
+    /// # let activations = Activations::load("activations.safetensors", &ReadConfig::default())?;
     /// let config = TrainConfig { checkpoint_dir: Some("run".into()), checkpoint_every: 100, ..TrainConfig::default() };
     /// let lock = FolderLock::take("run")?;
-    /// let mut trainer = Trainer::new(&activations, &CltConfig::default(), &config)?.with_lock(lock);
+    /// let mut trainer = Trainer::new(&activations, &CltConfig::default(), &config)?;
+    /// trainer.set_lock(lock);
     /// trainer.run()?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```
-    #[must_use]
-    pub fn with_lock(mut self, lock: FolderLock) -> Self {
+    pub fn set_lock(&mut self, lock: FolderLock) {
         self.lock = Some(lock);
-        self
     }
 
     /// The lock of `folder`, unless the trainer holds it.

@@ -235,7 +235,7 @@ fn two_trainers_of_one_process_do_not_write_into_one_folder() {
     let names = || std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
     // By another path to the same folder.
     let mut first = trainer(&config);
-    first.set_lock(FolderLock::take(folder.join("../one-folder")).unwrap());
+    first.set_lock(FolderLock::take(folder.join("..").join(folder.file_name().unwrap())).unwrap());
     let mut second = trainer(&config);
     for error in [second.run().unwrap_err(), second.run_steps(1).unwrap_err(), second.save(&folder).unwrap_err()] {
         says(&error, ErrorKind::BadInput, &["another training writes here", "this one", "one-folder"]);

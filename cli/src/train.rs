@@ -109,7 +109,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     }
     recipe.keeps_inputs(&folder.0, config.metrics.as_deref())?;
     let checkpoints = config.checkpoint_dir.clone().unwrap_or_default();
-    let _locks = locks(&folder.0, &checkpoints)?;
+    let (_lock, checkpoints_lock) = locks(&folder.0, &checkpoints)?;
     let begun = has_checkpoint(&checkpoints);
     if begun && !args.resume && !args.resume_earlier {
         return Err(Error::new(ErrorKind::BadInput, format!("{}: holds checkpoints of an earlier run", checkpoints.display()))
@@ -126,6 +126,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         true => Trainer::resume(&checkpoints, &source.activations)?,
         false => source.begin(&recipe, &config)?,
     };
+    trainer.set_lock(checkpoints_lock);
     if begun {
         trainer.set_config(&config)?;
         same_run(&recipe, &trainer, source.model.as_ref(), &source.activations, &folder.0)?;
@@ -297,15 +298,11 @@ fn has_checkpoint(folder: &Path) -> bool {
     names.into_iter().any(|name| name.starts_with("step-") && name.ends_with(".safetensors"))
 }
 
-/// Keeps other trainings out of the folders that this one writes.
-fn locks(folder: &Path, checkpoints: &Path) -> Result<Vec<FolderLock>> {
-    let mut held = vec![FolderLock::take(folder)?];
+/// Keeps other trainings out of the folders that this one writes: the run's, and the one of its checkpoints, which may be the same.
+fn locks(folder: &Path, checkpoints: &Path) -> Result<(Option<FolderLock>, FolderLock)> {
+    let run = FolderLock::take(folder)?;
     let same = || Some(folder.canonicalize().ok()? == checkpoints.canonicalize().ok()?);
-    let within = std::path::absolute(checkpoints).is_ok_and(|path| std::path::absolute(folder).is_ok_and(|folder| path.starts_with(folder)));
-    if !within && same() != Some(true) {
-        held.push(FolderLock::take(checkpoints)?);
-    }
-    Ok(held)
+    if same() == Some(true) { Ok((None, run)) } else { Ok((Some(run), FolderLock::take(checkpoints)?)) }
 }
 
 /// The first of SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 ends the run after its step; the same one a

@@ -102,10 +102,10 @@ fn an_empty_clt_is_zero_ablation() {
     assert_eq!(report.replacement_cross_entropy, report.zero_ablation_ce);
     assert!(report.layers.iter().all(|layer| layer.fvu >= 1.0 && layer.l0 == 0.0 && layer.dead == 1.0));
     let other = Clt::new(CltConfig { model_fingerprint: "another".into(), ..shape }, (0..l).map(|i| LayerWeights {
-        encoder: clt.encoder(i).clone(),
+        encoder: clt.encoder(i).unwrap().clone(),
         encoder_bias: clt.encoder_bias(i).clone(),
         threshold: None,
-        decoder: clt.decoder(i).clone(),
+        decoder: clt.decoder(i).unwrap().clone(),
         decoder_bias: clt.decoder_bias(i).clone(),
         skip: None,
     }).collect()).unwrap();
@@ -132,7 +132,7 @@ fn streams_resume_bit_for_bit() {
     second.run().unwrap();
     let bits = |trainer: &Trainer| -> Vec<u32> {
         let clt = trainer.clt().unwrap();
-        (0..clt.layers()).flat_map(|l| clt.decoder(l).flatten_all().unwrap().to_vec1::<f32>().unwrap()).map(f32::to_bits).collect()
+        (0..clt.layers()).flat_map(|l| clt.decoder(l).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()).map(f32::to_bits).collect()
     };
     assert!(bits(&whole) == bits(&second));
     for (field, config) in [

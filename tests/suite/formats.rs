@@ -12,9 +12,9 @@ fn same(a: &Clt, b: &Clt) {
     assert_eq!(a.config(), b.config());
     let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     for l in 0..a.layers() {
-        assert_eq!(bits(a.encoder(l)), bits(b.encoder(l)));
+        assert_eq!(bits(a.encoder(l).unwrap()), bits(b.encoder(l).unwrap()));
         assert_eq!(bits(a.encoder_bias(l)), bits(b.encoder_bias(l)));
-        assert_eq!(bits(a.decoder(l)), bits(b.decoder(l)));
+        assert_eq!(bits(a.decoder(l).unwrap()), bits(b.decoder(l).unwrap()));
         assert_eq!(bits(a.decoder_bias(l)), bits(b.decoder_bias(l)));
         assert_eq!(a.threshold(l).map(bits), b.threshold(l).map(bits));
     }
@@ -95,7 +95,7 @@ fn circuit_tracer_folders_load_and_encode_the_same() {
         codes.iter_mut().for_each(|code| code.clear_token(0));
         let mut found = Vec::new();
         for (l, code) in codes.iter().enumerate() {
-            for p in 0..code.tokens {
+            for p in 0..code.tokens() {
                 let (features, values) = code.token(p);
                 found.extend(features.iter().zip(values).map(|(&f, &v)| ([l as i64, p as i64, f as i64], v)));
             }
@@ -159,10 +159,10 @@ fn output_sites_keep_their_hooks() {
     for (output, hook) in [(OutputSite::BeforeNorm, "mlp.hook_out"), (OutputSite::AfterNorm, "hook_mlp_out")] {
         let given = random_clt(Activation::Relu, 3, 8, 12, 1);
         let layers = (0..3).map(|l| LayerWeights {
-            encoder: given.encoder(l).clone(),
+            encoder: given.encoder(l).unwrap().clone(),
             encoder_bias: given.encoder_bias(l).clone(),
             threshold: None,
-            decoder: given.decoder(l).clone(),
+            decoder: given.decoder(l).unwrap().clone(),
             decoder_bias: given.decoder_bias(l).clone(),
             skip: None,
         });

@@ -24,7 +24,7 @@ fn trained(model: &Model, activations: &Activations) -> (Vec<f64>, Vec<f32>) {
     let config = TrainConfig { steps: 24, batch_tokens: 70, ..TrainConfig::default() };
     let mut trainer = Trainer::new(activations, &shape, &config).unwrap();
     let losses = trainer.run().unwrap().samples.iter().map(|sample| sample.reconstruction).collect();
-    (losses, trainer.clt().unwrap().decoder(0).flatten_all().unwrap().to_vec1().unwrap())
+    (losses, trainer.clt().unwrap().decoder(0).unwrap().flatten_all().unwrap().to_vec1().unwrap())
 }
 
 fn farthest(a: &[f64], b: &[f64]) -> f64 {

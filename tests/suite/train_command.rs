@@ -48,7 +48,7 @@ pub fn lines(folder: &Path) -> Vec<serde_json::Value> {
 }
 
 fn decoder(clt: &Clt) -> Vec<f32> {
-    (0..clt.layers()).flat_map(|l| clt.decoder(l).flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+    (0..clt.layers()).flat_map(|l| clt.decoder(l).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn evaluations_are_those_of_the_same_clt() {
     let plain = TrainConfig { eval_every: 0, metrics: None, ..config };
     let mut other = Trainer::new(&activations, &shape, &plain).unwrap();
     other.run().unwrap();
-    let weights = |trainer: &Trainer| trainer.clt().unwrap().decoder(0).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let weights = |trainer: &Trainer| trainer.clt().unwrap().decoder(0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert!(weights(&trainer) == weights(&other));
 }
 

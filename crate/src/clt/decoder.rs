@@ -80,13 +80,19 @@ impl Decoder {
     }
 
     /// The whole tensor.
-    pub fn tensor(&self) -> &Tensor {
+    ///
+    /// # Errors
+    /// What reading its file says.
+    pub fn tensor(&self) -> Result<&Tensor> {
         match self {
-            Decoder::Held(tensor) => tensor,
-            Decoder::Mapped(mapped) => mapped.whole.get_or_init(|| {
-                // Shape and type were checked when it was mapped.
-                mapped.reader.as_it_is(&mapped.name, &mapped.in_file).and_then(|tensor| Ok(tensor.reshape(mapped.shape.as_slice())?)).expect("a checked tensor")
-            }),
+            Decoder::Held(tensor) => Ok(tensor),
+            Decoder::Mapped(mapped) => match mapped.whole.get() {
+                Some(tensor) => Ok(tensor),
+                None => {
+                    let tensor = mapped.reader.as_it_is(&mapped.name, &mapped.in_file)?.reshape(mapped.shape.as_slice())?;
+                    Ok(mapped.whole.get_or_init(|| tensor))
+                }
+            },
         }
     }
 
@@ -105,7 +111,7 @@ impl Decoder {
                 return Ok(Lent::Mapped(weights));
             }
         }
-        Ok(Lent::Held(self.tensor().storage_and_layout()))
+        Ok(Lent::Held(self.tensor()?.storage_and_layout()))
     }
 
     /// `work` on the values, which must be on the CPU.

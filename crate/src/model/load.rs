@@ -3,7 +3,7 @@
 use super::rotary::Rotaries;
 use super::weights::Weights;
 use super::{family, shards, GenerateConfig, Inner, Model, ModelConfig, OutputSite};
-use crate::device::auto_device;
+use crate::device::{auto_device, require_own};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::{HubConfig, HubRepo};
@@ -94,6 +94,7 @@ impl Model {
     fn open(source: &str, config: &LoadConfig) -> Result<Model> {
         config.validate()?;
         let device = config.device.clone().map_or_else(auto_device, Ok)?;
+        require_own(&device)?;
         let target = config.target(&device);
         match find(source)? {
             Source::Folder(folder) => Self::load_folder(folder, source, target),
@@ -119,6 +120,7 @@ impl Model {
     pub fn from_tensors(name: &str, config: &serde_json::Value, tensors: HashMap<String, Tensor>, load: &LoadConfig) -> Result<Model> {
         load.validate()?;
         let device = load.device.clone().map_or_else(auto_device, Ok)?;
+        require_own(&device)?;
         let weights = Weights::Memory { tensors, path: PathBuf::from(name) };
         Self::assemble(name.to_string(), family::config_from_json(config, name)?, weights, None, load.target(&device))
     }

@@ -46,9 +46,15 @@ impl Trainer {
     /// earlier one leaves behind, are kept under the ending `.aside`.
     ///
     /// # Errors
-    /// `DiskFull` or `Io` with the path; earlier checkpoints are untouched then.
+    /// `DiskFull` or `Io` with the path, `BadInput` when another training writes there now; earlier checkpoints are untouched then.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
+        let _lock = self.lock(folder)?;
+        self.write(folder)
+    }
+
+    /// As [`Trainer::save`], into a folder that is locked for this training.
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
         files::create_folder(folder)?;
         let live = self.host()?;
         let layers = &live.layers;

@@ -4,7 +4,7 @@ use super::source::Source;
 use super::{clt_forge, circuit_tracer, crosslayer_coding, crosslayer_transcoder, gemma_scope, gemma_scope_2, sae_lens, sparsify};
 use crate::activations::InputSite;
 use crate::clt::{Clt, CltConfig};
-use crate::device::auto_device;
+use crate::device::{auto_device, require_own};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::names;
 use crate::model::OutputSite;
@@ -192,6 +192,7 @@ impl Clt {
 
     fn open(source: &str, config: &CltLoadConfig) -> Result<Clt> {
         let device = config.device.clone().map_or_else(auto_device, Ok)?;
+        require_own(&device)?;
         let source = Source::open(source)?;
         let format = config.format.map_or_else(|| Format::detect(&source), Ok)?;
         let read = match format {

@@ -192,9 +192,9 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     for l in 0..c.layers {
         let cuts = thresholds(clt, l, NAME)?;
         let mut tensors = vec![
-            ("W_enc".to_string(), turned(clt.encoder(l))?),
+            ("W_enc".to_string(), turned(clt.encoder(l)?)?),
             ("b_enc".to_string(), clt.encoder_bias(l).clone()),
-            ("W_dec".to_string(), clt.decoder(l).squeeze(1)?),
+            ("W_dec".to_string(), clt.decoder(l)?.squeeze(1)?),
             ("b_dec".to_string(), clt.decoder_bias(l).clone()),
         ];
         if jumps {

@@ -235,7 +235,7 @@ fn weights_are_finite_floats_in_every_format() {
     }
     assert!(tried >= cases.len());
     // Ours: small tensors at once, encoders and decoders when they are used.
-    let model = cltlab::Model::load(fixture("attribution/llama/model").to_str().unwrap(), &Device::Cpu).unwrap();
+    let model = cltlab::Model::load(fixture("attribution/llama/model"), &cltlab::model::LoadConfig::on(&Device::Cpu)).unwrap();
     for odd in [f32::NAN, f32::INFINITY] {
         for name in ["b_enc_1", "b_dec_1", "threshold_1"] {
             let place = copied(&fixture("attribution/llama/clt"), "numbers-own");

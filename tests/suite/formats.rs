@@ -59,7 +59,7 @@ fn of_two_writers_one_is_kept_whole() {
             }
         });
         let kept = Clt::load(&place, &CltLoadConfig::on(&Device::Cpu)).unwrap();
-        let bits = |clt: &Clt| -> Vec<f32> { (0..6).flat_map(|l| clt.encoder(l).flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect() };
+        let bits = |clt: &Clt| -> Vec<f32> { (0..6).flat_map(|l| clt.encoder(l).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect() };
         let one = writers.iter().find(|clt| bits(clt) == bits(&kept)).unwrap_or_else(|| panic!("round {round}: a mixture of both"));
         same(&kept, one);
         assert_eq!(std::fs::read_dir(place.parent().unwrap()).unwrap().count(), 1, "a temporary folder was left");

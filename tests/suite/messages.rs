@@ -84,10 +84,10 @@ fn a_text_of_special_tokens_is_no_interruption() {
     let folder = scratch("message-eval");
     let text = folder.join("t.txt");
     std::fs::write(&text, "<|endoftext|> ".repeat(300)).unwrap();
-    let model = Model::load(&model(), &Device::Cpu).unwrap();
-    let clt = Clt::load(&clt(), &Device::Cpu).unwrap();
+    let model = Model::load(model(), &LoadConfig::on(&Device::Cpu)).unwrap();
+    let clt = Clt::load(clt(), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     let config = cltlab::eval::EvalConfig { context: 16, ..cltlab::eval::EvalConfig::default() };
-    let error = cltlab::eval::evaluate_with(&model, &clt, &Corpus::load(&text).unwrap(), &config).err().expect("it was measured");
+    let error = evaluate(&model, &clt, &Corpus::load(&text, &Default::default()).unwrap(), &config).err().expect("it was measured");
     says(&error, ErrorKind::BadInput, &["no token to measure", "special"]);
 }
 
@@ -97,7 +97,7 @@ fn activations_and_stores_name_the_file_of_what_is_no_number() {
     let write = |odd: f32, dtype: DType| {
         let values = Tensor::from_vec((0..12).map(|n| if n == 7 { odd } else { n as f32 }).collect::<Vec<f32>>(), (4, 3), &Device::Cpu).unwrap();
         save(&["input.0", "target.0"].map(|name| (name.to_string(), values.to_dtype(dtype).unwrap())).into(), &path).unwrap();
-        Activations::load(&path)
+        Activations::load(&path, &Default::default())
     };
     write(1.0, DType::F32).unwrap();
     says(&write(f32::NAN, DType::F32).unwrap_err(), ErrorKind::NotFinite, &["mine.safetensors", "input.0", "token 2, number 1"]);
@@ -115,7 +115,7 @@ fn files_that_stand_in_for_weights_are_named_in_clts_too() {
         for file in ["W_enc_1.safetensors", "W_dec_1.safetensors"] {
             let kept = std::fs::read(place.join(file)).unwrap();
             std::fs::write(place.join(file), text).unwrap();
-            says(&Clt::load(place.to_str().unwrap(), &Device::Cpu).err().unwrap(), ErrorKind::BadFile, &[file, word]);
+            says(&Clt::load(&place, &CltLoadConfig::on(&Device::Cpu)).err().unwrap(), ErrorKind::BadFile, &[file, word]);
             std::fs::write(place.join(file), kept).unwrap();
         }
     }

@@ -196,7 +196,7 @@ fn a_folder_and_a_gguf_file_of_one_model_give_one_graph() {
     let mut graphs = Vec::new();
     for model in [&one, &two] {
         assert_eq!(model.tokens("w3 w4 w5").unwrap(), [3, 4, 5]);
-        assert_eq!(model.prompt_tokens("w3 w4 w5").unwrap(), [0, 3, 4, 5]);
+        assert_eq!(cltlab::Replacement::new(model, &clt).unwrap().tokens("w3 w4 w5").unwrap(), [0, 3, 4, 5]);
         let blocks = text.blocks(model.tokenizer().unwrap(), model.special_token(), 8, None).unwrap();
         assert!(blocks.len() > 10 && (0..blocks.len()).all(|at| blocks.block(at).unwrap()[0] == 0));
         let replacement = cltlab::Replacement::new(model, &clt).unwrap();

@@ -38,7 +38,7 @@
 //! | [`selftest`] | a device | whether it computes what it should |
 //! | [`notebook`] | any of these | displays, live progress, parameters |
 //!
-//! Below them all lie [`error`], [`device`], [`files`], [`progress`] and [`hub`].
+//! Below them all lie [`error`], [`environment`], [`device`], [`files`], [`progress`] and [`hub`].
 //!
 //! # Features
 //! `cuda` adds NVIDIA GPUs (needs nvcc: `./x build-cuda`); the same program still runs where there is none. The
@@ -50,6 +50,7 @@
 pub mod activations;
 pub mod clt;
 pub mod device;
+pub mod environment;
 pub mod error;
 pub mod eval;
 pub mod files;

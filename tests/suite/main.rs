@@ -13,6 +13,7 @@ mod comparator;
 mod compare;
 mod devices;
 mod dtypes;
+mod errors;
 mod eval;
 mod families;
 mod foreign;

@@ -33,7 +33,7 @@ impl FolderLock {
         let made = !folder.exists();
         super::create_folder(folder)?;
         let path = folder.join(FILE);
-        let fault = |error: std::io::Error| Error::io(&path, &error);
+        let fault = |error: std::io::Error| Error::io(&path, error);
         let held = |by: &str| {
             Error::new(ErrorKind::BadInput, format!("{}: another training writes here (process {by})", folder.display()))
                 .help(format!("wait for it, or choose another folder; if it is surely over, remove {}", path.display()))

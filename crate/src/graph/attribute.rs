@@ -40,7 +40,7 @@ pub struct AttributeConfig {
     pub targets: Option<Vec<Target>>,
     /// Features that become nodes, those with most influence; `None` for all. Default 7,500.
     pub max_features: Option<usize>,
-    /// Targets carried together. Default 256.
+    /// Rows (effects on one target each) that are computed at once: more takes more memory and less time. Default 256.
     pub batch: usize,
     /// With a budget, influence is computed anew after this many features: circuit-tracer's
     /// `update_interval · batch_size`. `None`, the default: an eighth of the budget, at least 32.

@@ -67,7 +67,7 @@ pub struct AttributeArgs {
     /// Features that become nodes, those with most influence; all without it
     #[arg(long)]
     max_features: Option<usize>,
-    /// Targets carried together
+    /// Rows computed at once: more takes more memory and less time
     #[arg(long)]
     batch_size: Option<usize>,
     /// With --max-features: batches between two rankings by influence, as in circuit-tracer
@@ -98,6 +98,9 @@ pub struct AttributeArgs {
     /// The whole graph as arrays, with the masks of the pruned one
     #[arg(long)]
     raw: Option<PathBuf>,
+    /// The pruned graph as a picture: .svg, .png or .html
+    #[arg(long)]
+    picture: Option<PathBuf>,
 }
 
 impl AttributeArgs {
@@ -141,6 +144,10 @@ pub fn attribute(args: &AttributeArgs) -> Result<()> {
     laps.end("prune");
     pruned.save_json_with(&args.output, &pruned.supernodes(args.supernodes))?;
     laps.end("export");
+    if let Some(path) = &args.picture {
+        pruned.picture().save(path)?;
+        laps.end("picture");
+    }
     println!("{graph}\n{pruned}");
     for logit in graph.logits() {
         println!("{:>8}  {:>7.4}  {:?}", logit.token, logit.probability, logit.text);
@@ -180,12 +187,12 @@ impl std::fmt::Display for Laps {
 /// What may respond to an intervention.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Held {
-    /// Patterns, norm scales and MLP outputs are held: direct effects
+    /// Attention patterns, norm scales and MLP outputs keep their values: only direct effects are seen
     Direct,
-    /// Patterns are held
+    /// Attention patterns keep their values; features, MLPs and norms respond
     #[value(alias = "frozen_attn", alias = "frozen-attn")]
     Frozen,
-    /// Nothing is held
+    /// Everything responds, attention patterns too
     Open,
 }
 

@@ -62,7 +62,7 @@ pub fn root() -> PathBuf {
 
 /// The kernel's program, beside this one.
 pub fn program() -> Result<PathBuf> {
-    let own = std::env::current_exe().map_err(|error| Error::io("the path of this program", &error))?;
+    let own = std::env::current_exe().map_err(|error| Error::io("the path of this program", error))?;
     let path = own.with_file_name("cltlab-kernel");
     match path.exists() {
         true => Ok(path),
@@ -83,6 +83,6 @@ pub fn user_data() -> Result<PathBuf> {
 
 /// What a line of Python prints.
 pub fn python(line: &str) -> Result<String> {
-    let output = Command::new("python3").args(["-c", line]).output().map_err(|error| Error::io("python3", &error).help("install Python 3.10 or later"))?;
+    let output = Command::new("python3").args(["-c", line]).output().map_err(|error| Error::io("python3", error).help("install Python 3.10 or later"))?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
 }

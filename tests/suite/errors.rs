@@ -7,7 +7,7 @@ use std::error::Error as _;
 use std::io;
 
 /// The innermost error of the chain.
-fn root_of(error: &(dyn std::error::Error + 'static)) -> &(dyn std::error::Error + 'static) {
+fn root_of<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     error.source().map_or(error, root_of)
 }
 

@@ -152,8 +152,8 @@ impl SupernodeCheck {
     pub(crate) fn lines(&self) -> [String; 3] {
         let (own, random) = self.sizes();
         [
-            format!("{} changes of groups, seen at {} outputs: the graph's prediction against what was measured, {}", self.effects.len(), self.outputs.len(), self.agreement()),
-            format!("random features in their place: the groups' prediction against these, {}; the graph's prediction for these against these, {}", self.control_agreement(), self.control_own_agreement()),
+            format!("{} changes of groups, {} outputs: predicted against measured {}", self.effects.len(), self.outputs.len(), self.agreement()),
+            format!("random features in their place: the groups' prediction against what these do {}; their own prediction against it {}", self.control_agreement(), self.control_own_agreement()),
             format!("size of the changes, root mean square in logits: groups {own:.3}, random features {random:.3}"),
         ]
     }

@@ -116,7 +116,7 @@ pub fn read(table: &Table, base: &Activation) -> Result<Option<Activation>, Stri
         return Err(format!("{part}: {name} takes {takes}; leave {part} out"));
     }
     if let Some((part, _)) = parts.iter().find(|(part, _)| !inner.contains_key(*part)) {
-        let article = if *part == "k" { "a k" } else { part };
+        let article = if *part == "k" { "a k" } else { *part };
         return Err(format!("activation: {name} needs {article}: {}", forms(&name, parts)));
     }
     for (part, value) in &inner {

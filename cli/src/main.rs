@@ -20,14 +20,17 @@ mod check;
 mod compare;
 mod doctor;
 mod dry_run;
+mod environment;
 mod graph;
 mod kernel;
 mod model;
 mod out;
 mod recipe;
+mod reports;
 mod resume;
 mod selftest;
 mod train;
+mod view;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use cltlab::prelude::*;
@@ -61,10 +64,12 @@ enum Command {
     Clt(clt::CltArgs),
     /// Explain why a head looked where it did: its score, split over pairs of features
     Attention(attention::AttentionArgs),
-    /// Lay the graphs of several prompts over each other: their difference, or their mean
+    /// Lay the graphs of several prompts over each other (difference or mean), or list the evaluations of several CLTs
     Compare(compare::CompareArgs),
     /// Does changing groups of features do what the graph says? Predicted, measured, random features
     Check(check::CheckArgs),
+    /// Show a folder's graphs in a browser, on this machine only
+    View(view::ViewArgs),
     /// The Jupyter kernel
     Kernel(kernel::KernelArgs),
     /// Say what is missing and how to get it
@@ -93,7 +98,7 @@ fn main() -> std::process::ExitCode {
         Ok(program) => program,
         Err(error) => {
             if let Err(fault) = error.print() {
-                out::keep(&fault);
+                out::keep(fault);
             }
             return out::end().map_or_else(|fault| failed(&fault), |()| std::process::ExitCode::from(error.exit_code() as u8));
         }
@@ -111,6 +116,7 @@ fn main() -> std::process::ExitCode {
         Command::Attention(args) => attention::attention(&args),
         Command::Check(args) => check::check(&args),
         Command::Compare(args) => compare::compare(&args),
+        Command::View(args) => view::view(&args),
         Command::Kernel(args) => kernel::kernel(&args),
         Command::Doctor => doctor::doctor(),
         Command::Selftest(args) => selftest::selftest(&args),

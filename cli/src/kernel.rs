@@ -1,5 +1,6 @@
 //! `cltlab kernel install`: tells Jupyter about the kernel.
 
+use super::environment;
 use clap::{Args, Subcommand};
 use cltlab::prelude::*;
 use std::path::{Path, PathBuf};
@@ -57,7 +58,8 @@ pub fn kernel(args: &KernelArgs) -> Result<()> {
 
 /// The project's folder: what this program was built from, unless `CLTLAB_ROOT` says otherwise.
 pub fn root() -> PathBuf {
-    std::env::var_os("CLTLAB_ROOT").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from)
+    let built_from = || Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default();
+    environment::root().unwrap_or_else(built_from)
 }
 
 /// The kernel's program, beside this one.
@@ -72,13 +74,13 @@ pub fn program() -> Result<PathBuf> {
 
 /// Jupyter's data folder of this user.
 pub fn user_data() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("JUPYTER_DATA_DIR") {
-        return Ok(PathBuf::from(folder));
+    if let Some(folder) = environment::jupyter_data() {
+        return Ok(folder);
     }
-    let home = std::env::var_os("HOME")
+    let home = environment::home()
         .ok_or_else(|| Error::expected(ErrorKind::MissingFile, "environment variable HOME", "nothing", "the user's folder"))?;
     let below = if cfg!(target_os = "macos") { "Library/Jupyter" } else { ".local/share/jupyter" };
-    Ok(Path::new(&home).join(below))
+    Ok(home.join(below))
 }
 
 /// What a line of Python prints.

@@ -145,7 +145,7 @@ impl Folder {
         let kept: Option<Value> = self.file(LIST, &["json"])?.and_then(|found| serde_json::from_reader(std::io::BufReader::new(found.file)).ok());
         let kept = kept.as_ref().and_then(|list| list.get("graphs")?.as_array());
         let entry = |graph: Summary| {
-            let of_name = |entry: &&Value| entry.get("slug").and_then(Value::as_str) == Some(&graph.name);
+            let of_name = |entry: &&Value| entry.get("slug").and_then(Value::as_str) == Some(graph.name.as_str());
             let mut entry = kept.and_then(|kept| kept.iter().find(of_name)).cloned().unwrap_or(graph.metadata);
             entry["slug"] = Value::String(graph.name);
             entry

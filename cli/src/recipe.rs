@@ -163,7 +163,8 @@ impl Recipe {
         // shows when that is known.
         let usual = CltConfig::default();
         let base = preset.map_or(usual.clone(), |preset| preset.shape(&usual));
-        if recipe.init.is_none() || recipe.is_given("clt", "activation") {
+        let parts = activation::PARTS.iter().any(|part| recipe.is_given("clt", part));
+        if recipe.init.is_none() || recipe.is_given("clt", "activation") || !parts {
             recipe.clt(&base)?;
         }
         recipe.one_source()?;
@@ -272,7 +273,8 @@ impl Recipe {
         let mut whole = base.clone();
         for (key, value) in table {
             let Some(known) = keys::<T>().iter().find(|known| *known == key) else {
-                let all = [keys::<T>(), if name == "clt" { &["init", "k", "threshold", "bandwidth"] } else { &[] }].concat();
+                let beside: &[&str] = if name == "clt" { &["init", "k", "threshold", "bandwidth"] } else { &[] };
+                let all = [keys::<T>(), beside].concat();
                 return Err(unknown(&self.path, "key", &format!("[{name}] {key}"), key, &all));
             };
             let given = if value.as_str() == Some("none") { Value::Null } else { serde_json::to_value(value).map_err(fault)? };

@@ -259,14 +259,24 @@ pub fn intervene(args: &InterveneArgs) -> Result<()> {
     };
     let config = InterveneConfig { mode, top: args.top, every_position: args.raw.is_some() };
     let replacement = args.of.replacement()?;
+    let mut texts = Vec::new();
     if let Some(n) = args.generate {
         let tokens = args.of.tokens(replacement.model())?;
         let how = GenerateConfig { max_tokens: n, ..GenerateConfig::default() };
         for (name, changes) in [("without", &[][..]), ("with", &changes)] {
             let made = replacement.stream_tokens(&tokens, changes, &config, &how, &mut |_| true)?;
+            texts.push(format!("{name:>8}: {:?}", made.text));
             let ids: Vec<String> = made.tokens.iter().map(u32::to_string).collect();
-            println!("{name:>8}: {:?}\n{:>8}  {}", made.text, "", ids.join(","));
+            texts.push(format!("{:>8}  token ids {}", "", ids.join(",")));
         }
+    }
+    // What begins after the prompt shows in the text alone.
+    if args.generate.is_some() {
+        let prompt = args.of.tokens(replacement.model())?.len();
+        changes.retain(|change| !matches!(change.place.positions, Positions::From(first) if first >= prompt));
+    }
+    if changes.is_empty() && !texts.is_empty() {
+        texts.iter().for_each(|text| println!("{text}"));
         return Ok(());
     }
     let effect = match &args.of.from.prompt {
@@ -274,6 +284,7 @@ pub fn intervene(args: &InterveneArgs) -> Result<()> {
         None => replacement.intervene_tokens(&args.of.from.tokens, &changes, &config)?,
     };
     println!("{effect}");
+    texts.iter().for_each(|text| println!("{text}"));
     let (Some(path), Some(logits)) = (&args.raw, effect.logits_everywhere()) else { return Ok(()) };
     let tensors = HashMap::from([("logits".to_string(), logits.to_device(&Device::Cpu)?)]);
     super::model::save_tensors(path, &tensors)

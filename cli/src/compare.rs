@@ -1,7 +1,8 @@
-//! `cltlab compare`: what the graphs of several prompts share, or how two differ.
+//! `cltlab compare`: what the graphs of several prompts share, or how two differ; `compare reports` instead: CLTs by their evaluations.
 
 use super::graph::{Explained, Laps};
-use clap::{Args, ValueEnum};
+use super::reports::ReportsArgs;
+use clap::{Args, Subcommand, ValueEnum};
 use cltlab::prelude::*;
 use std::path::PathBuf;
 
@@ -15,9 +16,12 @@ enum Align {
 }
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct CompareArgs {
+    #[command(subcommand)]
+    instead: Option<Instead>,
     #[command(flatten)]
-    of: Explained,
+    of: Option<Explained>,
     /// Another prompt, as text, or as ids 1,2,3 where --tokens is given; repeatable with --merge
     #[arg(long, required = true, value_name = "PROMPT")]
     other: Vec<String>,
@@ -47,8 +51,18 @@ pub struct CompareArgs {
     picture: Option<PathBuf>,
 }
 
+#[derive(Subcommand)]
+enum Instead {
+    /// The evaluations of several CLTs as one table, from the reports of eval and train
+    Reports(ReportsArgs),
+}
+
 /// Attributes every prompt, compares, writes.
 pub fn compare(args: &CompareArgs) -> Result<()> {
+    if let Some(Instead::Reports(args)) = &args.instead {
+        return super::reports::reports(args);
+    }
+    let of = args.of.as_ref().ok_or_else(|| Error::expected(ErrorKind::BadInput, "compare", "no CLT", "--model, --clt, a prompt and --other; or compare reports"))?;
     let prune = PruneConfig { node_threshold: args.node_threshold, edge_threshold: args.edge_threshold };
     prune.validate()?;
     if !args.merge && args.other.len() > 1 {
@@ -57,11 +71,11 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
     let config = AttributeConfig { max_features: args.max_features, ..AttributeConfig::default() };
     config.validate()?;
     let mut laps = Laps::new();
-    let replacement = args.of.replacement()?;
+    let replacement = of.replacement()?;
     laps.end("load");
-    let mut graphs = vec![args.of.attribute(&replacement, &config)?];
+    let mut graphs = vec![of.attribute(&replacement, &config)?];
     for other in &args.other {
-        graphs.push(args.of.attribute_other(&replacement, other, &config)?);
+        graphs.push(of.attribute_other(&replacement, other, &config)?);
     }
     laps.end("graphs");
     let align = match args.align {

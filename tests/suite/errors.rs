@@ -18,7 +18,7 @@ fn code_of(error: &Error) -> Option<i32> {
 #[test]
 fn a_system_error_is_the_source() {
     let folder = scratch("error-source");
-    let error = Corpus::load(folder.join("none.txt")).unwrap_err().context("outer").help("what to do");
+    let error = Corpus::load(folder.join("none.txt"), &Default::default()).unwrap_err().context("outer").help("what to do");
     assert_eq!(error.kind(), ErrorKind::MissingFile);
     assert_eq!(code_of(&error), Some(libc::ENOENT));
     assert_eq!(code_of(&error.clone()), Some(libc::ENOENT), "a copy keeps its source");
@@ -53,7 +53,7 @@ fn a_reader_s_error_is_the_source() {
     let error = Supernode::load(&file).unwrap_err();
     assert!(root_of(&error).downcast_ref::<serde_json::Error>().is_some_and(serde_json::Error::is_data), "{error}");
     std::fs::write(folder.join("activations.safetensors"), b"\xff\xff\xff\xff\xff\xff\xff\xff").unwrap();
-    let error = Activations::load(folder.join("activations.safetensors")).unwrap_err();
+    let error = Activations::load(folder.join("activations.safetensors"), &Default::default()).unwrap_err();
     assert!(error.source().is_some(), "{error}");
 }
 

@@ -8,7 +8,7 @@ use serde_json::{json, Value};
 use std::path::Path;
 
 fn pruned() -> Graph {
-    replacement("gpt2").attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap().prune(&PruneConfig::default()).unwrap()
+    replacement("gpt2").attribute(&TOKENS, &AttributeConfig::default()).unwrap().prune(&PruneConfig::default()).unwrap()
 }
 
 fn json_of(path: &Path) -> Value {
@@ -26,23 +26,24 @@ fn every_graph_is_listed_once() {
     let list = folder.join("graph-metadata.json");
     std::fs::write(&list, json!({"graphs": [{"slug": "other", "title_prefix": "kept"}, {"slug": "a", "old": true}, {"slug": "a"}], "more": 1}).to_string()).unwrap();
     for name in ["a", "b", "a"] {
-        graph.save_json(folder.join(format!("{name}.json"))).unwrap();
+        graph.save(folder.join(format!("{name}.json")), &GraphSaveConfig::default()).unwrap();
     }
     assert_eq!(slugs(&folder), ["other", "a", "b"]);
     let all = json_of(&list);
     assert_eq!((&all["more"], &all["graphs"][0]["title_prefix"]), (&json!(1), &json!("kept")));
     // An entry is the file's metadata, which circuit-tracer's page reads.
     assert_eq!(all["graphs"][1], json_of(&folder.join("a.json"))["metadata"]);
+    let json = GraphSaveConfig { format: Some(GraphFormat::Json), ..GraphSaveConfig::default() };
     // What the page could not ask for by its slug is not listed; nor is what is no file.
-    graph.save_json(folder.join("a b.json")).unwrap();
-    graph.save_json(folder.join("graph.txt")).unwrap();
-    graph.save_json("/dev/null").unwrap();
+    graph.save(folder.join("a b.json"), &GraphSaveConfig::default()).unwrap();
+    graph.save(folder.join("graph.txt"), &json).unwrap();
+    graph.save("/dev/null", &json).unwrap();
     assert_eq!(slugs(&folder), ["other", "a", "b"]);
-    assert_eq!(graph.save_json(&list).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(graph.save(&list, &GraphSaveConfig::default()).unwrap_err().kind(), ErrorKind::BadInput);
     // A list that cannot be read stays.
     for text in ["{\"graphs\": [", "[]", "{\"graphs\": {}}"] {
         std::fs::write(&list, text).unwrap();
-        let error = graph.save_json(folder.join("c.json")).unwrap_err();
+        let error = graph.save(folder.join("c.json"), &GraphSaveConfig::default()).unwrap_err();
         assert!(error.kind() == ErrorKind::BadFile && error.to_string().contains("graph-metadata.json"), "{error}");
         assert_eq!(std::fs::read_to_string(&list).unwrap(), text);
     }
@@ -54,7 +55,7 @@ fn writers_at_one_time_lose_no_entry() {
     std::thread::scope(|threads| {
         for i in 0..8 {
             let (graph, folder) = (&graph, &folder);
-            threads.spawn(move || (0..4).for_each(|k| graph.save_json(folder.join(format!("g{i}-{}.json", k % 2))).unwrap()));
+            threads.spawn(move || (0..4).for_each(|k| graph.save(folder.join(format!("g{i}-{}.json", k % 2)), &GraphSaveConfig::default()).unwrap()));
         }
     });
     let mut found = slugs(&folder);
@@ -69,7 +70,7 @@ fn writers_at_one_time_lose_no_entry() {
 fn a_graph_reads_back() {
     let (graph, folder) = (pruned(), scratch("graph-load"));
     let file = folder.join("g.json");
-    graph.save_json(&file).unwrap();
+    graph.save(&file, &GraphSaveConfig::default()).unwrap();
     let back = Graph::load(&file).unwrap();
     // Errors and features without an edge are not in the file.
     let linked: Vec<usize> = graph.edges().iter().flat_map(|edge| [edge.source, edge.target]).collect();
@@ -99,7 +100,7 @@ fn a_graph_reads_back() {
 fn files_that_are_no_graphs_are_refused() {
     let (graph, folder) = (pruned(), scratch("graph-load-bad"));
     let file = folder.join("g.json");
-    graph.save_json(&file).unwrap();
+    graph.save(&file, &GraphSaveConfig::default()).unwrap();
     let whole = json_of(&file);
     let refuses = |change: &dyn Fn(&mut Value), words: &[&str]| {
         let mut changed = whole.clone();

@@ -170,17 +170,17 @@ fn blocks_end_where_they_should() {
 #[test]
 fn graphs_and_effects_of_real_models() {
     let replacement = replacement("gpt2");
-    let graph = replacement.attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap();
+    let graph = replacement.attribute(&TOKENS, &AttributeConfig::default()).unwrap();
     let picture = graph.picture();
     assert_svg(&picture);
     assert_eq!(graph.picture(), picture, "the same graph gives the same picture");
     assert_html(&graph.html());
     let top = graph.top_features(1)[0];
     assert!(picture.svg().contains(&format!(">{}/{}<", top.layer, top.feature)), "the most influential feature has its name");
-    let effect = replacement.intervene_tokens(&TOKENS, &[Intervention::ablate(top)], &Default::default()).unwrap();
+    let effect = replacement.intervene(&TOKENS, &[Intervention::ablate(top)], &Default::default()).unwrap();
     assert_svg(&effect.picture());
     assert_html(&effect.html());
-    let mut split = replacement.attribute_attention_tokens(&TOKENS, &QkConfig { layer: 2, head: 1, query: 9, key: 5, ..QkConfig::default() }).unwrap();
+    let mut split = replacement.attribute_attention(&TOKENS, &QkConfig { layer: 2, head: 1, query: 9, key: 5, ..QkConfig::default() }).unwrap();
     split.token_text = vec![HOSTILE.concat(); TOKENS.len()];
     split.pairs[1].weight = f64::NAN;
     assert_svg(&split.picture());

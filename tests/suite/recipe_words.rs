@@ -75,7 +75,7 @@ fn every_line_of_the_example_parses() {
             ("activations" | "output", _) => continue,
             ("clt", "threshold" | "bandwidth") => "[clt]\nactivation = \"jump_relu\"\nthreshold = 0.03\nbandwidth = 1.0\n".to_string(),
             ("clt", "activation" | "k") => "[clt]\nactivation = \"batch_top_k\"\nk = 32\n".to_string(),
-            ("clt", "init" | "layers" | "width" | "model_fingerprint" | "features") => continue,
+            ("clt", "init" | "model_fingerprint" | "features") => continue,
             ("store", _) => continue,
             ("train", "target_l0") => format!("[clt]\nactivation = \"relu\"\n[train]\n{line}\n"),
             _ => format!("[{table}]\n{line}\n"),
@@ -93,7 +93,7 @@ fn the_example_trains() {
     let model = fixture("attribution/gpt2/model");
     let text = "Once there was a small fox who lived in a big wood. It went to the river and saw a fish. ".repeat(40);
     std::fs::write(folder.join("stories.txt"), text).unwrap();
-    let output = train(&folder, &["--set", &format!("model.name={}", model.display()), "--set", "clt.features=32", "--set", "clt.k=4", "--set", "train.steps=3", "--set", "train.batch_tokens=64", "--set", "train.eval_every=2", "--set", "stream.context=16", "--set", "eval.tokens=64", "--set", "eval.fidelity_tokens=0"]);
+    let output = train(&folder, &["--set", &format!("model.source={}", model.display()), "--set", "clt.features=32", "--set", "clt.k=4", "--set", "train.steps=3", "--set", "train.batch_tokens=64", "--set", "train.eval_every=2", "--set", "stream.context=16", "--set", "eval.tokens=64", "--set", "eval.fidelity_tokens=0"]);
     assert!(output.status.success(), "{}", said(&output));
     assert!(folder.join("runs/gpt2/clt/config.yaml").exists());
 }
@@ -193,8 +193,8 @@ fn wrong_types_are_refused_in_plain_words() {
         ("train.matryoshka=8", &["[train] matryoshka", "a list", "whole number"]),
         ("train.loss=mse", &["[train] loss", "\"mse\"", "\"squared_error\" or \"fvu\""]),
         ("train.clip=[]", &["[train] clip", "a number, or \"none\""]),
-        ("model.name=5", &["[model] name", "a text in quotes"]),
-        ("clt.width=48", &["[clt] width", "got 48, expected 32", "[clt] features"]),
+        ("model.source=5", &["[model] source", "a text in quotes"]),
+        ("clt.width=48", &["[clt] width", "features per layer are [clt] features"]),
     ] {
         refused(&train(&folder, &["--set", set]), words);
     }
@@ -205,17 +205,17 @@ fn what_is_missing_is_named_with_the_example_s_line() {
     let folder = scratch("missing-keys");
     let file = folder.join("train.toml");
     for (text, words) in [
-        ("[model]\nname = \"x\"\n", &["[output] is missing", "folder", "add a table [output] with: folder = \"runs/gpt2\"", "--example"][..]),
+        ("[model]\nsource = \"x\"\n", &["[output] is missing", "folder", "add a table [output] with: folder = \"runs/gpt2\"", "--example"][..]),
         ("[output]\ndtype = \"f32\"\n", &["[output] folder is missing", "add to [output]: folder = \"runs/gpt2\""]),
-        ("[output]\nfolder = \"run\"\n[text]\nfile = \"train.toml\"\n", &["[model] is missing", "name = \"gpt2\""]),
-        ("[output]\nfolder = \"run\"\n[model]\ndtype = \"f32\"\n", &["[model] name is missing", "add to [model]: name = \"gpt2\""]),
+        ("[output]\nfolder = \"run\"\n[text]\nsource = \"train.toml\"\n", &["[model] is missing", "source = \"gpt2\""]),
+        ("[output]\nfolder = \"run\"\n[model]\ndtype = \"f32\"\n", &["[model] source is missing", "add to [model]: source = \"gpt2\""]),
     ] {
         std::fs::write(&file, text).unwrap();
         refused(&train(&folder, &[]), words);
         assert!(!folder.join("run").exists(), "{text}: a folder was made");
     }
     let model = fixture("attribution/gpt2/model");
-    std::fs::write(&file, format!("[output]\nfolder = \"run\"\n[model]\nname = {:?}\n", model.display().to_string())).unwrap();
-    refused(&train(&folder, &[]), &["[text] is missing", "file = \"stories.txt\""]);
+    std::fs::write(&file, format!("[output]\nfolder = \"run\"\n[model]\nsource = {:?}\n", model.display().to_string())).unwrap();
+    refused(&train(&folder, &[]), &["[text] is missing", "source = \"stories.txt\""]);
     assert_eq!(cltlab(&["train"]).status.code(), Some(2));
 }

@@ -66,8 +66,8 @@ impl Server {
 fn graphs(name: &str) -> PathBuf {
     let folder = scratch(name).join("graphs");
     std::fs::create_dir(&folder).unwrap();
-    let graph = replacement("gpt2").attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap().prune(&PruneConfig::default()).unwrap();
-    graph.save_json(folder.join("dallas.json")).unwrap();
+    let graph = replacement("gpt2").attribute(&TOKENS, &AttributeConfig::default()).unwrap().prune(&PruneConfig::default()).unwrap();
+    graph.save(folder.join("dallas.json"), &GraphSaveConfig::default()).unwrap();
     folder
 }
 

@@ -1,4 +1,4 @@
-//! A graph read from the JSON that viewers read: what [`Graph::save_json`] writes, and circuit-tracer's own files.
+//! A graph read from the JSON that viewers read: what [`Graph::save`] writes, and circuit-tracer's own files.
 
 use super::{Edges, Graph, GraphParts, LogitTarget, Node, NodeKind, PruneConfig, Scores};
 use crate::error::{Error, ErrorKind, Result};

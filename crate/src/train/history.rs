@@ -9,7 +9,7 @@ use crate::progress::{EvalSample, TrainSample};
 pub struct History {
     /// One sample a step, first to last, over all runs.
     pub samples: Vec<TrainSample>,
-    /// Evaluations on held-out text, first to last, see [`Trainer::with_eval`](crate::Trainer::with_eval).
+    /// Evaluations on held-out text, first to last, see [`Trainer::held_out`](crate::Trainer::held_out).
     #[serde(default)]
     pub evals: Vec<EvalSample>,
     /// True when the last run ended because the user asked it to.
@@ -23,6 +23,14 @@ impl History {
     /// `DiskFull` or `Io`, with the path.
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
         files::write_json(path, self)
+    }
+
+    /// Reads what [`History::save`] wrote.
+    ///
+    /// # Errors
+    /// `MissingFile`, `Io`; `BadFile` naming the field.
+    pub fn load(path: impl AsRef<std::path::Path>) -> Result<Self> {
+        files::read_json_object(path)
     }
 
     /// The last step, `None` before the first.

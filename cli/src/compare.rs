@@ -1,8 +1,7 @@
-//! `cltlab compare`: what the graphs of several prompts share, or how two differ; `compare reports` instead: CLTs by their evaluations.
+//! `cltlab compare`: what the graphs of several prompts share, or how two differ.
 
 use super::graph::{Explained, Laps, Most};
-use super::reports::ReportsArgs;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use cltlab::prelude::*;
 use std::path::PathBuf;
 
@@ -16,12 +15,9 @@ enum Align {
 }
 
 #[derive(Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct CompareArgs {
-    #[command(subcommand)]
-    instead: Option<Instead>,
     #[command(flatten)]
-    of: Option<Explained>,
+    of: Explained,
     /// Another prompt, as text, or as ids 1,2,3 where --tokens is given; repeatable with --merge
     #[arg(long, required = true, value_name = "PROMPT")]
     other: Vec<String>,
@@ -50,18 +46,9 @@ pub struct CompareArgs {
     picture: Option<PathBuf>,
 }
 
-#[derive(Subcommand)]
-enum Instead {
-    /// The evaluations of several CLTs as one table, from the reports of eval and train
-    Reports(ReportsArgs),
-}
-
 /// Attributes every prompt, compares, writes.
 pub fn compare(args: &CompareArgs) -> Result<()> {
-    if let Some(Instead::Reports(args)) = &args.instead {
-        return super::reports::reports(args);
-    }
-    let of = args.of.as_ref().ok_or_else(|| Error::expected(ErrorKind::BadInput, "compare", "no CLT", "--model, --clt, a prompt and --other; or compare reports"))?;
+    let of = &args.of;
     let prune = PruneConfig { node_threshold: args.node_threshold, edge_threshold: args.edge_threshold };
     prune.validate()?;
     if !args.merge && args.other.len() > 1 {

@@ -328,7 +328,7 @@ pub fn intervene(args: &InterveneArgs) -> Result<()> {
     }
     // What begins after the prompt shows in the text alone.
     if args.generate.is_some() {
-        let prompt = args.of.tokens(replacement.model())?.len();
+        let prompt = replacement.tokens(args.of.prompt())?.len();
         changes.retain(|change| !matches!(change.place.positions, Positions::From(first) if first >= prompt));
     }
     if changes.is_empty() && !texts.is_empty() {

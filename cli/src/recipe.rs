@@ -196,10 +196,9 @@ impl Recipe {
 
     /// An error about a key that has to be given, with the example's line for it.
     pub fn missing(&self, table: &str, key: &str, why: &str) -> Error {
-        let place = if self.tables.contains_key(table) { format!("[{table}] {key} is missing") } else { format!("[{table}] is missing, with {key}") };
         let line = example_line(table, key).unwrap_or_default();
         let add = if self.tables.contains_key(table) { format!("add to [{table}]: {line}") } else { format!("add a table [{table}] with: {line}") };
-        Error::new(ErrorKind::BadConfig, format!("{}: {place}: {why}", self.path.display())).help(format!("{add} (cltlab train --example prints a whole recipe)"))
+        Error::new(ErrorKind::BadConfig, format!("{}: [{table}] {key} is missing: {why}", self.path.display())).help(format!("{add} (cltlab train --example prints a whole recipe)"))
     }
 
     /// The file with the overrides, as TOML.

@@ -227,7 +227,7 @@ fn what_cannot_be_explained_is_refused() {
     refused(&intervene(&["--set", "0_1_12=2"]), &["positions"]);
     refused(&intervene(&["--set", "0_1_1=NaN"]), &["value"]);
     refused(&intervene(&["--set", "0_1_12=2", "--generate", "3"]), &["positions"]);
-    refused(&intervene(&["--set", "0_1_20:=2", "--generate", "3"]), &["positions", "15"]);
+    refused(&intervene(&["--set", "0_1_20:=2", "--generate", "3"]), &["positions", "14"]);
     refused(&intervene(&["--set", "0_1_1=2", "--layers", "2"]), &["--layers", "A:B"]);
     refused(&intervene(&["--set", "0_1_1=2", "--layers", "2:9"]), &["mode", "2..9"]);
 }

@@ -52,7 +52,7 @@ fn a_reader_s_error_is_the_source() {
     std::fs::write(&file, "[[1]]").unwrap();
     let error = Supernode::load(&file).unwrap_err();
     assert!(root_of(&error).downcast_ref::<serde_json::Error>().is_some_and(serde_json::Error::is_data), "{error}");
-    std::fs::write(folder.join("activations.safetensors"), b"\xff\xff\xff\xff\xff\xff\xff\xff").unwrap();
+    std::fs::write(folder.join("activations.safetensors"), b"\x02\0\0\0\0\0\0\0xx").unwrap();
     let error = Activations::load(folder.join("activations.safetensors"), &Default::default()).unwrap_err();
     assert!(error.source().is_some(), "{error}");
 }

@@ -48,6 +48,7 @@ pub struct CompareArgs {
 
 /// Attributes every prompt, compares, writes.
 pub fn compare(args: &CompareArgs) -> Result<()> {
+    let of = &args.of;
     let prune = PruneConfig { node_threshold: args.node_threshold, edge_threshold: args.edge_threshold };
     prune.validate()?;
     if !args.merge && args.other.len() > 1 {
@@ -56,11 +57,11 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
     let config = AttributeConfig { max_features: args.most.features(), ..AttributeConfig::default() };
     config.validate()?;
     let mut laps = Laps::new();
-    let replacement = args.of.replacement()?;
+    let replacement = of.replacement()?;
     laps.end("load");
-    let mut graphs = vec![replacement.attribute(args.of.prompt(), &config)?];
+    let mut graphs = vec![replacement.attribute(of.prompt(), &config)?];
     for other in &args.other {
-        graphs.push(replacement.attribute(args.of.other(other)?, &config)?);
+        graphs.push(replacement.attribute(of.other(other)?, &config)?);
     }
     laps.end("graphs");
     let align = match args.align {

@@ -47,14 +47,14 @@ pub fn write(text: &str) -> bool {
         Ok(()) => true,
         Err(error) => {
             GONE.store(true, Ordering::SeqCst);
-            keep(&error);
+            keep(error);
             false
         }
     }
 }
 
 /// Keeps a fault of standard output, unless it is a closed pipe.
-pub fn keep(error: &std::io::Error) {
+pub fn keep(error: std::io::Error) {
     if error.kind() != std::io::ErrorKind::BrokenPipe {
         FAULT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert_with(|| Error::io("standard output", error));
     }
@@ -71,7 +71,7 @@ pub fn aside(text: std::fmt::Arguments<'_>) {
 /// `DiskFull` or `Io`.
 pub fn end() -> Result<()> {
     if std::io::stdout().flush().is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe) {
-        keep(&std::io::Error::from(std::io::ErrorKind::WriteZero));
+        keep(std::io::Error::from(std::io::ErrorKind::WriteZero));
     }
     FAULT.lock().map_err(|_| Error::new(ErrorKind::Io, "standard output: lost"))?.take().map_or(Ok(()), Err)
 }

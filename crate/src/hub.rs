@@ -198,7 +198,7 @@ impl HubRepo {
     /// The hub's answer as an error: its status, and its own word for what is wrong.
     fn refused(&self, file: &str, fault: Fault) -> Error {
         let (status, code, said) = match fault {
-            Fault::Disk(path, error) => return Error::io(path, &error),
+            Fault::Disk(path, error) => return Error::io(path, error),
             Fault::Status(status, code) => (status, code, format!("the hub answered {status}")),
             Fault::Answer(text) | Fault::BrokeOff(text) => (0, String::new(), text),
         };
@@ -222,8 +222,8 @@ impl HubRepo {
 
 /// Paths of the files below `folder`, each after `prefix`.
 fn walk(folder: &Path, prefix: &str, into: &mut Vec<String>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, &error))? {
-        let entry = entry.map_err(|error| Error::io(folder, &error))?;
+    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
+        let entry = entry.map_err(|error| Error::io(folder, error))?;
         let path = entry.path();
         let name = format!("{prefix}{}", path.file_name().unwrap_or_default().to_string_lossy());
         // A link to a folder is not followed: it may lead back here.

@@ -67,7 +67,7 @@ fn long_keys_and_values_are_cut() {
         std::fs::write(&path, changed).unwrap();
         let output = cltlab(&["train", path.to_str().unwrap()]);
         let said = said(&output);
-        assert!(output.status.code() == Some(1) && said.len() < 3000 && said.contains("yyyy"), "{what}: {} bytes: {}", said.len(), &said[..said.len().min(300)]);
+        assert!(output.status.code() == Some(1) && said.len() < 3000 && (said.contains("yyyy") || what == "syntax" && said.contains("line 13")), "{what}: {} bytes: {}", said.len(), &said[..said.len().min(300)]);
     }
     std::fs::write(&path, &text).unwrap();
     let said = refused(&cltlab(&["train", path.to_str().unwrap(), "--set", &"y".repeat(100_000)]), &["--set", "table.key=value"]);

@@ -288,7 +288,7 @@ fn a_dry_run_reads_no_weights() {
     cltlab::files::write_json(folder.join("gpt2/config.json"), &config).unwrap();
     let parameters = Summary::read(folder.join("gpt2").to_str().unwrap()).unwrap().parameters();
     for (name, layers, width) in [(folder.join("gpt2"), 12, 768), (small_folder(), 3, 32)] {
-        let text = format!("preset = \"openclt\"\n[model]\nname = {:?}\n[text]\nfile = \"stories.txt\"\n[stream]\ncontext = 64\nbuffer_tokens = 4000\n[output]\nfolder = \"run\"\n", name.to_str().unwrap());
+        let text = format!("preset = \"openclt\"\n[model]\nsource = {:?}\n[text]\nsource = \"stories.txt\"\n[stream]\ncontext = 64\nbuffer_tokens = 4000\n[output]\nfolder = \"run\"\n", name.to_str().unwrap());
         std::fs::write(folder.join("train.toml"), text).unwrap();
         let output = cltlab(&["train", folder.join("train.toml").to_str().unwrap(), "--dry-run", "--json"]);
         assert!(output.status.success(), "{}", said(&output));

@@ -254,7 +254,7 @@ fn the_program_stores_and_is_stopped() {
         let folder = scratch(name);
         std::fs::write(folder.join("words.txt"), words(2500, 1)).unwrap();
         let recipe = format!(
-            "[model]\nname = {:?}\n[text]\nfile = \"words.txt\"\nheld_out = 0\n[activations]\nstore = \"activations\"\n[store]\ncontext = 16\nformat = \"int8\"\nzstd = 3\nshard_bytes = 20000\n[stream]\nbuffer_tokens = 100\nahead = true\n[clt]\nfeatures = 64\nactivation = {{ top_k = {{ k = 4 }} }}\n[train]\nsteps = 600\nbatch_tokens = 64\n[output]\nfolder = \"run\"\n",
+            "[model]\nsource = {:?}\n[text]\nsource = \"words.txt\"\nheld_out = 0\n[activations]\nstore = \"activations\"\n[store]\ncontext = 16\nformat = \"int8\"\nzstd = 3\nshard_bytes = 20000\n[stream]\nbuffer_tokens = 100\nahead = true\n[clt]\nfeatures = 64\nactivation = {{ top_k = {{ k = 4 }} }}\n[train]\nsteps = 600\nbatch_tokens = 64\n[output]\nfolder = \"run\"\n",
             model.to_str().unwrap()
         );
         std::fs::write(folder.join("train.toml"), recipe).unwrap();

@@ -173,7 +173,7 @@ fn a_model_and_a_text() {
     let folder = scratch("train-text");
     std::fs::write(folder.join("words.txt"), words(1500, 1)).unwrap();
     let text = format!(
-        "[model]\nname = {:?}\n[text]\nfile = \"words.txt\"\nheld_out = 0.2\n[stream]\ncontext = 32\nbuffer_tokens = 400\n[clt]\nfeatures = 32\nactivation = {{ batch_top_k = {{ k = 4 }} }}\n[train]\nsteps = 5\nbatch_tokens = 64\n[eval]\ntokens = 128\nfidelity_tokens = 64\n[output]\nfolder = \"run\"\n",
+        "[model]\nsource = {:?}\n[text]\nsource = \"words.txt\"\nheld_out = 0.2\n[stream]\ncontext = 32\nbuffer_tokens = 400\n[clt]\nfeatures = 32\nactivation = {{ batch_top_k = {{ k = 4 }} }}\n[train]\nsteps = 5\nbatch_tokens = 64\n[eval]\ntokens = 128\nfidelity_tokens = 64\n[output]\nfolder = \"run\"\n",
         small_folder().to_str().unwrap()
     );
     std::fs::write(folder.join("train.toml"), text).unwrap();

@@ -49,7 +49,7 @@ fn what_cannot_be_evaluated_is_refused_before_the_first_step() {
     let mut trainer = Trainer::new(&activations, &crate::training::shape(Activation::TopK { k: 2 }), &config).unwrap();
     let error = trainer.run().unwrap_err();
     assert_eq!((error.kind(), trainer.steps()), (ErrorKind::BadConfig, 0));
-    assert!(error.to_string().contains("TrainConfig::eval_every") && error.to_string().contains("with_eval"), "{error}");
+    assert!(error.to_string().contains("TrainConfig::eval_every") && error.to_string().contains("held_out"), "{error}");
     let (model, train, _) = setting();
     let stream = StreamConfig { context: 32, buffer_tokens: Some(100), ..StreamConfig::default() };
     let activations = Activations::stream(&model, &train, &stream).unwrap();

@@ -13,12 +13,12 @@ use std::path::Path;
 
 impl Activations {
     pub(super) fn read_file(path: &Path) -> Result<Self> {
-        let length = std::fs::metadata(path).map_err(|error| Error::io(path, &error))?.len();
+        let length = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
         // As they lie in the file, and as they are used.
         require_memory(&format!("activations of {}", path.display()), length.saturating_mul(2), "take fewer tokens, or a store (Activations::store), which is read in parts")?;
         check_safetensors(path)?;
         let mut tensors = candle_core::safetensors::load(path, &Device::Cpu)
-            .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: not a whole safetensors file: {error}", path.display())))?;
+            .map_err(|error| Error::wrap(ErrorKind::BadFile, format_args!("{}: not a whole safetensors file", path.display()), error))?;
         let layers = (0..).take_while(|l| tensors.contains_key(&format!("input.{l}"))).count();
         // Of a layer beyond a gap nothing would be trained.
         let mut beyond: Vec<&String> = tensors.keys().filter(|name| layer(name).is_some_and(|l| l >= layers)).collect();

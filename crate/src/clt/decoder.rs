@@ -68,10 +68,13 @@ impl Decoder {
     /// Where the decoders of a CLT for `device` lie: on a GPU when they take at most half of the memory that is free
     /// there, else in their files, from which the rows of active features are brought. `CLTLAB_CUDA_DECODERS=files`
     /// leaves them there whatever they take.
-    pub fn home(config: &CltConfig, device: &Device) -> Device {
+    ///
+    /// # Errors
+    /// `BadConfig` for another value of that variable.
+    pub fn home(config: &CltConfig, device: &Device) -> Result<Device> {
         let bytes = 4 * (config.decoders() * config.features * config.width) as u64;
-        let asked = std::env::var("CLTLAB_CUDA_DECODERS").is_ok_and(|word| word == "files");
-        if !device.is_cpu() && (asked || free_on(device).is_some_and(|free| bytes > free / 2)) { Device::Cpu } else { device.clone() }
+        let in_files = !device.is_cpu() && (crate::environment::decoders_in_files()? || free_on(device).is_some_and(|free| bytes > free / 2));
+        Ok(if in_files { Device::Cpu } else { device.clone() })
     }
 
     /// Whether the weights are held on `device`.

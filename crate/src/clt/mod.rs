@@ -218,7 +218,7 @@ impl Clt {
             return Ok(self.clone());
         }
         let moved = |decoder: &Decoder| -> Result<Decoder> { Ok(Decoder::Held(decoder.tensor()?.to_device(device)?)) };
-        let home = Decoder::home(self.config(), device);
+        let home = Decoder::home(self.config(), device)?;
         let optional = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.to_device(device)).transpose();
         let layers = self.0.layers.iter().map(|layer| {
             Ok(Layer {

@@ -124,12 +124,12 @@ mod backend {
             return Err(Error::expected(ErrorKind::Unsupported, "CUDA device", ordinal, format_args!("less than {count}, the devices that there are")).help("look at CUDA_VISIBLE_DEVICES; or use the CPU"));
         }
         nvidia::open();
-        if std::env::var("CLTLAB_TF32").is_ok_and(|word| word == "1") {
+        if crate::environment::tf32()? == Some(true) {
             super::set_tf32(true);
         }
         // One stream for all threads: the default of one for each would let a kernel overtake the copy that it needs.
         let device = caught(|| Device::new_cuda_with_stream(ordinal))?.map_err(|error| {
-            Error::new(ErrorKind::Unsupported, format!("CUDA device {ordinal}: {error}")).help("cltlab doctor says what is missing; or use the CPU")
+            Error::wrap(ErrorKind::Unsupported, format_args!("CUDA device {ordinal}"), error).help("cltlab doctor says what is missing; or use the CPU")
         })?;
         if let Device::Cuda(inner) = &device {
             // SAFETY: there is one stream, so nothing has to wait for another's events.

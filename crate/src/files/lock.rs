@@ -33,7 +33,7 @@ impl FolderLock {
         let made = !folder.exists();
         super::create_folder(folder)?;
         let path = folder.join(FILE);
-        let fault = |error: std::io::Error| Error::io(&path, &error);
+        let fault = |error: std::io::Error| Error::io(&path, error);
         let held = |by: &str| {
             let own = if by == own_mark().0.to_string() { ", this one" } else { "" };
             Error::new(ErrorKind::BadInput, format!("{}: another training writes here (process {by}{own})", folder.display()))

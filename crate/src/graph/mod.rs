@@ -9,7 +9,7 @@
 //! T learnt position embeddings stand before the logits.
 //!
 //! `edges` holds the effects, `heads` splits one, `qk` splits an attention score, `influence` ranks nodes, `prune` cuts, `score` says how much is
-//! explained, `paths` tells it in text, `supernodes` groups, `compare` lays several over each other, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
+//! explained, `paths` tells it in text, `supernodes` groups, `compare` lays several over each other, `json`, `listing` and `raw` write files, `read` reads one; `targets`, `sources`, `rows` and `attribute` compute.
 
 mod attribute;
 mod columns;
@@ -19,11 +19,13 @@ mod heads;
 pub mod influence;
 mod json;
 mod lanes;
+mod listing;
 mod on_device;
 mod paths;
 mod prune;
 mod qk;
 mod raw;
+mod read;
 mod rows;
 mod save;
 mod score;
@@ -108,7 +110,8 @@ pub struct Node {
     pub kind: NodeKind,
     /// Position in the prompt, from 0; a logit stands at the last.
     pub position: usize,
-    /// Share of the logits' probability that flows through it, 0 for logits.
+    /// Influence: the part of the outputs' probability, 0 to 1 each, whose paths pass here; 0 for logits. Paths through
+    /// several nodes count at each of them.
     pub influence: f32,
     /// Cumulative share of all influence at this node's rank, 0 to 1: small means important.
     pub cumulative: f32,

@@ -35,7 +35,7 @@ impl Weights {
         let map = |shard: &PathBuf| {
             // SAFETY: the files are mapped read-only; as with every map, they must not be changed by
             // another program while the model is loading.
-            unsafe { MmapedSafetensors::new(shard) }.map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {}", shard.display(), shown(error))))
+            unsafe { MmapedSafetensors::new(shard) }.map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {}", shard.display(), shown(&error))).caused_by(error))
         };
         let files = listed.files.iter().map(map).collect::<Result<Vec<_>>>()?;
         let place = listed.places(&files)?;
@@ -96,7 +96,7 @@ impl Weights {
             if error.is_out_of_memory() {
                 return error.context(format_args!("{}: tensor {name}", self.path().display())).help("take bf16 (LoadConfig::dtype) if it was to be f32, a smaller model, or the CPU");
             }
-            Error::new(ErrorKind::BadFile, format!("{}: tensor {name}: {}", self.path().display(), shown(error)))
+            Error::new(ErrorKind::BadFile, format!("{}: tensor {name}: {}", self.path().display(), shown(&error))).caused_by(error)
                 .help("the file is truncated or quantised in a way this build cannot read")
         };
         let absent = || unreadable(candle_core::Error::Msg("no such tensor".to_string()));
@@ -155,11 +155,11 @@ pub(crate) fn release(mapped: &[u8]) {
 /// named as such.
 pub(crate) fn check_safetensors(path: &Path) -> Result<()> {
     use std::io::Read;
-    let mut file = std::fs::File::open(path).map_err(|error| Error::io(path, &error))?;
+    let mut file = std::fs::File::open(path).map_err(|error| Error::io(path, error))?;
     if let Some(error) = stands_in(path) {
         return Err(error);
     }
-    let length = file.metadata().map_err(|error| Error::io(path, &error))?.len();
+    let length = file.metadata().map_err(|error| Error::io(path, error))?.len();
     let truncated = |expected: u64| {
         Error::expected(
             ErrorKind::BadFile,
@@ -173,15 +173,15 @@ pub(crate) fn check_safetensors(path: &Path) -> Result<()> {
     if length < 8 {
         return Err(truncated(8));
     }
-    file.read_exact(&mut first).map_err(|error| Error::io(path, &error))?;
+    file.read_exact(&mut first).map_err(|error| Error::io(path, error))?;
     let header = u64::from_le_bytes(first);
     if header > length - 8 {
         return Err(truncated(header.saturating_add(8)));
     }
     let mut text = vec![0; header as usize];
-    file.read_exact(&mut text).map_err(|error| Error::io(path, &error))?;
+    file.read_exact(&mut text).map_err(|error| Error::io(path, error))?;
     let parsed: serde_json::Value = serde_json::from_slice(&text)
-        .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: header is not JSON: {}", path.display(), shown(error))))?;
+        .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: header is not JSON: {}", path.display(), shown(&error))).caused_by(error))?;
     let end = parsed
         .as_object()
         .into_iter()

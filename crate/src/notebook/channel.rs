@@ -18,12 +18,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What begins a message; the kernel knows the same.
 const MAGIC: &str = "\u{1}cltlab ";
 
-/// Set by the kernel for the process that runs the cells.
-const VARIABLE: &str = "CLTLAB_KERNEL";
-
 /// True when this process runs under the kernel that understands the messages.
 pub fn available() -> bool {
-    std::env::var_os(VARIABLE).is_some()
+    crate::environment::in_kernel()
 }
 
 /// One place in a cell's output, shown at once and changed later. Dropped without effect.

@@ -51,7 +51,7 @@ impl std::fmt::Display for GraphDifference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.summary())?;
         for (Edge { source, target, weight }, [first, second]) in self.strongest(LINES) {
-            write!(f, "\n{weight:>+9.3} ({first:+.3} less {second:+.3})  {} → {}", self.graph.node_text(source), self.graph.node_text(target))?;
+            write!(f, "\n{weight:>+9.3} (first {first:+.3}, second {second:+.3})  {} → {}", self.graph.node_text(source), self.graph.node_text(target))?;
         }
         Ok(())
     }

@@ -99,6 +99,6 @@ impl std::fmt::Display for SupernodeCheck {
             let (predicted, measured) = (first(&effect.predicted), first(&effect.measured));
             writeln!(f, "{:<44} {:>8} {predicted:>+10.3} {measured:>+10.3} {random:>+10.3}", name(effect, 38), effect.group.features.len())?;
         }
-        write!(f, "{}", self.summary())
+        write!(f, "{}", self.lines().join("\n"))
     }
 }

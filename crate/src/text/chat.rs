@@ -148,7 +148,7 @@ impl Chat {
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("chat template".to_string()).stack_size(STACK);
             let thread = thread.spawn_scoped(scope, || self.run(source, messages, config, steps, most));
-            let thread = thread.map_err(|error| Error::new(ErrorKind::OutOfMemory, format!("chat template: no thread to run it: {error}")))?;
+            let thread = thread.map_err(|error| Error::wrap(ErrorKind::OutOfMemory, "chat template: no thread to run it", error))?;
             thread.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::BadFile, "chat template: it made the program that runs it fail").help("give another with Tokenizer::chat_template")))
         })
     }
@@ -176,7 +176,7 @@ impl Chat {
         if out.bytes.is_empty() {
             return Err(Error::expected(ErrorKind::BadFile, "chat template", "no text from these messages", "the text of a chat").help("give another with Tokenizer::with_chat_template"));
         }
-        String::from_utf8(out.bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("chat template: {error}")))
+        String::from_utf8(out.bytes).map_err(|error| Error::wrap(ErrorKind::BadFile, "chat template", error))
     }
 
     fn missing(&self, name: &str) -> Error {

@@ -23,7 +23,11 @@ fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 /// `SyntaxError` with the number and the line.
 pub(super) fn short_chains(source: &str) -> Result<(), Error> {
     let mut at = 0;
-    while let Some((start, end)) = ["{{", "{%"].iter().zip(["}}", "%}"]).filter_map(|(open, close)| Some((at + source[at..].find(open)? + 2, close))).min() {
+    while let Some((start, end)) = ["{{", "{%", "{#"].iter().zip(["}}", "%}", "#}"]).filter_map(|(open, close)| Some((at + source[at..].find(open)? + 2, close))).min() {
+        if end == "#}" {
+            at = source[start..].find(end).map_or(source.len(), |length| start + length + end.len());
+            continue;
+        }
         let (count, length) = operators(&source[start..], end);
         if count > OPERATORS {
             let line = source[..start].matches('\n').count() + 1;

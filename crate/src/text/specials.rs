@@ -123,7 +123,7 @@ fn around(tokenizer: &mut tokenizers::Tokenizer, before: Option<(&str, u32)>, af
         before.iter().chain(&after).map(|(text, id)| (text.to_string(), json!({"id": text, "ids": [id], "tokens": [text]}))).collect();
     let pair = json!([own, {"Sequence": {"id": "B", "type_id": 1}}]);
     let template = json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens});
-    let wrong = |error: serde_json::Error| Error::new(ErrorKind::BadFile, format!("tokenizer_config.json: special tokens: {error}"));
+    let wrong = |error: serde_json::Error| Error::wrap(ErrorKind::BadFile, "tokenizer_config.json: special tokens", error);
     let processor: PostProcessorWrapper = serde_json::from_value(template).map_err(wrong)?;
     tokenizer.with_post_processor(Some(processor));
     Ok(())
@@ -135,7 +135,7 @@ pub(super) fn encode(kind: &Kind, specials: &Specials, text: &str) -> Result<Vec
     let mut ids = match kind {
         Kind::HuggingFace { tokenizer, .. } => {
             let encoding = guarded(ErrorKind::BadInput, || {
-                tokenizer.encode_fast(text, true).map_err(|error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(error))))
+                tokenizer.encode_fast(text, true).map_err(|error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(&error))).caused_by(error))
             })?;
             let (ids, mask) = (encoding.get_ids(), encoding.get_special_tokens_mask());
             if mask.iter().all(|added| *added == 1) {

@@ -32,7 +32,7 @@ impl Metrics {
             let held_out = evals.next_if(|eval| eval.step == sample.step);
             append(&mut text, path, &Line { sample, held_out })?;
         }
-        let fault = |error: std::io::Error| Error::io(path, &error);
+        let fault = |error: std::io::Error| Error::io(path, error);
         let file = match files::stream(path)? {
             Some(mut pipe) => pipe.write_all(&text).map(|()| pipe).map_err(fault)?,
             None => {
@@ -46,7 +46,7 @@ impl Metrics {
     fn push(&mut self, line: &Line<'_>) -> Result<()> {
         let mut bytes = Vec::new();
         append(&mut bytes, &self.path, line)?;
-        self.file.write_all(&bytes).map_err(|error| Error::io(&self.path, &error))
+        self.file.write_all(&bytes).map_err(|error| Error::io(&self.path, error))
     }
 }
 
@@ -59,7 +59,7 @@ struct Line<'a> {
 }
 
 fn append(text: &mut Vec<u8>, path: &Path, line: &Line<'_>) -> Result<()> {
-    serde_json::to_writer(&mut *text, line).map_err(|error| Error::new(ErrorKind::NotFinite, format!("{}: {error}", path.display())))?;
+    serde_json::to_writer(&mut *text, line).map_err(|error| Error::wrap(ErrorKind::NotFinite, path.display(), error))?;
     text.push(b'\n');
     Ok(())
 }

@@ -111,7 +111,7 @@ pub(super) fn layers(source: &Source, yaml: &Yaml, fetch: bool, config: &CltConf
     if files.len() != config.layers {
         return Err(Error::expected(ErrorKind::BadFile, format!("{}: layer files", source.name()), files.len(), config.layers));
     }
-    let home = Decoder::home(config, device);
+    let home = Decoder::home(config, device)?;
     let layer = |(l, path): (usize, &PathBuf)| {
         let reader = Reader::open(path)?;
         if reader.shape(SKIP).is_some() != config.skip {

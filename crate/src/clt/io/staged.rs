@@ -25,7 +25,7 @@ pub(super) fn write(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Re
     let place = if folder.file_name().is_some() { folder.to_path_buf() } else { folder.join("clt") };
     let mut staged = Temporary::folder(&place)?;
     fill(&staged.path)?;
-    let fault = |error: std::io::Error| Error::io(folder, &error);
+    let fault = |error: std::io::Error| Error::io(folder, error);
     if !folder.exists() {
         match staged.move_to(folder) {
             // Another writer made it meanwhile.
@@ -40,8 +40,8 @@ pub(super) fn write(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Re
 }
 
 fn move_in(staged: &Path, folder: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(staged).map_err(|error| Error::io(staged, &error))? {
-        let entry = entry.map_err(|error| Error::io(staged, &error))?;
+    for entry in std::fs::read_dir(staged).map_err(|error| Error::io(staged, error))? {
+        let entry = entry.map_err(|error| Error::io(staged, error))?;
         let to = folder.join(entry.file_name());
         if entry.path().is_dir() && to.is_dir() {
             move_in(&entry.path(), &to)?;

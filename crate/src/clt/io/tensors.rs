@@ -27,15 +27,15 @@ pub(crate) struct Reader {
 impl Reader {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let file = std::fs::File::open(&path).map_err(|error| Error::io(&path, &error))?;
+        let file = std::fs::File::open(&path).map_err(|error| Error::io(&path, error))?;
         // SAFETY: the map is only read; a file that another program cuts meanwhile would fault,
         // and every writer of ours replaces files by renaming.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(&path, &error))?;
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(&path, error))?;
         let (length, header) = SafeTensors::read_metadata(&map).map_err(|error| {
             if let Some(error) = stands_in(&path) {
                 return error;
             }
-            Error::new(ErrorKind::BadFile, format!("{}: not a whole safetensors file: {error}", path.display()))
+            Error::wrap(ErrorKind::BadFile, format_args!("{}: not a whole safetensors file", path.display()), error)
                 .help("the file is truncated or of another kind; copy or download it again")
         })?;
         Ok(Reader { path, file, map, start: length + 8, header })
@@ -135,7 +135,7 @@ impl Reader {
         use std::os::unix::fs::FileExt;
         // SAFETY: any bytes are f32 values, and u8 has no alignment.
         let bytes = unsafe { std::slice::from_raw_parts_mut(into.as_mut_ptr().cast(), std::mem::size_of_val(into)) };
-        self.file.read_exact_at(bytes, at).map_err(|error| Error::io(&self.path, &error))
+        self.file.read_exact_at(bytes, at).map_err(|error| Error::io(&self.path, error))
     }
 
     /// Copies tensor `name` into `into` as f32, checked against its length.

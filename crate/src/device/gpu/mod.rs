@@ -66,7 +66,7 @@ pub(crate) fn fault(what: &str, error: DriverError) -> Error {
         sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | sys::CUresult::CUDA_ERROR_INVALID_PTX => ErrorKind::Unsupported,
         _ => ErrorKind::Tensor,
     };
-    let error = Error::new(kind, format!("GPU: {what}: {:?}", error.0));
+    let error = Error::new(kind, format!("GPU: {what}: {:?}", error.0)).caused_by(error);
     match kind {
         ErrorKind::OutOfMemory => error.help("use fewer features or tokens in a step, moments in eight bits, or weights in bf16"),
         ErrorKind::Unsupported => error.help("update the driver: CUDA 13.0 needs version 580 or later"),

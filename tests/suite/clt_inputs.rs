@@ -272,7 +272,7 @@ fn folders_that_link_to_themselves() {
 fn the_folder_of_a_run_names_its_clt() {
     let run = scratch("run1");
     copy_all(&fixture("attribution/llama/clt"), &run.join("clt"));
-    refused(&run, ErrorKind::BadFile, &["run1", "run1/clt is one"]);
+    refused(&run, ErrorKind::BadFile, &["run1", "the folder of a training", "give the CLT in it", "run1/clt"]);
 }
 
 #[test]

@@ -6,7 +6,9 @@
 
 use crate::clt::activation::CutOff;
 use crate::clt::FeatureId;
+use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
+use candle_core::{Device, Tensor};
 
 /// Active features of one layer, row by row: token `p` has
 /// `features[offsets[p]..offsets[p + 1]]` (ascending) with `values` beside them.
@@ -26,6 +28,37 @@ impl LayerCode {
     /// A code of `tokens` rows in which nothing is active.
     pub fn empty(tokens: usize) -> Self {
         LayerCode { tokens, offsets: vec![0; tokens + 1], features: Vec::new(), values: Vec::new() }
+    }
+
+    /// The activations as a matrix `[tokens, features]` in f32 on the CPU, 0 where a feature is not active.
+    ///
+    /// ```
+    /// # use cltlab::clt::LayerCode;
+    /// let mut code = LayerCode::empty(2);
+    /// code.set(1, 3, 0.5)?;
+    /// assert_eq!(code.to_tensor(4)?.to_vec2::<f32>()?, [[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.5]]);
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `BadInput` when a feature is not below `features`, or the offsets are not those of `tokens` rows;
+    /// `OutOfMemory` when the matrix does not fit.
+    pub fn to_tensor(&self, features: usize) -> Result<Tensor> {
+        let rows = self.offsets.len() == self.tokens + 1 && self.offsets.windows(2).all(|pair| pair[0] <= pair[1]);
+        if !rows || self.offsets.last().is_none_or(|end| *end as usize != self.values.len()) || self.features.len() != self.values.len() {
+            return Err(Error::expected(ErrorKind::BadInput, "LayerCode::offsets", format_args!("{} for {} entries", self.offsets.len(), self.values.len()), format_args!("{} that ascend to the entries' number", self.tokens + 1)));
+        }
+        if let Some(feature) = self.features.iter().find(|feature| **feature as usize >= features) {
+            return Err(Error::expected(ErrorKind::BadInput, "LayerCode::to_tensor: feature", feature, format_args!("less than {features}")));
+        }
+        let count = self.tokens.checked_mul(features).unwrap_or(usize::MAX);
+        require_memory("a code as a matrix", 4_u64.saturating_mul(count as u64), "take some of the tokens")?;
+        let mut values = vec![0.0_f32; count];
+        for p in 0..self.tokens {
+            let (active, found) = self.token(p);
+            active.iter().zip(found).for_each(|(feature, value)| values[p * features + *feature as usize] = *value);
+        }
+        Ok(Tensor::from_vec(values, (self.tokens, features), &Device::Cpu)?)
     }
 
     /// Number of active entries.

@@ -10,6 +10,7 @@ mod checkpoint;
 mod checkpoints;
 mod config;
 mod device;
+mod head;
 mod held_out;
 mod history;
 mod memory;
@@ -146,6 +147,7 @@ impl Trainer {
         self.history.stopped = false;
         self.can_examine()?;
         let end = self.steps().saturating_add(most);
+        emit(Event::TrainBegin(self.head()));
         // The target moves when an L0 is reached.
         while self.steps() < end.min(self.target) {
             if stop_requested() {

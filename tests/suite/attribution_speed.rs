@@ -1,5 +1,5 @@
 //! Attribution on random models of real shapes: edges are effects on longer prompts, whatever the width
-//! of heads; and, run by hand (`cargo test -p cltlab --test suite -- --ignored attribution_speed --nocapture`),
+//! of heads; and, run by hand (`cargo test -p cltlab-cli --test suite -- --ignored attribution_speed --nocapture`),
 //! rows per second, which print and assert nothing. Beside circuit-tracer and for prompts of up to 4,096
 //! tokens: `./x bench attribution`, with `--scaling`.
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// The project's root.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("cli/ lies in the project")
 }
 
 /// A path under `shared/` beside the project, or `None` with a printed reason: reference data from

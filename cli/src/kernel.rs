@@ -57,7 +57,8 @@ pub fn kernel(args: &KernelArgs) -> Result<()> {
 
 /// The project's folder: what this program was built from, unless `CLTLAB_ROOT` says otherwise.
 pub fn root() -> PathBuf {
-    std::env::var_os("CLTLAB_ROOT").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from)
+    let built_from = || Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default();
+    std::env::var_os("CLTLAB_ROOT").map_or_else(built_from, PathBuf::from)
 }
 
 /// The kernel's program, beside this one.

@@ -12,7 +12,7 @@ use std::sync::Once;
 /// Units of plotters in a pixel.
 pub(super) const UNIT: f64 = 8.0;
 /// The font's file.
-pub(super) static FONT_FILE: &[u8] = include_bytes!("font/DejaVuSans.ttf");
+static FONT_FILE: &[u8] = include_bytes!("font/DejaVuSans.ttf");
 /// Families that SVG asks for: the first is measured, the second is as wide.
 const FAMILIES: &str = "DejaVu Sans, Verdana, sans-serif";
 
@@ -72,24 +72,29 @@ pub(super) fn units(pixels: f64) -> i32 {
     (pixels * UNIT).round() as i32
 }
 
+/// The font, as high as plotters' size says, not its em.
+pub(super) fn sized_font(size: f64) -> FontDesc<'static> {
+    register();
+    (FAMILIES, size).into_font()
+}
+
 /// Text of `size` pixels, for plotters' own labels.
 pub(super) fn font(size: f64, colour: RGBColor) -> TextStyle<'static> {
     // plotters' size is that of a line; 1.24 is its own factor.
-    (FAMILIES, 1.24 * size * UNIT).into_font().color(&colour)
+    sized_font(1.24 * size * UNIT).color(&colour)
 }
 
 /// How wide a text of `size` pixels is, in pixels. Scripts that the font lacks are taken for square.
 pub(super) fn text_width(text: &str, size: f64) -> f64 {
-    register();
     let square = text.chars().filter(|c| (*c as u32) >= 0x2e80).count();
     let known: String = text.chars().filter(|c| (*c as u32) < 0x2e80).collect();
     // plotters measures for its line size, the letters are smaller.
-    let measured = (FAMILIES, 1000.0).into_font().box_size(&known).map_or(610.0 * known.chars().count() as f64, |(width, _)| f64::from(width) / RATIO);
+    let measured = sized_font(1000.0).box_size(&known).map_or(610.0 * known.chars().count() as f64, |(width, _)| f64::from(width) / EM);
     (measured / 1000.0 + 1.05 * square as f64) * size
 }
 
-/// Height of the font's line over its em, by which ab_glyph scales.
-const RATIO: f64 = 2048.0 / 2384.0;
+/// The font's em over the height of its line, by which ab_glyph scales.
+pub(super) const EM: f64 = 2048.0 / 2384.0;
 
 impl Canvas<'_> {
     pub fn rect(&self, (x, y): Point, (width, height): (f64, f64), fill: impl Into<ShapeStyle>) -> Drawn {

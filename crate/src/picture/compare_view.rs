@@ -4,7 +4,8 @@ use super::graph_view::Look;
 use super::html::{row, Align, Html};
 use super::words::visible;
 use super::{Picture, Show};
-use crate::graph::{Edge, Graph, GraphDifference, LogitTarget, MergedGraph, Overlay};
+use crate::error::Result;
+use crate::graph::{Edge, Graph, GraphDifference, LogitTarget, MergedGraph, Overlay, PruneConfig};
 
 /// Rows of a table.
 const ROWS: usize = 24;
@@ -15,12 +16,24 @@ impl GraphDifference {
     /// The differences as a graph: green edges are larger in the first, purple ones in the second; beside each
     /// output its probability in both.
     pub fn picture(&self) -> Picture {
+        self.draw(&self.graph)
+    }
+
+    /// As [`GraphDifference::picture`], pruned with other thresholds than the default ones.
+    ///
+    /// # Errors
+    /// `BadConfig` for thresholds that are not between 0 and 1.
+    pub fn picture_pruned(&self, config: &PruneConfig) -> Result<Picture> {
+        Ok(self.draw(&self.graph.prune(config)?))
+    }
+
+    fn draw(&self, graph: &Graph) -> Picture {
         let prompt = |which: usize| self.overlay.graphs[which].prompt();
-        self.graph.draw(&Look {
+        graph.draw(&Look {
             title: format!("First: {} Second: {}", prompt(0), prompt(1)),
             alt: self.summary(),
             edges: ["larger in the first", "larger in the second"],
-            outputs: outputs(&self.graph, &self.overlay),
+            outputs: outputs(graph, &self.overlay),
         })
     }
 
@@ -98,7 +111,19 @@ impl std::fmt::Debug for GraphDifference {
 impl MergedGraph {
     /// The means as a graph; beside each output its mean probability.
     pub fn picture(&self) -> Picture {
-        self.graph.draw(&Look { title: format!("Mean of {} graphs: {}", self.overlay.graphs.len(), self.graph.prompt()), alt: self.summary(), ..Look::of(&self.graph) })
+        self.draw(&self.graph)
+    }
+
+    /// As [`MergedGraph::picture`], pruned with other thresholds than the default ones.
+    ///
+    /// # Errors
+    /// `BadConfig` for thresholds that are not between 0 and 1.
+    pub fn picture_pruned(&self, config: &PruneConfig) -> Result<Picture> {
+        Ok(self.draw(&self.graph.prune(config)?))
+    }
+
+    fn draw(&self, graph: &Graph) -> Picture {
+        graph.draw(&Look { title: format!("Mean of {} graphs: {}", self.overlay.graphs.len(), graph.prompt()), alt: self.summary(), ..Look::of(graph) })
     }
 
     /// The `n` features with most influence in the mean, as places in the merged graph.

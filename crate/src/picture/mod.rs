@@ -6,7 +6,7 @@
 //! text, HTML and a picture of a value. Nothing here knows a notebook, nothing is fetched from a network.
 //!
 //! plotters draws every picture through `canvas`; `frame` puts title, caption and legend above it, `png` turns SVG
-//! into pixels, `foreign` checks SVG from outside. `axes` and `chart` are charts of numbers, `rows` bars about zero;
+//! into pixels by plotters' bitmap backend, `foreign` checks SVG from outside. `axes` and `chart` are charts of numbers, `rows` bars about zero;
 //! the other files draw one kind of value each. Cost: milliseconds, a PNG some tens of them.
 
 mod axes;
@@ -121,13 +121,13 @@ impl Picture {
     /// Whole or not at all.
     ///
     /// # Errors
-    /// `BadInput` for another ending or for more pixels than 100 million; `MissingFile` (the folder), `DiskFull` or
+    /// `BadInput` for another ending, for a PNG of more than 25 million pixels or of an SVG from outside ([`from_svg`](Picture::from_svg)); `MissingFile` (the folder), `DiskFull` or
     /// `Io` with the path.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         match path.extension().and_then(|ending| ending.to_str()) {
             Some("svg") => files::write_atomic(path, self.svg.as_bytes()),
-            Some("png") => files::write_atomic(path, &png::encode(&self.svg, 2.0)?),
+            Some("png") => files::write_atomic(path, &png::encode(&self.svg)?),
             Some("html") => files::write_atomic(path, html::Html::page(self.alt(), self.image()).as_str().as_bytes()),
             _ => Err(Error::expected(ErrorKind::BadInput, "Picture::save: path", path.display(), "a name that ends in .svg, .png or .html")),
         }

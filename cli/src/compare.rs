@@ -1,6 +1,6 @@
 //! `cltlab compare`: what the graphs of several prompts share, or how two differ.
 
-use super::graph::{Explained, Laps};
+use super::graph::{Explained, Laps, Most};
 use clap::{Args, ValueEnum};
 use cltlab::prelude::*;
 use std::path::PathBuf;
@@ -27,9 +27,8 @@ pub struct CompareArgs {
     /// Which positions stand for each other
     #[arg(long, value_enum, default_value = "end")]
     align: Align,
-    /// Features that become nodes of each graph, those with most influence; all without it
-    #[arg(long)]
-    max_features: Option<usize>,
+    #[command(flatten)]
+    most: Most,
     /// Share of the nodes' influence (or its difference) that the written graph keeps
     #[arg(long, default_value_t = 0.8)]
     node_threshold: f64,
@@ -54,14 +53,14 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
     if !args.merge && args.other.len() > 1 {
         return Err(Error::expected(ErrorKind::BadInput, "--other", format_args!("{} prompts", args.other.len()), "one, or --merge"));
     }
-    let config = AttributeConfig { max_features: args.max_features, ..AttributeConfig::default() };
+    let config = AttributeConfig { max_features: args.most.features(), ..AttributeConfig::default() };
     config.validate()?;
     let mut laps = Laps::new();
     let replacement = args.of.replacement()?;
     laps.end("load");
-    let mut graphs = vec![args.of.attribute(&replacement, &config)?];
+    let mut graphs = vec![replacement.attribute(args.of.prompt(), &config)?];
     for other in &args.other {
-        graphs.push(args.of.attribute_other(&replacement, other, &config)?);
+        graphs.push(replacement.attribute(args.of.other(other)?, &config)?);
     }
     laps.end("graphs");
     let align = match args.align {
@@ -78,7 +77,7 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
     laps.end("compare");
     println!("{text}");
     if let Some(path) = &args.output {
-        graph.prune(&prune)?.save_json(path)?;
+        graph.prune(&prune)?.save(path, &GraphSaveConfig { format: Some(GraphFormat::Json), ..GraphSaveConfig::default() })?;
     }
     if let Some(path) = &args.picture {
         picture?.save(path)?;

@@ -14,8 +14,8 @@ use std::path::Path;
 /// Prints the plan of the training that `recipe` describes with `config`, as text or as JSON.
 pub fn dry_run(recipe: &Recipe, config: &TrainConfig, json: bool) -> Result<()> {
     let dtype = train::dtype(recipe, "[model] dtype", &recipe.model.dtype)?;
-    let model = recipe.model.name.as_ref().map(|name| Summary::read(name)).transpose()?;
-    let init = recipe.init.as_ref().map(|init| Clt::load(init, &Device::Cpu)).transpose()?;
+    let model = recipe.model.source.as_ref().map(|name| Summary::read(name)).transpose()?;
+    let init = recipe.init.as_ref().map(|init| Clt::load(init, &CltLoadConfig::on(&Device::Cpu))).transpose()?;
     let (source, [layers, width], input) = source(recipe, model.as_ref(), dtype)?;
     let base = match (&init, &model) {
         (Some(clt), _) => clt.config().clone(),
@@ -47,16 +47,16 @@ fn source(recipe: &Recipe, model: Option<&Summary>, dtype: Option<DType>) -> Res
     if let Some(folder) = &recipe.activations.store {
         let read = train::read_config(recipe);
         if model.is_none() || Path::new(folder).exists() {
-            let activations = Activations::open_with(folder, &read)?;
+            let activations = Activations::load(folder, &read)?;
             return Ok((PlanSource::of(&activations), [activations.layers(), activations.width()], Some(activations.input())));
         }
         if let Some(model) = model {
             return Ok((PlanSource::Store { read, tokens: None }, [model.config.layers, model.config.width], Some(recipe.store.input)));
         }
     }
-    let Some(model) = model else { return Err(recipe.bad("[model] name", "nothing", "a model, or [activations] file")) };
-    if recipe.text.file.is_none() && recipe.text.dataset.is_none() {
-        return Err(recipe.bad("[text] file", "nothing", "a text, [text] dataset, or [activations] file"));
+    let Some(model) = model else { return Err(recipe.bad("[model] source", "nothing", "a model, or [activations] file")) };
+    if recipe.text.source.is_none() {
+        return Err(recipe.bad("[text] source", "nothing", "a text, or [activations] file"));
     }
     let stream = PlanSource::Stream { model: Box::new(model.clone()), dtype, stream: recipe.stream.clone(), tokens: None };
     Ok((stream, [model.config.layers, model.config.width], Some(recipe.stream.input)))

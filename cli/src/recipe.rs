@@ -5,11 +5,11 @@
 //!
 //! ```toml
 //! [model]
-//! name = "gpt2"                          # hub name, folder, .gguf
+//! source = "gpt2"                        # folder, .gguf, hub name
 //! # dtype = "f32"                        # bf16, f16
 //! [text]
-//! file = "stories.txt"                   # or dataset = "owner/name/data/train"
-//! held_out = 0.05                        # or held_out_file = "test.txt"
+//! source = "stories.txt"                 # file, folder, hub dataset: owner/name/data/train
+//! held_out = 0.05                        # or held_out_source = "test.txt"
 //! [stream]
 //! passes = 2                             # StreamConfig
 //! [activations]                          # instead of streaming:
@@ -39,8 +39,8 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelTable {
-    /// Hub name, folder, .gguf file or llama2.c checkpoint.
-    pub name: Option<String>,
+    /// Folder, .gguf file, llama2.c checkpoint or hub name.
+    pub source: Option<String>,
     /// f32, bf16 or f16 for its weights; else f32 on the CPU, bf16 on a GPU.
     pub dtype: Option<String>,
     /// Which value the decoders write to.
@@ -51,17 +51,15 @@ pub struct ModelTable {
 #[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TextTable {
-    /// A text, JSONL or parquet file, or a folder of them.
-    pub file: Option<String>,
-    /// A dataset on the hub instead: owner/name, owner/name/beginning/of/paths.
-    pub dataset: Option<String>,
+    /// A file of text, a folder of them, or a dataset of the hub: owner/name, owner/name/beginning/of/paths.
+    pub source: Option<String>,
     /// The field of JSONL objects or parquet rows that holds the text.
     pub field: Option<String>,
     /// Text that is read at most, in bytes.
     pub max_bytes: Option<u64>,
-    /// Text for evaluation; without it the last part of `file`.
-    pub held_out_file: Option<String>,
-    /// Share of `file` that is held out when there is no `held_out_file`; 0 for none.
+    /// Text for evaluation, likewise; without it the last part of `source`.
+    pub held_out_source: Option<String>,
+    /// Share of `source` that is held out when there is no `held_out_source`; 0 for none.
     pub held_out: Option<f64>,
 }
 
@@ -108,15 +106,25 @@ const TABLES: [&str; 9] = ["model", "text", "activations", "store", "stream", "c
 
 /// Keys that are paths.
 const PATHS: [(&str, &str); 9] = [
-    ("model", "name"),
-    ("text", "file"),
-    ("text", "held_out_file"),
+    ("model", "source"),
+    ("text", "source"),
+    ("text", "held_out_source"),
     ("activations", "file"),
     ("activations", "store"),
     ("clt", "init"),
     ("output", "folder"),
     ("train", "checkpoint_dir"),
     ("train", "metrics"),
+];
+
+/// Keys that recipes do not have, and what is written instead.
+const REPLACED: [(&str, &str, &str); 6] = [
+    ("model", "name", "[model] source"),
+    ("text", "file", "[text] source"),
+    ("text", "dataset", "[text] source, a file, a folder or a dataset of the hub"),
+    ("text", "held_out_file", "[text] held_out_source"),
+    ("clt", "width", "nothing, for it is the model's; features per layer are [clt] features"),
+    ("clt", "layers", "nothing, for they are the model's"),
 ];
 
 impl Recipe {
@@ -139,6 +147,9 @@ impl Recipe {
         }
         for (name, value) in &tables {
             finite(path, name, value)?;
+        }
+        if let Some((table, key, new)) = REPLACED.iter().find(|(table, key, _)| tables.get(*table).and_then(|table| table.get(key)).is_some()) {
+            return Err(Error::new(ErrorKind::BadConfig, format!("{}: [{table}] {key}: unknown key", path.display())).help(format!("write {new}")));
         }
         let preset = tables.get("preset").map(|value| preset(value, path)).transpose()?;
         tables.remove("preset");
@@ -214,7 +225,7 @@ impl Recipe {
     /// `BadConfig` naming the input and the output.
     pub fn keeps_inputs(&self, folder: &Path, metrics: Option<&Path>) -> Result<()> {
         let outputs = [Some(folder.join("config.toml")), Some(folder.join("report.json")), metrics.map(Path::to_path_buf)];
-        let files = [&self.text.file, &self.text.held_out_file, &self.activations.file, &self.model.name];
+        let files = [&self.text.source, &self.text.held_out_source, &self.activations.file, &self.model.source];
         let inputs = std::iter::once(self.path.clone()).chain(files.into_iter().flatten().map(PathBuf::from));
         for input in inputs.filter_map(|input| input.canonicalize().ok()).filter(|input| input.is_file()) {
             for output in outputs.iter().flatten().filter(|output| output.canonicalize().is_ok_and(|output| output == input)) {
@@ -305,11 +316,11 @@ fn set(tables: &mut toml::Table, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes a relative path absolute; a model's name stays when nothing lies there, as it may be the hub's.
+/// Makes a relative path absolute; the source of a model or a text stays when nothing lies there, as it may be the hub's.
 fn anchor(value: &mut toml::Value, table: &str, folder: &Path) -> Result<()> {
     let Some(text) = value.as_str().filter(|text| *text != "none") else { return Ok(()) };
     let path = folder.join(text);
-    if table != "model" || path.exists() {
+    if !matches!(table, "model" | "text") || path.exists() {
         let path = std::path::absolute(&path).unwrap_or(path).into_os_string().into_string();
         let path = path.map_err(|path| Error::expected(ErrorKind::BadInput, format_args!("[{table}]"), format_args!("{path:?}"), "a path in UTF-8, which TOML can hold"))?;
         *value = toml::Value::String(path);

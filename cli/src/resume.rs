@@ -29,7 +29,7 @@ pub fn same_run(recipe: &Recipe, trainer: &Trainer, model: Option<&Model>, activ
     // A training that the library made, or an older version, keeps no recipe, or one that is not read any more.
     let Some(before) = before.exists().then(|| Recipe::read(&before, &[]).ok()).flatten() else { return Ok(()) };
     differs(recipe, "stream", &before.stream, &recipe.stream, &FREE)?;
-    differs(recipe, "model", &before.model, &recipe.model, &["name"])?;
+    differs(recipe, "model", &before.model, &recipe.model, &["source"])?;
     if before.init != recipe.init {
         let word = |init: &Option<String>| init.clone().unwrap_or_else(|| "none".into());
         return Err(refused(recipe, "[clt] init", &word(&recipe.init), &word(&before.init)));

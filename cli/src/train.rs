@@ -45,7 +45,7 @@ pub struct EvalArgs {
     /// Folder or hub name of a CLT
     #[arg(long)]
     clt: Option<String>,
-    /// Text that it was not trained on: a file or folder
+    /// Text that it was not trained on: a file, a folder or a dataset of the hub
     #[arg(long)]
     text: Option<PathBuf>,
     /// Tokens for FVU, L0 and dead features, at most
@@ -121,16 +121,17 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         true if args.resume_earlier => {
             let (trainer, damaged) = Trainer::resume_or_earlier(&checkpoints, &source.activations)?;
             damaged.iter().for_each(|error| eprintln!("left aside: {error}"));
-            trainer.with_config(&config)?
+            trainer
         }
-        true => Trainer::resume(&checkpoints, &source.activations)?.with_config(&config)?,
+        true => Trainer::resume(&checkpoints, &source.activations)?,
         false => source.begin(&recipe, &config)?,
     };
     if begun {
+        trainer.set_config(&config)?;
         same_run(&recipe, &trainer, source.model.as_ref(), &source.activations, &folder.0)?;
     }
     if let (Some(model), Some(text), true) = (&source.model, &source.held_out, config.eval_every > 0) {
-        trainer = trainer.with_eval(model, text, &recipe.eval)?;
+        trainer = trainer.held_out(model, text, &recipe.eval)?;
     }
     if let (Some(model), Some(_)) = (&source.model, &source.held_out) {
         recipe.eval.validate(model.context())?;
@@ -150,9 +151,9 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     }
     trainer.save(&checkpoints)?;
     let clt = trainer.clt()?;
-    clt.save_half(folder.clt(), saved)?;
+    clt.save(folder.clt(), &CltSaveConfig { dtype: saved, ..CltSaveConfig::default() })?;
     let evaluation = match (&source.model, &source.held_out) {
-        (Some(model), Some(text)) if !progress::stop_requested() => Some(evaluate_with(model, &clt, text, &recipe.eval)),
+        (Some(model), Some(text)) if !progress::stop_requested() => Some(evaluate(model, &clt, text, &recipe.eval)),
         _ => None,
     };
     let evaluation = match evaluation {
@@ -196,21 +197,20 @@ struct Source {
 impl Source {
     fn open(recipe: &Recipe) -> Result<Self> {
         let dtype = dtype(recipe, "[model] dtype", &recipe.model.dtype)?;
-        let model = recipe.model.name.as_ref().map(|name| Model::load_with(name, &LoadConfig { dtype, device: None })).transpose()?;
-        let model = model.map(|model| recipe.model.output.map_or(model.clone(), |output| model.with_output(output)));
+        let model = recipe.model.source.as_ref().map(|name| Model::load(name, &LoadConfig { dtype, output: recipe.model.output, device: None })).transpose()?;
         let (text, held_out) = texts(recipe)?;
         let activations = match (&recipe.activations.file, &model, &text) {
-            (Some(file), _, _) => Activations::load(file)?,
+            (Some(file), _, _) => Activations::load(file, &Default::default())?,
             (None, _, _) if recipe.activations.store.is_some() => stored(recipe, model.as_ref(), text.as_ref())?,
-            (None, Some(model), Some(text)) => Activations::stream_with(model, text, &recipe.stream)?,
-            (None, None, _) => return Err(recipe.bad("[model] name", "nothing", "a model, or [activations] file")),
-            (None, _, None) => return Err(recipe.bad("[text] file", "nothing", "a text, [text] dataset, or [activations] file")),
+            (None, Some(model), Some(text)) => Activations::stream(model, text, &recipe.stream)?,
+            (None, None, _) => return Err(recipe.bad("[model] source", "nothing", "a model, or [activations] file")),
+            (None, _, None) => return Err(recipe.bad("[text] source", "nothing", "a text, or [activations] file")),
         };
         Ok(Source { model, activations, held_out })
     }
 
     fn begin(&self, recipe: &Recipe, config: &TrainConfig) -> Result<Trainer> {
-        let (activations, init) = (&self.activations, recipe.init.as_ref().map(|init| Clt::load(init, &cltlab::candle::Device::Cpu)).transpose()?);
+        let (activations, init) = (&self.activations, recipe.init.as_ref().map(|init| Clt::load(init, &CltLoadConfig::on(&cltlab::candle::Device::Cpu))).transpose()?);
         let base = match (&init, &self.model) {
             (Some(clt), _) => clt.config().clone(),
             (None, Some(model)) => CltConfig::for_model(model),
@@ -247,20 +247,20 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     };
     let device = auto_device()?;
     let missing = |what: &str| Error::new(ErrorKind::BadInput, format!("cltlab eval: no {what}")).help("name it in the file or give --model, --clt and --text");
-    let name = args.model.as_ref().or(recipe.as_ref().and_then(|recipe| recipe.model.name.as_ref())).ok_or_else(|| missing("model"))?;
+    let name = args.model.as_ref().or(recipe.as_ref().and_then(|recipe| recipe.model.source.as_ref())).ok_or_else(|| missing("model"))?;
     let folder = match (&args.clt, &recipe) {
         (Some(clt), _) => clt.clone(),
         (None, Some(recipe)) => Folder::of(recipe)?.clt().to_string_lossy().into_owned(),
         (None, None) => return Err(missing("CLT")),
     };
     let text = match (&args.text, &recipe) {
-        (Some(text), _) => Corpus::load(text)?,
+        (Some(text), _) => Corpus::load(text, &Default::default())?,
         (None, Some(recipe)) => texts(recipe)?.1.ok_or_else(|| missing("held-out text"))?,
         (None, None) => return Err(missing("text")),
     };
-    let clt = Clt::load(&folder, &device)?;
-    let model = Model::load(name, &device)?.with_output(clt.config().output);
-    let report = evaluate_with(&model, &clt, &text, &config)?;
+    let clt = Clt::load(&folder, &CltLoadConfig::on(&device))?;
+    let model = Model::load(name, &LoadConfig { output: Some(clt.config().output), ..LoadConfig::on(&device) })?;
+    let report = evaluate(&model, &clt, &text, &config)?;
     println!("{clt}\n{report}");
     args.output.as_ref().map_or(Ok(()), |path| report.save(path))
 }
@@ -271,7 +271,7 @@ fn stored(recipe: &Recipe, model: Option<&Model>, text: Option<&Corpus>) -> Resu
     if let (Some(model), Some(text)) = (model, text) {
         Activations::store(model, text, &folder, &recipe.store)?;
     }
-    Activations::open_with(folder, &read_config(recipe))
+    Activations::load(folder, &read_config(recipe))
 }
 
 /// How a store is read: `[stream]` says.
@@ -284,12 +284,8 @@ pub fn read_config(recipe: &Recipe) -> ReadConfig {
 fn texts(recipe: &Recipe) -> Result<(Option<Corpus>, Option<Corpus>)> {
     let table = &recipe.text;
     let config = TextConfig { field: table.field.clone().unwrap_or(TextConfig::default().field), max_bytes: table.max_bytes };
-    let text = match (&table.file, &table.dataset) {
-        (Some(_), Some(_)) => return Err(recipe.bad("[text] dataset", "a dataset and a file", "one of them")),
-        (Some(file), None) => Some(Corpus::load_with(file, &config)?),
-        (None, dataset) => dataset.as_ref().map(|dataset| Corpus::hub(dataset, &config)).transpose()?,
-    };
-    let given = table.held_out_file.as_ref().map(|file| Corpus::load_with(file, &config)).transpose()?;
+    let text = table.source.as_ref().map(|source| Corpus::load(source, &config)).transpose()?;
+    let given = table.held_out_source.as_ref().map(|source| Corpus::load(source, &config)).transpose()?;
     match (text, given, recipe.text.held_out.unwrap_or(0.05)) {
         (Some(text), None, share) if share > 0.0 => text.split(1.0 - share).map(|(head, tail)| (Some(head), Some(tail))),
         (text, given, _) => Ok((text, given)),

@@ -24,14 +24,14 @@ use write::Target;
 /// # Errors
 /// `DiskFull`, `MissingFile` (the folder), `BadInput` (a folder of this name) or `Io`, with the path.
 pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
-    write_atomic_with(path, |file| file.write_all(bytes))
+    fill_atomic(path, |file| file.write_all(bytes))
 }
 
 /// As [`write_atomic`], for content that is streamed out by `fill`.
 ///
 /// # Errors
 /// As [`write_atomic`].
-pub fn write_atomic_with(path: impl AsRef<Path>, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
+pub fn fill_atomic(path: impl AsRef<Path>, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
     let path = path.as_ref();
     let write = |file: File| {
         let mut out = BufWriter::new(file);

@@ -55,36 +55,21 @@ pub struct HubRepo {
 }
 
 impl HubRepo {
-    /// `owner/name` or `owner/name@revision` (a branch, tag or commit); nothing is fetched yet.
+    /// `owner/name` or `owner/name@revision` (a branch, tag or commit); nothing is fetched yet. The default [`HubConfig`]
+    /// is what the environment says.
     ///
     /// # Errors
     /// `BadInput` for what cannot be a repository's name; `Network` when the client cannot be set up.
-    pub fn open(source: &str) -> Result<Self> {
-        Self::open_with(source, HubConfig::default())
-    }
-
-    /// As [`HubRepo::open`], from another hub or cache.
-    ///
-    /// # Errors
-    /// As [`HubRepo::open`].
-    pub fn open_with(source: &str, config: HubConfig) -> Result<Self> {
-        Self::of(false, source, config)
+    pub fn open(source: &str, config: &HubConfig) -> Result<Self> {
+        Self::of(false, source, config.clone())
     }
 
     /// As [`HubRepo::open`], for a dataset.
     ///
     /// # Errors
     /// As [`HubRepo::open`].
-    pub fn dataset(source: &str) -> Result<Self> {
-        Self::dataset_with(source, HubConfig::default())
-    }
-
-    /// As [`HubRepo::dataset`], from another hub or cache.
-    ///
-    /// # Errors
-    /// As [`HubRepo::open`].
-    pub fn dataset_with(source: &str, config: HubConfig) -> Result<Self> {
-        Self::of(true, source, config)
+    pub fn dataset(source: &str, config: &HubConfig) -> Result<Self> {
+        Self::of(true, source, config.clone())
     }
 
     fn of(is_dataset: bool, source: &str, config: HubConfig) -> Result<Self> {

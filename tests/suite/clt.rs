@@ -3,7 +3,7 @@
 use crate::numbers::Numbers;
 use crate::support::{scratch, worse};
 use candle_core::{DType, Device, Tensor};
-use cltlab::clt::{Activation, Clt, CltConfig, LayerCode, LayerWeights, SparseCode};
+use cltlab::clt::{Activation, Clt, CltConfig, CltLoadConfig, CltSaveConfig, LayerCode, LayerWeights, SparseCode};
 use cltlab::ErrorKind;
 
 pub fn random_clt(activation: Activation, layers: usize, width: usize, features: usize, seed: u64) -> Clt {
@@ -57,7 +57,7 @@ fn encode_and_decode_equal_loops() {
                 }
             }
         }
-        let decoded = clt.decode(&SparseCode { layers: codes }).unwrap();
+        let decoded = clt.decode(&SparseCode { layers: codes }, &[]).unwrap();
         let (mut worst, mut largest) = (0f64, 0f64);
         for target in 0..l {
             let bias = clt.decoder_bias(target).to_vec1::<f32>().unwrap();
@@ -125,10 +125,10 @@ fn bad_inputs_have_typed_errors() {
     let nan = Tensor::new(&[[f32::NAN; 8]], &Device::Cpu).unwrap();
     assert_eq!(clt.encode_layer(0, &nan).unwrap_err().kind(), ErrorKind::NotFinite);
     assert_eq!(clt.decoder_rows(0, &[16]).unwrap_err().kind(), ErrorKind::BadInput);
-    assert_eq!(clt.decode(&SparseCode::default()).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(clt.decode(&SparseCode::default(), &[]).unwrap_err().kind(), ErrorKind::BadInput);
     let mut beyond = LayerCode::empty(1);
     beyond.set(0, 99, 1.0).unwrap();
-    assert_eq!(clt.decode_target(&[beyond], 0).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(clt.decode_target(&[beyond], 0, None).unwrap_err().kind(), ErrorKind::BadInput);
     for (config, field) in [
         (CltConfig { features: 0, ..CltConfig::default() }, "features"),
         (CltConfig { layers: 0, ..CltConfig::default() }, "layers"),
@@ -140,8 +140,8 @@ fn bad_inputs_have_typed_errors() {
         assert!(error.to_string().contains(field), "{error}");
     }
     let place = scratch("clt_bad");
-    assert!(clt.save(place.join("a")).is_ok());
-    assert_eq!(clt.save("/proc/nowhere/clt").unwrap_err().kind(), ErrorKind::MissingFile);
+    assert!(clt.save(place.join("a"), &Default::default()).is_ok());
+    assert_eq!(clt.save("/proc/nowhere/clt", &Default::default()).unwrap_err().kind(), ErrorKind::MissingFile);
 }
 
 #[test]
@@ -149,14 +149,14 @@ fn half_precision_files_hold_rounded_matrices_and_exact_vectors() {
     let clt = random_clt(Activation::JumpRelu { threshold: 0.1, bandwidth: 0.1 }, 2, 24, 40, 3);
     for (dtype, name) in [(DType::BF16, "bf16"), (DType::F16, "f16")] {
         let folder = scratch("clt-half").join(name);
-        clt.save_half(&folder, dtype).unwrap();
+        clt.save(&folder, &CltSaveConfig { dtype, ..Default::default() }).unwrap();
         // What candle's own reader and rounding say.
         let rounded = |tensor: &Tensor| tensor.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let encoder = candle_core::safetensors::load(folder.join("W_enc_1.safetensors"), &Device::Cpu).unwrap();
         let decoder = candle_core::safetensors::load(folder.join("W_dec_0.safetensors"), &Device::Cpu).unwrap();
         assert_eq!((encoder["W_enc_1"].dtype(), decoder["W_dec_0"].dtype(), decoder["W_dec_0"].dims()), (dtype, dtype, &[40, 2, 24][..]));
         assert_eq!((encoder["b_enc_1"].dtype(), encoder["threshold_1"].dtype()), (DType::F32, DType::F32));
-        let back = Clt::load(folder.to_str().unwrap(), &Device::Cpu).unwrap();
+        let back = Clt::load(folder, &CltLoadConfig::on(&Device::Cpu)).unwrap();
         let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for l in 0..2 {
             assert_eq!(values(back.encoder(l)), rounded(clt.encoder(l)));
@@ -165,6 +165,6 @@ fn half_precision_files_hold_rounded_matrices_and_exact_vectors() {
             assert_eq!(values(back.encoder_bias(l)), values(clt.encoder_bias(l)));
         }
     }
-    let refused = clt.save_half(scratch("clt-half").join("f64"), DType::F64).unwrap_err();
+    let refused = clt.save(scratch("clt-half").join("f64"), &CltSaveConfig { dtype: DType::F64, ..Default::default() }).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
 }

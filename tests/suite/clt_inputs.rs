@@ -4,7 +4,7 @@ use crate::foreign::folder;
 use crate::support::{copy_all, fixture, says, scratch, tensors};
 use cltlab::candle::safetensors::save;
 use cltlab::candle::{DType, Device, Tensor};
-use cltlab::clt::{Clt, ImportConfig};
+use cltlab::clt::{Clt, CltLoadConfig};
 use cltlab::ErrorKind;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn copied(from: &Path, name: &str) -> PathBuf {
 }
 
 fn load(folder: &Path) -> cltlab::Result<Clt> {
-    Clt::load(folder.to_str().unwrap(), &Device::Cpu)
+    Clt::load(folder, &CltLoadConfig::on(&Device::Cpu))
 }
 
 #[track_caller]
@@ -51,10 +51,10 @@ fn names_of_layers_stay_below_the_folder() {
     }
     // Before anything is fetched, and only when that is asked for.
     list("'hf://owner/name/file.safetensors'");
-    refused(&place, ErrorKind::Unsupported, &["config.yaml: transcoders", "hf://owner/name/file.safetensors", "ImportConfig::fetch"]);
-    let fetch = ImportConfig { fetch: true, ..ImportConfig::default() };
+    refused(&place, ErrorKind::Unsupported, &["config.yaml: transcoders", "hf://owner/name/file.safetensors", "CltLoadConfig::fetch"]);
+    let fetch = CltLoadConfig { fetch: true, ..CltLoadConfig::default() };
     list("'hf://owner/../x'");
-    assert!(Clt::load_with(place.to_str().unwrap(), &fetch, &Device::Cpu).is_err());
+    assert!(Clt::load(&place, &CltLoadConfig { device: Some(Device::Cpu), ..fetch.clone() }).is_err());
     list("layer_0.safetensors");
     assert_eq!(load(&place).unwrap().layers(), 3);
 }

@@ -180,7 +180,7 @@ fn a_history_is_read_back() {
 
 #[test]
 fn graphs_and_codes_are_matrices() {
-    let graph = replacement("gpt2").attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap();
+    let graph = replacement("gpt2").attribute(&TOKENS, &AttributeConfig::default()).unwrap();
     let matrix = graph.to_tensor().unwrap();
     let nodes = graph.nodes.len();
     assert_eq!(matrix.dims(), [nodes, nodes]);

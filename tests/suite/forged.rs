@@ -57,12 +57,12 @@ fn numbers_of_a_checkpoint() {
 
 #[test]
 fn numbers_of_a_store() {
-    let model = Model::load(fixture("attribution/gpt2/model").to_str().unwrap(), &Device::Cpu).unwrap();
+    let model = Model::load(fixture("attribution/gpt2/model"), &LoadConfig::on(&Device::Cpu)).unwrap();
     let words: Vec<String> = (0..900).map(|n| format!("w{}", 1 + n * 7 % 120)).collect();
     let text = Corpus::from_texts(vec![words.join(" ")]).unwrap();
     let folder = scratch("forged-store");
     Activations::store(&model, &text, &folder, &StoreConfig { context: 16, ..StoreConfig::default() }).unwrap();
-    let activations = Activations::open(&folder).unwrap();
+    let activations = Activations::load(&folder, &Default::default()).unwrap();
     let shape = CltConfig { features: 24, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&model) };
     let path = checkpoint("forged-place", &activations, &shape);
     let whole = std::fs::read(&path).unwrap();
@@ -80,9 +80,9 @@ fn numbers_of_a_store() {
         other[field] = value.into();
         std::fs::write(&manifest, other.to_string()).unwrap();
         forge(&shard, "cltlab_store", |note| note[0][field] = value.into());
-        says(&Activations::open(&folder).unwrap_err(), ErrorKind::BadFile, &["activations.json", field]);
+        says(&Activations::load(&folder, &Default::default()).unwrap_err(), ErrorKind::BadFile, &["activations.json", field]);
         std::fs::write(&shard, &original).unwrap();
     }
     std::fs::write(&manifest, "[]").unwrap();
-    says(&Activations::open(&folder).unwrap_err(), ErrorKind::BadFile, &["activations.json", "a JSON list"]);
+    says(&Activations::load(&folder, &Default::default()).unwrap_err(), ErrorKind::BadFile, &["activations.json", "a JSON list"]);
 }

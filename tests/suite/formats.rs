@@ -4,7 +4,7 @@ use crate::clt::random_clt;
 use crate::numbers::Numbers;
 use crate::support::{scratch, shared};
 use candle_core::{Device, Tensor};
-use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerCode, LayerWeights};
+use cltlab::clt::{Activation, Clt, CltConfig, CltLoadConfig, InputSite, LayerCode, LayerWeights};
 use cltlab::model::OutputSite;
 use cltlab::ErrorKind;
 
@@ -25,14 +25,14 @@ fn saved_and_loaded_is_identical() {
     for activation in [Activation::Relu, Activation::JumpRelu { threshold: 0.1, bandwidth: 0.2 }, Activation::TopK { k: 3 }] {
         let place = scratch("round_trip").join("clt");
         let clt = random_clt(activation, 3, 8, 12, 1);
-        clt.save(&place).unwrap();
+        clt.save(&place, &Default::default()).unwrap();
         let path = place.to_str().unwrap();
-        same(&clt, &Clt::load(path, &Device::Cpu).unwrap());
+        same(&clt, &Clt::load(path, &CltLoadConfig::on(&Device::Cpu)).unwrap());
         // A second save over the first keeps what else lies there.
         std::fs::write(place.join("notes.txt"), "mine").unwrap();
         let other = random_clt(clt.config().activation.clone(), 3, 8, 12, 2);
-        other.save(&place).unwrap();
-        same(&other, &Clt::load(path, &Device::Cpu).unwrap());
+        other.save(&place, &Default::default()).unwrap();
+        same(&other, &Clt::load(path, &CltLoadConfig::on(&Device::Cpu)).unwrap());
         assert_eq!(std::fs::read_to_string(place.join("notes.txt")).unwrap(), "mine");
         let leftovers = std::fs::read_dir(place.parent().unwrap()).unwrap().count();
         assert_eq!(leftovers, 1, "nothing but the folder itself");
@@ -44,9 +44,9 @@ fn without_our_json_the_activation_comes_from_the_tensors() {
     for (activation, jumps) in [(Activation::Relu, false), (Activation::JumpRelu { threshold: 0.1, bandwidth: 0.2 }, true)] {
         let place = scratch("foreign").join("clt");
         let clt = random_clt(activation, 2, 8, 12, 1);
-        clt.save(&place).unwrap();
+        clt.save(&place, &Default::default()).unwrap();
         std::fs::remove_file(place.join("cltlab.json")).unwrap();
-        let loaded = Clt::load(place.to_str().unwrap(), &Device::Cpu).unwrap();
+        let loaded = Clt::load(place, &CltLoadConfig::on(&Device::Cpu)).unwrap();
         assert_eq!(matches!(loaded.config().activation, Activation::JumpRelu { .. }), jumps);
         let x = Tensor::from_vec(Numbers::new(5).take(24), (3, 8), &Device::Cpu).unwrap();
         assert_eq!(loaded.encode_layer(1, &x).unwrap(), clt.encode_layer(1, &x).unwrap());
@@ -58,7 +58,7 @@ fn without_our_json_the_activation_comes_from_the_tensors() {
 fn circuit_tracer_folders_load_and_encode_the_same() {
     for name in ["gpt2", "llama"] {
         let Some(root) = shared(&format!("fixtures/attribution/{name}")) else { return };
-        let clt = Clt::load(root.join("clt").to_str().unwrap(), &Device::Cpu).unwrap();
+        let clt = Clt::load(root.join("clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
         assert_eq!(matches!(clt.config().activation, Activation::JumpRelu { .. }), name == "llama");
         let expected = candle_core::safetensors::load(root.join("expected.safetensors"), &Device::Cpu).unwrap();
         let resid = &expected["resid_mid"];
@@ -80,7 +80,7 @@ fn circuit_tracer_folders_load_and_encode_the_same() {
             assert_eq!(&id[..], &row[..]);
             assert!((value - expected).abs() < 1e-5 * expected.abs().max(1.0), "{name} {id:?}: {value} {expected}");
         }
-        let decoded = clt.decode(&cltlab::clt::SparseCode { layers: codes }).unwrap();
+        let decoded = clt.decode(&cltlab::clt::SparseCode { layers: codes }, &[]).unwrap();
         for (l, decoded) in decoded.iter().enumerate() {
             let error = (outputs.get(l).unwrap() - decoded).unwrap().to_vec2::<f32>().unwrap();
             // Position 0 is left out there.
@@ -99,11 +99,11 @@ fn broken_folders_are_named() {
     let clt = random_clt(Activation::Relu, 2, 8, 12, 1);
     let path = place.to_str().unwrap();
     let kind = || {
-        let error = Clt::load(path, &Device::Cpu).unwrap_err();
+        let error = Clt::load(path, &CltLoadConfig::on(&Device::Cpu)).unwrap_err();
         (error.kind(), error.to_string())
     };
     assert_eq!(kind().0, ErrorKind::MissingFile);
-    clt.save(&place).unwrap();
+    clt.save(&place, &Default::default()).unwrap();
     let decoder = place.join("W_dec_1.safetensors");
     let bytes = std::fs::read(&decoder).unwrap();
     std::fs::write(&decoder, &bytes[..bytes.len() / 2]).unwrap();
@@ -114,11 +114,11 @@ fn broken_folders_are_named() {
     let (found, text) = kind();
     assert!(found == ErrorKind::BadTensor && text.contains("W_dec_1"), "{text}");
     std::fs::write(&decoder, &bytes).unwrap();
-    random_clt(Activation::Relu, 2, 8, 13, 1).save(place.with_file_name("other")).unwrap();
+    random_clt(Activation::Relu, 2, 8, 13, 1).save(place.with_file_name("other"), &Default::default()).unwrap();
     std::fs::copy(place.with_file_name("other").join("W_enc_0.safetensors"), place.join("W_enc_0.safetensors")).unwrap();
     let (found, text) = kind();
     assert!(found == ErrorKind::BadTensor && text.contains("[13, 8]") && text.contains("[12, 8]"), "{text}");
-    clt.save(&place).unwrap();
+    clt.save(&place, &Default::default()).unwrap();
     std::fs::remove_file(place.join("cltlab.json")).unwrap();
     std::fs::write(place.join("config.yaml"), "model_name: x\nmodel_kind: transcoder_set\nfeature_input_hook: a\nfeature_output_hook: b\n").unwrap();
     assert_eq!(kind().0, ErrorKind::Unsupported);
@@ -141,11 +141,11 @@ fn output_sites_keep_their_hooks() {
         });
         let config = CltConfig { output, input: InputSite::Normalized, ..given.config().clone() };
         let folder = scratch(&format!("hook-{hook}"));
-        Clt::new(config, layers.collect()).unwrap().save(&folder).unwrap();
+        Clt::new(config, layers.collect()).unwrap().save(&folder, &Default::default()).unwrap();
         let text = std::fs::read_to_string(folder.join("config.yaml")).unwrap();
         assert!(text.contains(&format!("feature_output_hook: {hook}")) && text.contains("feature_input_hook: ln2.hook_normalized"), "{text}");
         std::fs::remove_file(folder.join("cltlab.json")).unwrap();
-        let clt = Clt::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+        let clt = Clt::load(&folder, &CltLoadConfig::on(&Device::Cpu)).unwrap();
         assert_eq!((clt.config().output, clt.config().input), (output, InputSite::Normalized));
     }
 }

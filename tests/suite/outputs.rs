@@ -151,7 +151,7 @@ fn modes_follow_the_umask() {
         for (command, path) in [
             (format!("run --model {model} --tokens 1,2 --raw"), at("run")),
             (format!("clt encode {clt} --model {model} --tokens 1,2,3,4 --raw"), at("encode")),
-            (format!("intervene {both} --set 0,1,3=2 --raw"), at("intervene")),
+            (format!("intervene {both} --set 0_3_1=2 --raw"), at("intervene")),
             (format!("attribute {both} --raw {} -o", at("raw").display()), at("attribute")),
             (format!("clt convert {clt}"), at("convert")),
         ] {

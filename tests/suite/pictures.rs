@@ -166,7 +166,7 @@ pub fn words(picture: &Picture) -> Vec<String> {
 #[test]
 fn graphs_and_effects_of_real_models() {
     let replacement = replacement("gpt2");
-    let graph = replacement.attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap();
+    let graph = replacement.attribute(&TOKENS, &AttributeConfig::default()).unwrap();
     let picture = graph.picture();
     assert_svg(&picture);
     assert_eq!(graph.picture(), picture, "the same graph gives the same picture");
@@ -176,11 +176,11 @@ fn graphs_and_effects_of_real_models() {
     assert_html(&graph.top_features(5).html());
     assert_svg(&graph.top_features(5).picture().unwrap());
     let many: Vec<Intervention> = graph.top_features(52).into_iter().map(Intervention::ablate).collect();
-    let effect = replacement.intervene_tokens(&TOKENS, &many, &Default::default()).unwrap();
+    let effect = replacement.intervene(&TOKENS, &many, &Default::default()).unwrap();
     assert_svg(&effect.picture());
     assert_html(&effect.html());
     assert!(effect.picture().alt().len() < 400, "{}", effect.picture().alt());
-    let mut split = replacement.attribute_attention_tokens(&TOKENS, &QkConfig { layer: 2, head: 1, query: 9, key: 5, ..QkConfig::default() }).unwrap();
+    let mut split = replacement.attribute_attention(&TOKENS, &QkConfig { layer: 2, head: 1, query: 9, key: 5, ..QkConfig::default() }).unwrap();
     split.token_text = vec![HOSTILE.concat(); TOKENS.len()];
     split.pairs[1].weight = f64::NAN;
     assert_svg(&split.picture());
@@ -200,7 +200,7 @@ fn a_difference_names_both_graphs() {
     let replacement = replacement("gpt2");
     let mut tokens = TOKENS;
     tokens[3] = 7;
-    let graphs = [TOKENS, tokens].map(|tokens| replacement.attribute_tokens(&tokens, &AttributeConfig::default()).unwrap());
+    let graphs = [TOKENS, tokens].map(|tokens| replacement.attribute(&tokens, &AttributeConfig::default()).unwrap());
     let picture = graphs[0].difference(&graphs[1], &Alignment::FromEnd).unwrap().picture();
     let words = words(&picture);
     for legend in ["larger in the first", "larger in the second"] {

@@ -2,15 +2,16 @@
 //! with its cause, and never read as another model.
 
 use crate::support::{fixture, max_difference, says, scratch, tensors, values};
+use cltlab::activations::ReadConfig;
 use cltlab::candle::{safetensors, DType, Device, Tensor};
-use cltlab::model::Capture;
+use cltlab::model::{Capture, LoadConfig};
 use cltlab::{Activations, Error, ErrorKind, Model};
 use serde_json::{json, Value};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub fn load(path: &Path) -> Result<Model, Error> {
-    Model::load(&path.to_string_lossy(), &Device::Cpu)
+    Model::load(&path, &LoadConfig::on(&Device::Cpu))
 }
 
 fn refused(path: &Path, kind: ErrorKind, words: &[&str]) {
@@ -33,7 +34,7 @@ fn changed(name: &str, from: &str, config: Value) -> PathBuf {
 }
 
 fn logits(folder: &Path) -> Vec<f32> {
-    values(&load(folder).unwrap().run_tokens(&[0, 17, 5, 20, 42, 17, 63, 8], Capture::logits()).unwrap().logits.unwrap())
+    values(&load(folder).unwrap().run(&[0, 17, 5, 20, 42, 17, 63, 8], &Capture::logits()).unwrap().logits.unwrap())
 }
 
 fn llama_tensors() -> HashMap<String, Tensor> {
@@ -150,15 +151,17 @@ fn weights_are_finite_floats() {
     }
     // Finite weights whose logits overflow: no probabilities are given out.
     save(&|all| drop(all.insert("lm_head.weight".into(), Tensor::full(3e38_f32, (96, 32), &Device::Cpu).unwrap())));
-    let run = load(&folder).unwrap().run_tokens(&[1, 2], Capture::logits()).unwrap();
+    let run = load(&folder).unwrap().run(&[1, 2], &Capture::logits()).unwrap();
     says(&run.top_next(3).unwrap_err(), ErrorKind::NotFinite, &["logits"]);
     let path = folder.join("activations.safetensors");
     let write = |names: &[&str], dtype: DType| {
         let named: HashMap<String, Tensor> = names.iter().map(|name| (name.to_string(), Tensor::ones((4, 3), dtype, &Device::Cpu).unwrap())).collect();
         safetensors::save(&named, &path).unwrap();
-        Activations::load(&path)
+        Activations::load(&path, &Default::default())
     };
     write(&["input.0", "target.0", "input.1", "target.1"], DType::F16).unwrap();
+    let twice = ReadConfig { passes: 2, ..ReadConfig::default() };
+    says(&Activations::load(&path, &twice).unwrap_err(), ErrorKind::BadConfig, &["activations.safetensors", "passes: 2", "the default"]);
     says(&write(&["input.0", "target.0", "input.2", "target.2"], DType::F32).unwrap_err(), ErrorKind::BadTensor, &["input.1: missing", "input.2"]);
     says(&write(&["input.0", "target.0", "target.1"], DType::F32).unwrap_err(), ErrorKind::BadTensor, &["input.1: missing", "target.1"]);
     for dtype in [DType::U8, DType::U32, DType::I64] {

@@ -6,7 +6,9 @@ use crate::reader_gguf::rewritten;
 use crate::reader_models::load;
 use crate::support::{fixture, says, scratch};
 use cltlab::candle::quantized::gguf_file::Value as Field;
-use cltlab::{ErrorKind, Tokenizer};
+use cltlab::clt::{Activation, CltConfig};
+use cltlab::selftest::random_clt;
+use cltlab::{ErrorKind, Replacement, Tokenizer};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 
@@ -28,8 +30,10 @@ fn changed(name: &str, tokenizer: Value, config: Option<Value>) -> PathBuf {
 /// Ids of `run`, and of `attribute`.
 fn both(folder: &Path, text: &str) -> (Vec<u32>, Vec<u32>) {
     let model = load(folder).unwrap();
-    assert_eq!(model.run(text).unwrap().tokens, model.tokens(text).unwrap());
-    (model.tokens(text).unwrap(), model.prompt_tokens(text).unwrap())
+    let clt = random_clt(&CltConfig { features: 8, activation: Activation::Relu, ..CltConfig::for_model(&model) }, 1).unwrap();
+    let replacement = Replacement::new(&model, &clt).unwrap();
+    assert_eq!(model.run(text, &Default::default()).unwrap().tokens, model.tokens(text).unwrap());
+    (model.tokens(text).unwrap(), replacement.tokens(text).unwrap())
 }
 
 #[test]
@@ -165,7 +169,7 @@ fn tokenizers_that_fail_inside_their_library() {
     let many = json!({"type": "Replace", "pattern": {"String": "w"}, "content": "wwwwwwwwwwwwwwww"});
     let bomb = Tokenizer::from_file(file("bad-replace", json!({"normalizer": {"type": "Sequence", "normalizers": vec![many; 8]}}))).unwrap();
     says(&bomb.encode("w1 w2").unwrap_err(), ErrorKind::BadInput, &["Replace", "bytes"]);
-    says(&bomb.encode_with_specials("w1 w2").unwrap_err(), ErrorKind::BadInput, &["Replace", "bytes"]);
+    says(&bomb.encode_published("w1 w2").unwrap_err(), ErrorKind::BadInput, &["Replace", "bytes"]);
     let usual = json!({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"}]}});
     Tokenizer::from_file(file("usual", usual)).unwrap().encode(&"w1 ".repeat(100_000)).unwrap();
 }

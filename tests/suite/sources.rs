@@ -4,8 +4,9 @@ use crate::attribution::{dense, replacement};
 use crate::attribution_speed::{random_clt, save_random_gpt2};
 use crate::support::{fixture, scratch};
 use cltlab::candle::{safetensors, Device};
-use cltlab::clt::Clt;
+use cltlab::clt::{Clt, CltLoadConfig};
 use cltlab::graph::{AttributeConfig, Graph, NodeKind, PruneConfig};
+use cltlab::model::LoadConfig;
 use cltlab::replacement::Replacement;
 use cltlab::{ErrorKind, Model};
 use std::path::Path;
@@ -42,8 +43,8 @@ fn moved() -> Replacement {
     tensors.insert(tokens, cltlab::candle::Tensor::new(wte, &Device::Cpu).unwrap());
     tensors.insert(positions, cltlab::candle::Tensor::new(wpe, &Device::Cpu).unwrap());
     safetensors::save(&tensors, &path).unwrap();
-    let model = Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
-    Replacement::new(&model, &Clt::load(&from.join("clt").to_string_lossy(), &Device::Cpu).unwrap()).unwrap()
+    let model = Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap();
+    Replacement::new(&model, &Clt::load(from.join("clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap()).unwrap()
 }
 
 /// Where nodes of a kind begin.
@@ -54,9 +55,9 @@ fn first(graph: &Graph, wanted: fn(&NodeKind) -> bool) -> usize {
 #[test]
 fn a_position_adds_to_its_token() {
     let gpt2 = replacement("gpt2");
-    let plain = gpt2.attribute_tokens(&TOKENS, &whole()).unwrap();
-    let both = gpt2.attribute_tokens(&TOKENS, &AttributeConfig { position_nodes: true, ..whole() }).unwrap();
-    let moved = moved().attribute_tokens(&TOKENS, &whole()).unwrap();
+    let plain = gpt2.attribute(&TOKENS, &whole()).unwrap();
+    let both = gpt2.attribute(&TOKENS, &AttributeConfig { position_nodes: true, ..whole() }).unwrap();
+    let moved = moved().attribute(&TOKENS, &whole()).unwrap();
     let (tokens, count) = (first(&plain, |kind| matches!(kind, NodeKind::Token { .. })), TOKENS.len());
     assert_eq!(first(&both, |kind| *kind == NodeKind::Position), tokens + count);
     assert_eq!(first(&both, |kind| matches!(kind, NodeKind::Logit { .. })), tokens + 2 * count);
@@ -83,14 +84,14 @@ fn a_position_adds_to_its_token() {
     let pruned = both.prune(&PruneConfig::default()).unwrap();
     assert_eq!(pruned.nodes.iter().filter(|node| node.kind == NodeKind::Position).count(), count);
     let file = scratch("positions").join("graph.json");
-    pruned.save_json(&file).unwrap();
+    pruned.save(&file, &Default::default()).unwrap();
     let text = std::fs::read_to_string(file).unwrap();
     assert!(text.contains("\"P_3_3\"") && text.contains("position 3"));
 }
 
 #[test]
 fn rotary_positions_are_no_nodes() {
-    let error = replacement("llama").attribute_tokens(&TOKENS, &AttributeConfig { position_nodes: true, ..whole() }).unwrap_err();
+    let error = replacement("llama").attribute(&TOKENS, &AttributeConfig { position_nodes: true, ..whole() }).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadConfig);
     assert!(error.to_string().contains("position_nodes"), "{error}");
 }
@@ -102,8 +103,8 @@ fn edges_in_files_are_the_same() {
         std::fs::create_dir_all(&folder).unwrap();
         let config = AttributeConfig { max_features: budget, ..AttributeConfig::default() };
         let gpt2 = replacement("gpt2");
-        let held = gpt2.attribute_tokens(&TOKENS, &config).unwrap();
-        let spilled = gpt2.attribute_tokens(&TOKENS, &AttributeConfig { spill: Some(folder.clone()), ..config }).unwrap();
+        let held = gpt2.attribute(&TOKENS, &config).unwrap();
+        let spilled = gpt2.attribute(&TOKENS, &AttributeConfig { spill: Some(folder.clone()), ..config }).unwrap();
         assert_eq!(dense(&held), dense(&spilled));
         assert_eq!(held.edges(), spilled.edges());
         let masks = [&held, &spilled].map(|graph| graph.prune_mask(&PruneConfig::default()).unwrap());
@@ -118,7 +119,7 @@ fn edges_in_files_are_the_same() {
 #[test]
 fn folders_that_cannot_be_spilled_to() {
     let gpt2 = replacement("gpt2");
-    let error = gpt2.attribute_tokens(&TOKENS, &AttributeConfig { spill: Some(scratch("none").join("not-there")), ..whole() }).unwrap_err();
+    let error = gpt2.attribute(&TOKENS, &AttributeConfig { spill: Some(scratch("none").join("not-there")), ..whole() }).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MissingFile);
     assert!(error.to_string().contains("spill"), "{error}");
 }
@@ -142,7 +143,7 @@ fn a_full_disk_stops_spilling() {
     std::fs::create_dir_all(&spill).unwrap();
     std::fs::write(&out, "before").unwrap();
     let model = save_random_gpt2(4, 64, 200, 64, &folder.join("model"));
-    random_clt(4, 64, 512, 24).save(folder.join("clt")).unwrap();
+    random_clt(4, 64, 512, 24).save(folder.join("clt"), &Default::default()).unwrap();
     let ids: Vec<String> = (0..48).map(|i| (i * 7 % 200).to_string()).collect();
     let mut command = Command::new(env!("CARGO_BIN_EXE_cltlab"));
     command.args(["attribute", "--tokens", &ids.join(",")]);

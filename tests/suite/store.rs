@@ -12,7 +12,7 @@ const D: usize = 64;
 fn setting() -> Option<(Model, Corpus)> {
     let path = shared("data/stories260k/model.bin")?;
     let text: String = (0..90).map(|n| format!("Once upon a time there were {n} cats. They ran to tree number {}.\n", n * 7)).collect();
-    Some((Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap(), Corpus::from_texts(vec![text]).unwrap()))
+    Some((Model::load(&path, &LoadConfig::on(&Device::Cpu)).unwrap(), Corpus::from_texts(vec![text]).unwrap()))
 }
 
 fn config() -> StoreConfig {
@@ -40,22 +40,22 @@ fn farthest(a: &[f64], b: &[f64]) -> f64 {
 fn a_store_trains_as_the_stream_does() {
     let Some((model, text)) = setting() else { return };
     let stream = |ahead| StreamConfig { context: 16, buffer_tokens: Some(300), passes: 2, seed: 3, ahead: Some(ahead), ..StreamConfig::default() };
-    let streamed = trained(&model, &Activations::stream_with(&model, &text, &stream(false)).unwrap());
-    let on_a_thread = trained(&model, &Activations::stream_with(&model, &text, &stream(true)).unwrap());
+    let streamed = trained(&model, &Activations::stream(&model, &text, &stream(false)).unwrap());
+    let on_a_thread = trained(&model, &Activations::stream(&model, &text, &stream(true)).unwrap());
     assert!(streamed == on_a_thread, "fillings made ahead are others");
     let folder = scratch("store");
     Activations::store(&model, &text, &folder, &config()).unwrap();
     assert!(folder.join("shard-00003.safetensors").exists());
-    let stored = trained(&model, &Activations::open_with(&folder, &READ).unwrap());
+    let stored = trained(&model, &Activations::load(&folder, &READ).unwrap());
     println!("f32: losses differ by {:.1e}, weights equal: {}", farthest(&stored.0, &streamed.0), stored.1 == streamed.1);
     assert!(farthest(&stored.0, &streamed.0) < 1e-6);
-    assert!(stored == trained(&model, &Activations::open_with(&folder, &ReadConfig { ahead: true, ..READ }).unwrap()));
+    assert!(stored == trained(&model, &Activations::load(&folder, &ReadConfig { ahead: true, ..READ }).unwrap()));
     for (format, bound) in [(StoreFormat::F16, 1e-3), (StoreFormat::Bf16, 1e-2), (StoreFormat::Int8, 3e-2)] {
         let mut losses = Vec::new();
         for zstd in [None, Some(3)] {
             let folder = scratch("store-format");
             Activations::store(&model, &text, &folder, &StoreConfig { format, zstd, ..config() }).unwrap();
-            losses.push(trained(&model, &Activations::open_with(&folder, &READ).unwrap()));
+            losses.push(trained(&model, &Activations::load(&folder, &READ).unwrap()));
         }
         println!("{format:?}: losses differ by {:.1e}", farthest(&losses[0].0, &stored.0));
         assert!(farthest(&losses[0].0, &stored.0) < bound, "{format:?}");
@@ -143,7 +143,7 @@ fn a_store_goes_on_and_says_what_is_wrong() {
 
     // Interrupted: a shard is missing, another half-written. The same call makes the rest.
     std::fs::remove_file(&second).unwrap();
-    says(Activations::open(&folder).unwrap_err(), ErrorKind::MissingFile, &["shard-00001", "Activations::store"]);
+    says(Activations::load(&folder, &Default::default()).unwrap_err(), ErrorKind::MissingFile, &["shard-00001", "Activations::store"]);
     Activations::store(&model, &text, &folder, &config()).unwrap();
     assert!(bytes_of(&folder) == whole, "another store after going on");
 
@@ -161,34 +161,34 @@ fn a_store_goes_on_and_says_what_is_wrong() {
     let elsewhere = scratch("store-elsewhere");
     Activations::store(&model, &other, &elsewhere, &config()).unwrap();
     std::fs::copy(elsewhere.join("shard-00001.safetensors"), &second).unwrap();
-    says(Activations::open(&folder).unwrap_err(), ErrorKind::Mismatch, &["shard-00001", "another store"]);
+    says(Activations::load(&folder, &Default::default()).unwrap_err(), ErrorKind::Mismatch, &["shard-00001", "another store"]);
     let manifest = folder.join("activations.json");
     let told = std::fs::read(&manifest).unwrap();
     std::fs::write(&second, &original).unwrap();
     std::fs::write(&manifest, text_of(&told, model.fingerprint(), &"0".repeat(model.fingerprint().len()))).unwrap();
-    says(Activations::open(&folder).unwrap_err(), ErrorKind::Mismatch, &["shard-00000", "model_fingerprint"]);
+    says(Activations::load(&folder, &Default::default()).unwrap_err(), ErrorKind::Mismatch, &["shard-00000", "model_fingerprint"]);
     std::fs::write(&manifest, &told).unwrap();
 
     // The store is of this model, so a CLT for another is refused.
-    let activations = Activations::open_with(&folder, &READ).unwrap();
+    let activations = Activations::load(&folder, &READ).unwrap();
     let foreign = CltConfig { model_fingerprint: "another".into(), ..CltConfig::for_model(&model) };
     says(Trainer::new(&activations, &foreign, &TrainConfig::default()).unwrap_err(), ErrorKind::Mismatch, &["model_fingerprint"]);
 
     // Cut off, or a header that changed: found when opened. A changed value: found when read, on a thread or not.
     std::fs::write(&second, &original[..original.len() / 2]).unwrap();
-    says(Activations::open(&folder).unwrap_err(), ErrorKind::BadFile, &["shard-00001", "delete this shard"]);
+    says(Activations::load(&folder, &Default::default()).unwrap_err(), ErrorKind::BadFile, &["shard-00001", "delete this shard"]);
     for at in [0, 30, 400] {
         let mut bytes = original.clone();
         bytes[at] ^= 4;
         std::fs::write(&second, &bytes).unwrap();
-        assert_eq!(Activations::open(&folder).unwrap_err().kind(), ErrorKind::BadFile, "byte {at}");
+        assert_eq!(Activations::load(&folder, &Default::default()).unwrap_err().kind(), ErrorKind::BadFile, "byte {at}");
     }
     let mut bytes = original.clone();
     let last = bytes.len() - 1;
     bytes[last] ^= 4;
     for ahead in [false, true] {
         std::fs::write(&second, &bytes).unwrap();
-        let activations = Activations::open_with(&folder, &ReadConfig { ahead, ..READ }).unwrap();
+        let activations = Activations::load(&folder, &ReadConfig { ahead, ..READ }).unwrap();
         let shape = CltConfig { features: 96, activation: Activation::TopK { k: 6 }, ..CltConfig::for_model(&model) };
         // More than a round through the corpus.
         let config = TrainConfig { steps: 200, batch_tokens: 70, ..TrainConfig::default() };
@@ -202,7 +202,7 @@ fn a_store_goes_on_and_says_what_is_wrong() {
     std::fs::remove_file(&second).unwrap();
     Activations::store(&model, &text, &folder, &config()).unwrap();
     assert!(bytes_of(&folder) == whole);
-    trained(&model, &Activations::open_with(&folder, &READ).unwrap());
+    trained(&model, &Activations::load(&folder, &READ).unwrap());
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn what_cannot_be_stored() {
     let error = cltlab::device::require_disk("a store", std::env::temp_dir().join("not/there/yet"), u64::MAX / 2, "store fewer tokens").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DiskFull);
     assert!(error.to_string().contains("TiB") && error.to_string().contains("free") && error.to_string().contains("fewer"), "{error}");
-    assert_eq!(Activations::open("/nowhere").unwrap_err().kind(), ErrorKind::MissingFile);
+    assert_eq!(Activations::load("/nowhere", &Default::default()).unwrap_err().kind(), ErrorKind::MissingFile);
     let Some((model, text)) = setting() else { return };
     let folder = scratch("store-refused");
     for (config, field) in [
@@ -233,7 +233,7 @@ fn what_cannot_be_stored() {
     let middle = bytes.len() / 2 & !3;
     bytes[middle..middle + 256].chunks_exact_mut(4).for_each(|weight| weight.copy_from_slice(&3e38f32.to_le_bytes()));
     std::fs::write(spoilt.join("model.bin"), bytes).unwrap();
-    let nan = Model::load(spoilt.join("model.bin").to_str().unwrap(), &Device::Cpu).unwrap();
+    let nan = Model::load(spoilt.join("model.bin"), &LoadConfig::on(&Device::Cpu)).unwrap();
     for format in [StoreFormat::F32, StoreFormat::Int8] {
         let error = Activations::store(&nan, &text, scratch("store-nan"), &StoreConfig { format, ..config() }).unwrap_err();
         assert!(error.kind() == ErrorKind::NotFinite && error.to_string().contains("shard-00000"), "{error}");
@@ -243,7 +243,7 @@ fn what_cannot_be_stored() {
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "something was written");
     Activations::store(&model, &text, &folder, &config()).unwrap();
     for read in [ReadConfig { passes: 0, ..READ }, ReadConfig { buffer_tokens: Some(0), ..READ }] {
-        assert_eq!(Activations::open_with(&folder, &read).unwrap_err().kind(), ErrorKind::BadConfig);
+        assert_eq!(Activations::load(&folder, &read).unwrap_err().kind(), ErrorKind::BadConfig);
     }
 }
 
@@ -257,7 +257,7 @@ fn the_program_stores_and_is_stopped() {
         let text: String = (0..90).map(|n| format!("Once upon a time there were {n} cats. They ran to tree number {}.\n", n * 7)).collect();
         std::fs::write(folder.join("stories.txt"), text).unwrap();
         let recipe = format!(
-            "[model]\nname = {:?}\n[text]\nfile = \"stories.txt\"\nheld_out = 0\n[activations]\nstore = \"activations\"\n[store]\ncontext = 16\nformat = \"int8\"\nzstd = 3\nshard_bytes = 200000\n[stream]\nbuffer_tokens = 100\nahead = true\n[clt]\nfeatures = 64\nactivation = {{ top_k = {{ k = 4 }} }}\n[train]\nsteps = 600\nbatch_tokens = 64\n[output]\nfolder = \"run\"\n",
+            "[model]\nsource = {:?}\n[text]\nsource = \"stories.txt\"\nheld_out = 0\n[activations]\nstore = \"activations\"\n[store]\ncontext = 16\nformat = \"int8\"\nzstd = 3\nshard_bytes = 200000\n[stream]\nbuffer_tokens = 100\nahead = true\n[clt]\nfeatures = 64\nactivation = {{ top_k = {{ k = 4 }} }}\n[train]\nsteps = 600\nbatch_tokens = 64\n[output]\nfolder = \"run\"\n",
             model.to_str().unwrap()
         );
         std::fs::write(folder.join("train.toml"), recipe).unwrap();

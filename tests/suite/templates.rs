@@ -1,11 +1,12 @@
 //! Chat templates are programs from the model's files: none of them takes memory, time or stack without an end.
 
 use crate::support::fixture;
+use cltlab::text::ChatConfig;
 use cltlab::{ErrorKind, Tokenizer};
 
 fn render(template: &str) -> Result<String, cltlab::Error> {
     let tokenizer = Tokenizer::from_file(fixture("attribution/llama/model/tokenizer.json")).unwrap();
-    tokenizer.with_chat_template(template).chat(&[("user", "hello"), ("assistant", "and \"more\"")], true)
+    tokenizer.chat_template(template).chat(&[("user", "hello"), ("assistant", "and \"more\"")], &ChatConfig::default())
 }
 
 #[test]
@@ -65,7 +66,7 @@ fn ordinary_templates_have_room() {
     let template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content.strip() }}{% if m.content|length > 3 %} {{ m|tojson(indent=2) }}{% endif %}\n{% endfor %}";
     let long = "word ".repeat(100_000);
     let messages: Vec<(&str, &str)> = (0..200).map(|n| if n == 7 { ("user", long.as_str()) } else { ("user", "hello there") }).collect();
-    let text = tokenizer.with_chat_template(template).chat(&messages, false).unwrap();
+    let text = tokenizer.chat_template(template).chat(&messages, &ChatConfig { generation_prompt: false, ..ChatConfig::default() }).unwrap();
     assert!(text.matches("<|user|>").count() == 200 && text.len() > 2 * long.len());
     assert_eq!(render("{{ {'a': [1, none, true]} }}|{{ messages[0] | tojson }}").unwrap().split('|').nth(1), Some("{\"role\": \"user\", \"content\": \"hello\"}"));
 }

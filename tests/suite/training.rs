@@ -43,7 +43,7 @@ fn fvu(clt: &Clt, x: &[Vec<f32>], y: &[Vec<f32>]) -> (f64, f64) {
     let tensor = |v: &Vec<f32>| Tensor::from_slice(v, (v.len() / WIDTH, WIDTH), &Device::Cpu).unwrap();
     let code = SparseCode { layers: x.iter().enumerate().map(|(l, x)| clt.encode_layer(l, &tensor(x)).unwrap()).collect() };
     let mut total = 0.0;
-    for (decoded, y) in clt.decode(&code).unwrap().iter().zip(y) {
+    for (decoded, y) in clt.decode(&code, &[]).unwrap().iter().zip(y) {
         let y = tensor(y);
         let error = (&y - decoded).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
         let spread = y.broadcast_sub(&y.mean_keepdim(0).unwrap()).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();

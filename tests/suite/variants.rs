@@ -247,7 +247,7 @@ fn folded_variants_reconstruct_as_in_training() {
         let tensor = |values: &[f32]| Tensor::from_slice(values, (60, D), &Device::Cpu).unwrap();
         let x: Vec<Tensor> = inputs.iter().map(|v| tensor(v)).collect();
         let code = folded.encode_inputs(&x).unwrap();
-        let out = folded.decode_with(&code, &x).unwrap();
+        let out = folded.decode(&code, &x).unwrap();
         let mut mean = 0.0;
         for (out, y) in out.iter().zip(&targets) {
             let y = tensor(y).to_dtype(DType::F64).unwrap();

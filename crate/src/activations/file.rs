@@ -11,23 +11,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 impl Activations {
-    /// Reads activations that another program made. All of them are held in memory, as f32; each pass
-    /// serves every token once, in a new order.
-    ///
-    /// # Shapes
-    /// Tensors `input.{l}` (what the encoder of layer l reads) and `target.{l}` (what is to be
-    /// reconstructed), all `[tokens, d]`, for l from 0 on. Other tensors are not read.
-    ///
-    /// # Errors
-    /// `MissingFile`; `OutOfMemory` by prediction; `BadFile` when it is no safetensors file; `BadTensor` naming the tensor that is
-    /// missing (the first, where a layer is left out), has another shape than `input.0` or another type; `NotFinite`.
-    ///
-    /// ```no_run
-    /// let activations = cltlab::Activations::load("gpt2_activations.safetensors")?;
-    /// # Ok::<(), cltlab::Error>(())
-    /// ```
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+    pub(super) fn read_file(path: &Path) -> Result<Self> {
         let length = std::fs::metadata(path).map_err(|error| Error::io(path, &error))?.len();
         // As they lie in the file, and as they are used.
         require_memory(&format!("activations of {}", path.display()), length.saturating_mul(2), "take fewer tokens, or a store (Activations::store), which is read in parts")?;

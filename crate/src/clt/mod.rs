@@ -33,7 +33,7 @@ pub use activation::Activation;
 pub use calibrate::{Calibration, Scope};
 pub use crate::activations::InputSite;
 pub use config::{CltConfig, Tied};
-pub use io::{Format, ImportConfig};
+pub use io::{CltLoadConfig, CltSaveConfig, Format};
 pub use sparse::{LayerCode, SparseCode};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -51,7 +51,25 @@ pub struct FeatureId {
 
 impl std::fmt::Display for FeatureId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.layer, self.feature)
+        write!(f, "{}_{}", self.layer, self.feature)
+    }
+}
+
+impl From<(usize, usize)> for FeatureId {
+    /// From (layer, feature).
+    fn from((layer, feature): (usize, usize)) -> Self {
+        FeatureId { layer, feature }
+    }
+}
+
+impl std::str::FromStr for FeatureId {
+    type Err = Error;
+
+    /// # Errors
+    /// `BadInput` for anything but `layer_feature`.
+    fn from_str(text: &str) -> Result<Self> {
+        let id = text.trim().split_once('_').and_then(|(layer, feature)| Some(FeatureId { layer: layer.parse().ok()?, feature: feature.parse().ok()? }));
+        id.ok_or_else(|| Error::expected(ErrorKind::BadInput, "feature", format_args!("'{text}'"), "layer_feature, for instance 0_605"))
     }
 }
 
@@ -79,7 +97,7 @@ pub struct LayerWeights {
 ///
 /// ```no_run
 /// use cltlab::clt::Clt;
-/// let clt = Clt::load("runs/first", &candle_core::Device::Cpu)?;
+/// let clt = Clt::load("runs/first", &Default::default())?;
 /// println!("{clt}");
 /// # Ok::<(), cltlab::Error>(())
 /// ```

@@ -44,7 +44,7 @@ pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, config: &EvalC
         let tokens = Tensor::from_vec(ids, (group.len(), blocks.context()), model.device())?;
         let mut codes: Vec<LayerCode> = Vec::with_capacity(model.layers());
         let mut take = |codes: &[LayerCode], layer: usize, input: &Tensor, output: Tensor| -> Result<()> {
-            let error = (&output - clt.decode_target_with(codes, layer, input)?)?;
+            let error = (&output - clt.decode_target(codes, layer, Some(input))?)?;
             let host = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1::<f32>()?) };
             let output = host(&output)?;
             outliers.see(&host(input)?, model.width());

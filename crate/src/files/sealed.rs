@@ -4,7 +4,7 @@
 //! in the header by the seal when the file is opened. Other readers of safetensors see two more notes.
 //! Cost: one pass over the bytes, some 10 GB/s a core.
 
-use super::write_atomic_with;
+use super::fill_atomic;
 use crate::error::{Error, ErrorKind, Result};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
@@ -87,7 +87,7 @@ pub(crate) fn write_plain(path: &Path, arrays: &[Entry<'_>], notes: HashMap<Stri
     }
     let mut header = serde_json::to_vec(&header).map_err(fault)?;
     header.resize(header.len().next_multiple_of(8), b' ');
-    write_atomic_with(path, |out| {
+    fill_atomic(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         arrays.iter().try_for_each(|(_, _, values)| out.write_all(values.bytes()))

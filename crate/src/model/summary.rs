@@ -11,7 +11,7 @@ use super::{family, Model};
 use crate::device::format_bytes;
 use crate::error::Result;
 use crate::files;
-use crate::hub::HubRepo;
+use crate::hub::{HubConfig, HubRepo};
 use candle_core::DType;
 
 /// All tensors of one kind.
@@ -121,7 +121,7 @@ impl Summary {
                 _ => return Err(load::not_gguf(path)),
             },
             Source::Llama2c(path) => family::llama2c::open(path)?.0,
-            Source::Hub => json(&HubRepo::open(source)?.file("config.json")?)?,
+            Source::Hub => json(&HubRepo::open(source, &HubConfig::default())?.file("config.json")?)?,
         };
         config.validate().map_err(|error| error.context(source))?;
         Ok(Self::new(load::short_name(source), config, None))

@@ -149,7 +149,7 @@ impl Chat {
             let thread = std::thread::Builder::new().name("chat template".to_string()).stack_size(STACK);
             let thread = thread.spawn_scoped(scope, || self.run(source, messages, config, steps, most));
             let thread = thread.map_err(|error| Error::new(ErrorKind::OutOfMemory, format!("chat template: no thread to run it: {error}")))?;
-            thread.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::BadFile, "chat template: it made the program that runs it fail").help("give another with Tokenizer::with_chat_template")))
+            thread.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::BadFile, "chat template: it made the program that runs it fail").help("give another with Tokenizer::chat_template")))
         })
     }
 
@@ -178,7 +178,7 @@ impl Chat {
     fn missing(&self, name: &str) -> Error {
         if self.templates.is_empty() {
             return Error::expected(ErrorKind::MissingFile, "tokenizer: chat template", "none", "one in tokenizer_config.json, chat_template.jinja or the GGUF file")
-                .help("the model may not be tuned for chats: give it plain text, or a template with Tokenizer::with_chat_template");
+                .help("the model may not be tuned for chats: give it plain text, or a template with Tokenizer::chat_template");
         }
         Error::expected(ErrorKind::BadConfig, "ChatConfig::template", format_args!("'{name}'"), format_args!("one of {}", self.names().join(", ")))
     }
@@ -193,7 +193,7 @@ fn refused(error: &minijinja::Error) -> Error {
     }
     let line = error.line().map_or_else(String::new, |line| format!(" line {line}"));
     if error.kind() == minijinja::ErrorKind::OutOfFuel {
-        return Error::new(ErrorKind::BadFile, format!("chat template{line}: it does more than any number of messages needs, or does not end")).help("give another with Tokenizer::with_chat_template");
+        return Error::new(ErrorKind::BadFile, format!("chat template{line}: it does more than any number of messages needs, or does not end")).help("give another with Tokenizer::chat_template");
     }
     let cause = std::error::Error::source(error).map(ToString::to_string);
     let detail = error.detail().map(str::to_string).or(cause).map_or_else(String::new, |detail| format!(": {}", shown(&detail)));

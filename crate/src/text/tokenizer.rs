@@ -130,7 +130,7 @@ impl Tokenizer {
 
     /// The same tokenizer with this chat template (Jinja) as its default.
     #[must_use]
-    pub fn with_chat_template(&self, template: &str) -> Self {
+    pub fn chat_template(&self, template: &str) -> Self {
         let mut chat = Chat::clone(&self.chat);
         chat.set_default(template);
         Tokenizer { chat: Arc::new(chat), ..self.clone() }
@@ -156,13 +156,14 @@ impl Tokenizer {
         self.chat.names()
     }
 
-    /// The text of a chat, messages of role and content, by the tokenizer's default template; with
-    /// `add_generation_prompt` it ends where the model's answer begins. Encode it as it is: the
-    /// template writes the special tokens.
+    /// The text of a chat, messages of role and content, by a chat template, the default one unless `config` names
+    /// another; it ends where the model's answer begins if `config` asks for that. Encode it as it is: the template
+    /// writes the special tokens.
     ///
     /// ```no_run
-    /// let tokenizer = cltlab::Tokenizer::from_gguf("SmolLM2-135M-Instruct.Q4_1.gguf")?;
-    /// let text = tokenizer.chat(&[("user", "What is the capital of France?")], true)?;
+    /// use cltlab::text::{ChatConfig, Tokenizer};
+    /// let tokenizer = Tokenizer::from_gguf("SmolLM2-135M-Instruct.Q4_1.gguf")?;
+    /// let text = tokenizer.chat(&[("user", "What is the capital of France?")], &ChatConfig::default())?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```
     ///
@@ -170,17 +171,9 @@ impl Tokenizer {
     /// Llama 3 and Gemma.
     ///
     /// # Errors
-    /// `MissingFile` when there is no template, `BadFile` when it is not one, `BadInput` when the
-    /// template refuses the messages, with its words.
-    pub fn chat(&self, messages: &[(&str, &str)], add_generation_prompt: bool) -> Result<String> {
-        self.chat_with(messages, &ChatConfig { generation_prompt: add_generation_prompt, ..ChatConfig::default() })
-    }
-
-    /// As [`Tokenizer::chat`], with a named template or further variables.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::chat`]; `BadConfig` for a name that is not there.
-    pub fn chat_with(&self, messages: &[(&str, &str)], config: &ChatConfig) -> Result<String> {
+    /// `MissingFile` when there is no template, `BadFile` when it is not one, `BadConfig` for a name that is not there,
+    /// `BadInput` when the template refuses the messages, with its words.
+    pub fn chat(&self, messages: &[(&str, &str)], config: &ChatConfig) -> Result<String> {
         self.chat.render(messages, config)
     }
 
@@ -208,7 +201,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// `BadInput` when the tokenizer refuses the text.
-    pub fn encode_with_specials(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn encode_published(&self, text: &str) -> Result<Vec<u32>> {
         if let Kind::HuggingFace { growth, .. } = &*self.kind {
             self.named(bounded(growth[0], text.len()))?;
         }
@@ -217,12 +210,12 @@ impl Tokenizer {
 
     /// The special token that stands in front where one is wanted: that of the beginning of text, else
     /// padding's, else that of the end, where the tokenizer's files name one.
-    pub fn front(&self) -> Option<u32> {
+    pub(crate) fn front(&self) -> Option<u32> {
         self.specials.front
     }
 
     /// Whether `id` is a special token.
-    pub fn is_special(&self, id: u32) -> bool {
+    pub(crate) fn is_special(&self, id: u32) -> bool {
         self.specials.all.contains(&id)
     }
 

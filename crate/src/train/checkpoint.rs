@@ -107,7 +107,7 @@ impl Trainer {
     ///
     /// ```no_run
     /// use cltlab::prelude::*;
-    /// let activations = Activations::load("activations.safetensors")?;
+    /// let activations = Activations::load("activations.safetensors", &Default::default())?;
     /// let (mut trainer, damaged) = Trainer::resume_or_earlier("runs/first/checkpoints", &activations)?;
     /// for error in damaged { println!("{error}"); }
     /// trainer.run()?;
@@ -180,7 +180,7 @@ impl Trainer {
     ///
     /// # Errors
     /// `BadConfig`; `Mismatch` naming the first field that differs.
-    pub fn with_config(mut self, config: &TrainConfig) -> Result<Self> {
+    pub fn set_config(&mut self, config: &TrainConfig) -> Result<()> {
         config.validate()?;
         same_course(&self.config, config)?;
         let refuse = |field: &str, got: String, expected: String| {
@@ -197,7 +197,7 @@ impl Trainer {
             self.target = config.steps;
         }
         self.config = config.clone();
-        Ok(self)
+        Ok(())
     }
 }
 

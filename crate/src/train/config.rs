@@ -97,7 +97,7 @@ pub struct TrainConfig {
     /// Whether inputs and targets are centred and scaled. Off, the loss is in the activations' own
     /// units, for comparison with a trainer that does not normalise. Default on.
     pub normalise: bool,
-    /// Steps between evaluations on the text of [`Trainer::with_eval`](crate::Trainer::with_eval); 0
+    /// Steps between evaluations on the text of [`Trainer::held_out`](crate::Trainer::held_out); 0
     /// for none. Default 0.
     pub eval_every: usize,
 }

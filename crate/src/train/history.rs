@@ -13,7 +13,7 @@ const NAMES: [&str; 2] = ["history.json", "metrics.jsonl"];
 pub struct History {
     /// One sample a step, first to last, over all runs.
     pub samples: Vec<TrainSample>,
-    /// Evaluations on held-out text, first to last, see [`Trainer::with_eval`](crate::Trainer::with_eval).
+    /// Evaluations on held-out text, first to last, see [`Trainer::held_out`](crate::Trainer::held_out).
     #[serde(default)]
     pub evals: Vec<EvalSample>,
     /// True when the last run ended because the user asked it to.
@@ -48,7 +48,7 @@ impl History {
             return Err(Error::expected(ErrorKind::MissingFile, format_args!("{}", path.display()), "a folder without a history", NAMES.join(" or ")));
         };
         if file.extension().is_none_or(|ending| ending != "jsonl") {
-            return files::read_json(&file);
+            return files::read_json_object(&file);
         }
         super::metrics::read(&file)
     }

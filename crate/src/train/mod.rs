@@ -322,7 +322,7 @@ fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Re
     for (field, got, expected) in [("layers", clt.layers, activations.layers()), ("width", clt.width, activations.width())] {
         if got != expected {
             return Err(Error::expected(ErrorKind::Mismatch, format_args!("CltConfig::{field}"), got, format_args!("{expected}, as the activations have"))
-                .help("begin with CltConfig::for_model(&model)"));
+                .help("a CLT has the layers and the width of the model that it is trained for; how many features it has is CltConfig::features"));
         }
     }
     if !activations.model_fingerprint().is_empty() {
@@ -331,7 +331,7 @@ fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Re
         }
         if clt.output != activations.output() {
             return Err(Error::expected(ErrorKind::Mismatch, "CltConfig::output", clt.output.hook(), format_args!("{}, as the activations have", activations.output().hook()))
-                .help("begin with CltConfig::for_model(&model), or stream from model.with_output(..)"));
+                .help("a CLT writes where its model was loaded to have its outputs: LoadConfig::output, [model] output"));
         }
         if clt.model_fingerprint != activations.model_fingerprint() {
             return Err(Error::expected(ErrorKind::Mismatch, "CltConfig::model_fingerprint", &clt.model_fingerprint, activations.model_fingerprint())

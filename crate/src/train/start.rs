@@ -28,8 +28,8 @@ impl Trainer {
     ///
     /// ```no_run
     /// use cltlab::prelude::*;
-    /// let activations = Activations::load("activations.safetensors")?;
-    /// let clt = Clt::load("runs/first", &Device::Cpu)?;
+    /// let activations = Activations::load("activations.safetensors", &Default::default())?;
+    /// let clt = Clt::load("runs/first", &CltLoadConfig::on(&Device::Cpu))?;
     /// let mut trainer = Trainer::from_clt(&activations, &clt, clt.config(), &TrainConfig::default())?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```

@@ -8,7 +8,7 @@
 //!
 //! Source: LLM-Interp/CLT-Forge at dcf4cc8. Refused on export: TopK, skip connections, other sites.
 
-use super::import::ImportConfig;
+use super::import::CltLoadConfig;
 use super::source::Source;
 use super::staged::write_owned;
 use super::weights::{assemble, exponential, floats, fold, joined, log_thresholds, no_place, summed, turned, Norm, Tensors};
@@ -76,7 +76,7 @@ fn shards(source: &Source, cfg: &Config) -> Result<Vec<(usize, Tensors)>> {
     Ok(sized)
 }
 
-pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
+pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> Result<Clt> {
     let cfg: Config = files::read_json_object(source.file("clt_cfg.json")?)?;
     let (l, d) = (cfg.n_layers, cfg.d_in);
     let mut config = CltConfig {

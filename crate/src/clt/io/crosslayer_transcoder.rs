@@ -9,7 +9,7 @@
 //! Source: Goreg12345/crosslayer-transcoder at ae29e75. BatchTopK becomes the JumpReLU with which the
 //! program itself infers. Refused: standardising each token by itself; on export skip connections and other sites.
 
-use super::import::ImportConfig;
+use super::import::CltLoadConfig;
 use super::source::Source;
 use super::staged::write_owned;
 use super::weights::{assemble, floats, fold, joined, no_place, positive, thresholds, turned, Norm, Tensors};
@@ -38,7 +38,7 @@ fn class<'a>(value: &'a Value, place: &str) -> Result<(&'a str, &'a Value)> {
     Ok((path.rsplit('.').next().unwrap_or(path), value.get("init_args").unwrap_or(&Value::Null)))
 }
 
-pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
+pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> Result<Clt> {
     let path = source.file("config.yaml")?;
     let place = |field: &str| format!("{}: {field}", path.display());
     let yaml: Value = serde_yaml_ng::from_str(&files::read_text(&path)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;

@@ -13,7 +13,7 @@ use crate::clt::{Activation, Clt, CltConfig, Decoder, Layer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::names::{plain_relative, shown};
 use crate::files::walk::walk;
-use crate::hub::HubRepo;
+use crate::hub::{HubConfig, HubRepo};
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 
@@ -75,9 +75,9 @@ fn place_of<'a>(source: &Source, place: &'a str, fetch: bool) -> Result<Place<'a
     plain_relative(file, &field)?;
     if !fetch && matches!(source, Source::Folder(_)) {
         return Err(Error::expected(ErrorKind::Unsupported, field, shown(place), "files in the folder: a folder on disk does not make this program fetch from the hub")
-            .help("if that is meant, set ImportConfig::fetch (clt convert --fetch keeps a copy), or load the CLT by its hub name"));
+            .help("if that is meant, set CltLoadConfig::fetch (clt convert --fetch keeps a copy), or load the CLT by its hub name"));
     }
-    Ok(Place::Hub(HubRepo::open(&format!("{owner}/{name}@{revision}")).map_err(|error| error.context(&field))?, file))
+    Ok(Place::Hub(HubRepo::open(&format!("{owner}/{name}@{revision}"), &HubConfig::default()).map_err(|error| error.context(&field))?, file))
 }
 
 /// Shape, activation and whether there are skip connections, from `config.yaml` and the first file.

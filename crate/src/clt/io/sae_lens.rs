@@ -7,7 +7,7 @@
 //! Source: SAELens 6.54.12, classes `Transcoder`, `SkipTranscoder`, `JumpReLUTranscoder` and
 //! `JumpReLUSkipTranscoder`. Refused: autoencoders, normalisation of each token by itself; on export CLTs and TopK.
 
-use super::import::ImportConfig;
+use super::import::CltLoadConfig;
 use super::sites;
 use super::source::{layer_number, Source};
 use super::staged::write_owned;
@@ -78,7 +78,7 @@ pub(super) fn is_here(source: &Source) -> Result<bool> {
     Ok(!source.find(|name| name == WEIGHTS)?.is_empty())
 }
 
-pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
+pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> Result<Clt> {
     let files = layer_files(source)?;
     let Some(first) = files.first() else {
         source.refuse_pickles()?;
@@ -126,7 +126,7 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
 }
 
 /// Where a layer reads and writes. Both names must be of one layer.
-fn sites_of(import: &ImportConfig, place: &str, said: &Metadata) -> Result<(InputSite, OutputSite)> {
+fn sites_of(import: &CltLoadConfig, place: &str, said: &Metadata) -> Result<(InputSite, OutputSite)> {
     let reads = said.hf_hook_name.as_deref().or(said.hook_name.as_deref());
     let writes = said.hf_hook_name_out.as_deref().or(said.hook_name_out.as_deref());
     let names = [&said.hook_name, &said.hook_name_out, &said.hf_hook_name, &said.hf_hook_name_out];

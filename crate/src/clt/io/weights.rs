@@ -213,7 +213,7 @@ pub(super) fn thresholds(clt: &Clt, layer: usize, format: &str) -> Result<Tensor
             let values = floats(threshold)?;
             match values.iter().position(|value| *value < 0.0) {
                 None => Ok(threshold.clone()),
-                Some(at) => Err(no_place(format, &format!("threshold of feature {layer}/{at}"), values[at], "0 or above: it has no activations below 0")),
+                Some(at) => Err(no_place(format, &format!("threshold of feature {layer}_{at}"), values[at], "0 or above: it has no activations below 0")),
             }
         }
         _ => Err(no_place(format, "activation", activation.label(), "relu or jump_relu")),

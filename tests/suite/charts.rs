@@ -94,7 +94,7 @@ fn points_stand_where_they_should_in_svg_and_in_png() {
     }
     let dark = image.bytes.chunks(3).filter(|pixel| pixel[0] < 90).count();
     assert!(dark > 800, "letters are drawn: {dark} dark pixels");
-    picture.with_width(1440).unwrap().save(&file).unwrap();
+    picture.resized(1440).unwrap().save(&file).unwrap();
     assert_eq!(Image::load(&file).width, 2880);
 }
 
@@ -129,7 +129,7 @@ fn what_has_no_place_is_counted_or_refused() {
     says(&bars::<&str>(&[], &config).unwrap_err(), ErrorKind::BadInput, &["bars", "1 to 500"]);
     let huge = ChartConfig { size: (100_000, 300), ..ChartConfig::default() };
     says(&scatter(&[("a", vec![(0.0, 1.0)])], &huge).unwrap_err(), ErrorKind::BadInput, &["size", "100000", "4000"]);
-    says(&picture.clone().with_width(0).unwrap_err(), ErrorKind::BadInput, &["with_width", "0"]);
+    says(&picture.clone().resized(0).unwrap_err(), ErrorKind::BadInput, &["resized", "0"]);
     let odd = bars(&[("nan", f64::NAN), ("one", 1.0), ("inf", f64::INFINITY)], &ChartConfig::default()).unwrap();
     assert_svg(&odd);
     assert!(words(&odd).contains(&"NaN".to_string()));
@@ -144,7 +144,7 @@ fn titles_and_captions_are_whole() {
     let document = roxmltree::Document::parse(picture.svg()).unwrap();
     let lines = document.descendants().filter(|node| node.has_tag_name("text")).filter(|node| node.text().is_some_and(|text| text.contains("words"))).count();
     assert!(lines >= 4, "{lines} lines");
-    let other = picture.with_title("Short");
+    let other = picture.titled("Short");
     assert_eq!(words(&other)[0], "Short");
     assert!(!words(&other).join(" ").contains("many words"));
 }
@@ -164,7 +164,7 @@ fn svg_from_outside_is_drawn_or_refused() {
     assert!(!folder.join("a.png").exists());
     // plotters' own, through a title.
     let own = bars(&[("a", 2.0)], &ChartConfig::default()).unwrap();
-    let again = Picture::from_svg(own.svg(), "again").unwrap().with_title("Again");
+    let again = Picture::from_svg(own.svg(), "again").unwrap().titled("Again");
     assert!(words(&again).contains(&"Again".to_string()) && words(&again).contains(&"2".to_string()));
 
     for inside in [

@@ -23,7 +23,6 @@ mod formats;
 mod forged;
 mod forward;
 mod freeze;
-mod gallery;
 mod generation;
 mod gradients;
 mod graph_json;

@@ -136,7 +136,7 @@ fn hostile_text_is_only_text() {
         let config = ChartConfig { title: text.into(), x: text.into(), y: text.into(), ..ChartConfig::default() };
         for picture in [bars(&[(text, 1.0), (text, -2.0)], &config).unwrap(), lines(&[(text, vec![(0.0, 1.0), (1.0, 2.0)]), ("b", vec![(0.5, 0.0)])], &config).unwrap()] {
             assert_svg(&picture);
-            assert_svg(&picture.clone().with_title(&HOSTILE.concat()));
+            assert_svg(&picture.clone().titled(&HOSTILE.concat()));
             assert_html(&picture.html());
         }
         let report = Report { layers: vec![LayerReport::default()], ..Report::default() };

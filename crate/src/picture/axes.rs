@@ -1,7 +1,7 @@
 //! Axes: where the ticks of a range stand and what they are called, and the mesh of a chart.
 
 use super::canvas::{font, stroke, Area, FAINT, INK, QUIET, UNIT};
-use super::words::number;
+use super::words::{number, tick};
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
 use std::ops::Range;
@@ -35,7 +35,7 @@ impl Axis {
 
     /// An axis with exactly these ends.
     pub fn linear(label: &str, from: f64, to: f64) -> Axis {
-        let ticks = linear_ticks(from, to).into_iter().map(|value| (value, number(value, 6))).collect();
+        let ticks = linear_ticks(from, to).into_iter().map(|value| (value, tick(value, to))).collect();
         Axis { label: label.to_string(), from, to, ticks, log: false }
     }
 
@@ -53,13 +53,6 @@ impl Axis {
         let step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].into_iter().find(|step| count <= 20 * step).unwrap_or(count / 16 + 1);
         let ticks = (0..count).step_by(step).map(|at| (at as f64, at.to_string())).collect();
         Axis { label: label.to_string(), from: -0.5, to: (count as f64 - 0.5).max(0.5), ticks, log: false }
-    }
-
-    /// Other words for the ticks.
-    pub fn called(mut self, name: impl Fn(f64) -> String) -> Axis {
-        let log = self.log;
-        self.ticks.iter_mut().for_each(|(place, text)| *text = name(if log { 10_f64.powf(*place) } else { *place }));
-        self
     }
 
     /// Where a value stands on the axis; `None` where it has no place.

@@ -138,7 +138,7 @@ impl Canvas<'_> {
         let length = dx.hypot(dy);
         // A Bézier curve whose control points lie half way up, above its ends.
         let at = |t: f64| (from.0 + dx * t * t * (3.0 - 2.0 * t), from.1 + dy * t * (1.5 - 1.5 * t + t * t));
-        let pieces = if dashed { (length / 5.0).clamp(3.0, 61.0) as usize | 1 } else if dx.abs() < 1.0 { 1 } else { (length / 9.0).clamp(6.0, 24.0) as usize };
+        let pieces = if dashed { (length / 8.0).clamp(3.0, 31.0) as usize | 1 } else if dx.abs() < 1.0 { 1 } else { (length / 9.0).clamp(6.0, 24.0) as usize };
         let points: Vec<Point> = (0..=pieces).map(|k| at(k as f64 / pieces as f64)).collect();
         if dashed {
             return points.chunks(2).filter(|dash| dash.len() == 2).try_for_each(|dash| self.path(dash, colour, width));
@@ -171,8 +171,12 @@ pub(super) fn stroke(colour: impl Color, width: f64) -> ShapeStyle {
     ShapeStyle { color: colour.to_rgba(), filled: false, stroke_width: units(width).max(1) as u32 }
 }
 
-/// Text in lines of at most `width` pixels, broken at spaces; a longer word is broken where it must.
+/// Text in lines of at most `width` pixels, broken at line ends and spaces; a longer word is broken where it must.
 pub(super) fn wrap(text: &str, size: f64, width: f64) -> Vec<String> {
+    text.split('\n').flat_map(|line| wrapped(line, size, width)).collect()
+}
+
+fn wrapped(text: &str, size: f64, width: f64) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
     for word in text.split(' ') {

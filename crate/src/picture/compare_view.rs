@@ -2,7 +2,7 @@
 
 use super::graph_view::Look;
 use super::html::{row, Align, Html};
-use super::words::visible;
+use super::words::{tame, visible};
 use super::{Picture, Show};
 use crate::error::Result;
 use crate::graph::{Edge, Graph, GraphDifference, LogitTarget, MergedGraph, Overlay, PruneConfig};
@@ -30,7 +30,8 @@ impl GraphDifference {
     fn draw(&self, graph: &Graph) -> Picture {
         let prompt = |which: usize| self.overlay.graphs[which].prompt();
         graph.draw(&Look {
-            title: format!("First: {} Second: {}", prompt(0), prompt(1)),
+            title: format!("Difference of two graphs\nFirst: {}\nSecond: {}", tame(prompt(0)), tame(prompt(1))),
+            note: "Size: influence. Names: layer/feature. Outputs: probability in the first / in the second.",
             alt: self.summary(),
             edges: ["larger in the first", "larger in the second"],
             outputs: outputs(graph, &self.overlay),
@@ -123,7 +124,7 @@ impl MergedGraph {
     }
 
     fn draw(&self, graph: &Graph) -> Picture {
-        graph.draw(&Look { title: format!("Mean of {} graphs: {}", self.overlay.graphs.len(), graph.prompt()), alt: self.summary(), ..Look::of(graph) })
+        graph.draw(&Look { title: format!("Mean of {} graphs: {}", self.overlay.graphs.len(), tame(graph.prompt())), alt: self.summary(), ..Look::of(graph) })
     }
 
     /// The `n` features with most influence in the mean, as places in the merged graph.

@@ -7,7 +7,6 @@ use super::axes::{chart, Axis};
 use super::canvas::{font, stroke, Area, Drawn, BLUE, INK};
 use super::frame::Frame;
 use super::html::WIDTH;
-use super::words::count;
 use super::Picture;
 use crate::progress::TrainSample;
 use crate::train::History;
@@ -81,7 +80,7 @@ impl Panel {
             // One bad batch must not flatten the rest; its peak is cut.
             hi = hi.min(1.4 * shown[1].iter().map(|(_, value)| *value).fold(0.0, f64::max));
         }
-        let x = Axis::linear("tokens seen", 0.0, end).called(|tokens| if tokens == 0.0 { "0".into() } else { count(tokens) });
+        let x = Axis::linear("tokens seen", 0.0, end);
         let y = if self.log { Axis::of(self.unit, (lo, hi), true, false) } else { Axis::linear(self.unit, 0.0, if hi > 0.0 { 1.08 * hi } else { 1.0 }) };
         let area = area.titled(self.name, font(11.5, INK))?;
         let mut chart = chart(&area, &x, &y)?;
@@ -101,9 +100,10 @@ fn smooth(points: &[(f64, f64)], log: bool) -> Vec<(f64, f64)> {
     }
     let half = points.len() / 40;
     let mean = |at: usize| {
-        // As many on both sides, so that the ends are not pulled inwards.
-        let half = half.min(at).min(points.len() - 1 - at);
-        let mean = (sums[at + half + 1] - sums[at - half]) / (2 * half + 1) as f64;
+        // As many on both sides, so that the ends are not pulled inwards, but not so few that they are noise.
+        let half = half.min(at).min(points.len() - 1 - at).max(half / 3);
+        let (from, to) = (at.saturating_sub(half), (at + half + 1).min(points.len()));
+        let mean = (sums[to] - sums[from]) / (to - from) as f64;
         if log { mean.exp() } else { mean }
     };
     points.iter().enumerate().map(|(at, (x, _))| (*x, mean(at))).collect()

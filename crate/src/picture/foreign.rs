@@ -22,8 +22,8 @@ const KNOWN: [&str; 26] = [
 
 impl Picture {
     /// A picture from an SVG text, for instance of plotters' or matplotlib's, and a sentence for those who cannot
-    /// see it. It is shown at its own width, or 720 pixels where it states none; [`with_width`](Picture::with_width)
-    /// and [`with_title`](Picture::with_title) change that.
+    /// see it. It is shown at its own width, or 720 pixels where it states none; [`resized`](Picture::resized)
+    /// and [`titled`](Picture::titled) change that.
     ///
     /// ```
     /// use cltlab::picture::Picture;

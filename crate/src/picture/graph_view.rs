@@ -10,7 +10,7 @@ use super::edge_table::{strongest, table, Strong};
 use super::frame::{Frame, Mark};
 use super::graph_layout::{Layout, LEFT, OUTPUT_SIZE, TOKEN_CHARS, TOKEN_SIZE};
 use super::html::{row, Align, Html};
-use super::words::visible;
+use super::words::{tame, visible};
 use super::{Picture, Show};
 use crate::graph::{Graph, NodeKind, PruneConfig};
 use plotters::prelude::*;
@@ -31,6 +31,8 @@ const BAND: RGBColor = RGBColor(246, 247, 249);
 pub(super) struct Look {
     pub title: String,
     pub alt: String,
+    /// What stands below the title.
+    pub note: &'static str,
     /// What positive and negative edges mean.
     pub edges: [&'static str; 2],
     /// Each output's name with its probability, in the order of [`Graph::logits`].
@@ -65,7 +67,8 @@ impl Look {
         let features = graph.nodes.iter().filter(|node| node.feature().is_some()).count();
         let prompt = if graph.prompt().is_empty() { graph.model_name() } else { graph.prompt() };
         Look {
-            title: format!("Attribution graph: {prompt}"),
+            title: format!("Attribution graph: {}", tame(prompt)),
+            note: "Size: influence. Names: layer/feature.",
             alt: format!("Attribution graph of {:?}{output}: {} nodes, {features} of them features, {} edges", graph.prompt(), graph.nodes.len(), graph.edges().len()),
             edges: ["raises its target", "lowers it"],
             outputs: graph.logits().iter().map(|logit| format!("{} {:.1} %", visible(&logit.text, TOKEN_CHARS), 100.0 * logit.probability)).collect(),
@@ -141,7 +144,7 @@ fn draw(graph: &Graph, shown: &[bool], edges: &[Strong], look: &Look) -> Picture
     ];
     let frame = Frame {
         title: look.title.clone(),
-        caption: "Size: influence. Names: layer/feature.".to_string(),
+        caption: look.note.to_string(),
         legend: legend.into_iter().map(|(mark, text)| (mark, text.to_string())).collect(),
         alt: look.alt.clone(),
     };

@@ -97,7 +97,7 @@ impl Picture {
     }
 
     /// The same under another title; an empty one takes the title away.
-    pub fn with_title(mut self, title: &str) -> Self {
+    pub fn titled(mut self, title: &str) -> Self {
         self.frame.title = title.to_string();
         self.write();
         self
@@ -107,9 +107,9 @@ impl Picture {
     ///
     /// # Errors
     /// `BadInput` for a width that is not between 50 and 10,000 pixels.
-    pub fn with_width(mut self, pixels: u32) -> Result<Self> {
+    pub fn resized(mut self, pixels: u32) -> Result<Self> {
         if !(50..=10_000).contains(&pixels) {
-            return Err(Error::expected(ErrorKind::BadInput, "Picture::with_width", pixels, "50 to 10000 pixels"));
+            return Err(Error::expected(ErrorKind::BadInput, "Picture::resized", pixels, "50 to 10000 pixels"));
         }
         self.width = f64::from(pixels);
         self.write();
@@ -117,8 +117,8 @@ impl Picture {
     }
 
     /// Writes `.svg`, `.png` (twice as many pixels each way as the picture is wide and high, for print and dense
-    /// screens; [`with_width`](Picture::with_width) changes that), or `.html` as a page that needs nothing else.
-    /// Whole or not at all.
+    /// screens; [`resized`](Picture::resized) changes that), or `.html` as a page that needs nothing else.
+    /// Whole or not at all. Letters that DejaVu Sans lacks (Chinese, emoji) are boxes in PNG, and all text runs from the left.
     ///
     /// # Errors
     /// `BadInput` for another ending, for a PNG of more than 25 million pixels or of an SVG from outside ([`from_svg`](Picture::from_svg)); `MissingFile` (the folder), `DiskFull` or

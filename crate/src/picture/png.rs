@@ -36,7 +36,7 @@ pub(super) fn encode(svg: &str) -> Result<Vec<u8>> {
     let [width, height] = size.map(|side| (SCALE * side).round().max(1.0));
     if width * height > MOST {
         return Err(Error::expected(ErrorKind::BadInput, "PNG of a picture: size", format_args!("{width} × {height} pixels"), format_args!("at most {} million pixels", MOST / 1e6))
-            .help("make the picture smaller with with_width"));
+            .help("make the picture smaller with resized"));
     }
     let (width, height) = (width as usize, height as usize);
     let mut fine = vec![255; 3 * width * height * FINE * FINE];

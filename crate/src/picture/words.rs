@@ -35,6 +35,15 @@ pub(crate) fn shorten(text: &str, most: usize) -> String {
     }
 }
 
+/// A tick's value: 500 k, 1.5 M where numbers are large.
+pub(crate) fn tick(value: f64, largest: f64) -> String {
+    if !(1e4..1e9).contains(&largest) || value < 0.0 {
+        return number(value, 6);
+    }
+    let (scale, unit) = if largest < 1e6 { (1e3, "k") } else { (1e6, "M") };
+    if value == 0.0 { "0".to_string() } else { format!("{} {unit}", number(value / scale, 4)) }
+}
+
 /// Seconds as `mm:ss` or `h:mm:ss`.
 pub(crate) fn duration(seconds: f64) -> String {
     if !seconds.is_finite() {

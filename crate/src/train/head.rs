@@ -10,7 +10,7 @@ impl Trainer {
         let clt = &self.live.config;
         let model = if clt.model_name.is_empty() { "an unnamed model" } else { &clt.model_name };
         let (corpus, all) = (self.activations.tokens(), self.target as f64 * self.config.batch_tokens as f64);
-        let memory = MemoryNeed::of(clt, &self.config).with_buffer(&self.activations).total();
+        let memory = MemoryNeed::of(clt, &self.config).buffered(&self.activations).total();
         format!(
             "CLT of {model}, {} layers of {} features, {}; {} tokens in {} passes over a corpus of {}; {} of memory",
             clt.layers, clt.features, clt.activation.label(), count(all), passes(all, corpus), count(corpus as f64), format_bytes(memory)

@@ -41,7 +41,7 @@ pub struct CompareArgs {
     /// All nodes and edges with their values in every graph, as JSON
     #[arg(long)]
     raw: Option<PathBuf>,
-    /// The picture, as .svg or .html
+    /// The picture, as .svg, .png or .html
     #[arg(long)]
     picture: Option<PathBuf>,
 }
@@ -68,12 +68,12 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
         Align::End => Alignment::FromEnd,
         Align::Start => Alignment::FromStart,
     };
-    let (graph, text, raw): (Graph, String, Box<dyn Fn(&PathBuf) -> Result<()>>) = if args.merge {
+    let (graph, text, picture, raw): (Graph, String, Result<Picture>, Box<dyn Fn(&PathBuf) -> Result<()>>) = if args.merge {
         let merged = Graph::merge(&graphs, &align)?;
-        (merged.graph.clone(), merged.to_string(), Box::new(move |path| merged.save(path)))
+        (merged.graph.clone(), merged.to_string(), merged.picture_pruned(&prune), Box::new(move |path| merged.save(path)))
     } else {
         let difference = graphs[0].difference(&graphs[1], &align)?;
-        (difference.graph.clone(), difference.to_string(), Box::new(move |path| difference.save(path)))
+        (difference.graph.clone(), difference.to_string(), difference.picture_pruned(&prune), Box::new(move |path| difference.save(path)))
     };
     laps.end("compare");
     println!("{text}");
@@ -81,7 +81,7 @@ pub fn compare(args: &CompareArgs) -> Result<()> {
         graph.prune(&prune)?.save(path, &GraphSaveConfig { format: Some(GraphFormat::Json), ..GraphSaveConfig::default() })?;
     }
     if let Some(path) = &args.picture {
-        graph.prune(&prune)?.picture().save(path)?;
+        picture?.save(path)?;
     }
     args.raw.as_ref().map_or(Ok(()), |path| raw(path))?;
     println!("{laps}");

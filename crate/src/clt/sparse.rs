@@ -9,7 +9,9 @@
 
 use crate::clt::activation::CutOff;
 use crate::clt::FeatureId;
+use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
+use candle_core::{Device, Tensor};
 use std::fmt::Display;
 
 /// Active features of one layer, row by row: token `p` has
@@ -97,6 +99,32 @@ impl LayerCode {
     /// Activation of each entry.
     pub fn values(&self) -> &[f32] {
         &self.values
+    }
+
+    /// The activations as a matrix `[tokens, features]` in f32 on the CPU, 0 where a feature is not active.
+    ///
+    /// ```
+    /// # use cltlab::clt::LayerCode;
+    /// let mut code = LayerCode::empty(2);
+    /// code.set(1, 3, 0.5)?;
+    /// assert_eq!(code.to_tensor(4)?.to_vec2::<f32>()?, [[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.5]]);
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `BadInput` when a feature is not below `features`; `OutOfMemory` when the matrix does not fit.
+    pub fn to_tensor(&self, features: usize) -> Result<Tensor> {
+        if let Some(feature) = self.features.iter().find(|feature| **feature as usize >= features) {
+            return Err(Error::expected(ErrorKind::BadInput, "LayerCode::to_tensor: feature", feature, format_args!("less than {features}")));
+        }
+        let count = self.tokens.checked_mul(features).unwrap_or(usize::MAX);
+        require_memory("a code as a matrix", 4_u64.saturating_mul(count as u64), "take some of the tokens")?;
+        let mut values = vec![0.0_f32; count];
+        for p in 0..self.tokens {
+            let (active, found) = self.token(p);
+            active.iter().zip(found).for_each(|(feature, value)| values[p * features + *feature as usize] = *value);
+        }
+        Ok(Tensor::from_vec(values, (self.tokens, features), &Device::Cpu)?)
     }
 
     /// Number of active entries.

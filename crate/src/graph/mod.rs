@@ -49,6 +49,7 @@ pub use targets::Target;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::replacement::FeatureNode;
+use candle_core::Tensor;
 use influence::{cumulative, node_influence};
 use std::sync::Arc;
 
@@ -261,6 +262,26 @@ impl Graph {
     /// The effects between nodes; numbers are places in [`Graph::nodes`].
     pub fn edges(&self) -> &Edges {
         &self.edges
+    }
+
+    /// The effects as an adjacency matrix `[nodes, nodes]` in f32 on the CPU: row the target, column the source,
+    /// both in the order of [`Graph::nodes`] (features, errors, tokens, positions, outputs), 0 where there is no edge.
+    ///
+    /// ```no_run
+    /// # fn f(graph: cltlab::Graph) -> cltlab::Result<()> {
+    /// let adjacency = graph.to_tensor()?;
+    /// let into_output = adjacency.get(graph.nodes.len() - 1)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `OutOfMemory` when the matrix does not fit: prune the graph first.
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        let nodes = self.nodes.len();
+        crate::device::require_memory("a graph as a matrix", 4 * (nodes as u64).saturating_mul(nodes as u64), "prune the graph first")?;
+        let mut dense = vec![0.0_f32; nodes * nodes];
+        self.edges.iter().for_each(|edge| dense[edge.target * nodes + edge.source] = edge.weight);
+        Ok(Tensor::from_vec(dense, (nodes, nodes), &candle_core::Device::Cpu)?)
     }
 
     /// Replacement and completeness score of the whole graph.

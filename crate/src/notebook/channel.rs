@@ -6,6 +6,7 @@
 //! ```text
 //! \u{1}cltlab {"kind": "display", "id": ID, "data": {MIME: content}}   display_data
 //! \u{1}cltlab {"kind": "update",  "id": ID, "data": {MIME: content}}   update_display_data
+//! \u{1}cltlab {"kind": "display", "data": {MIME: content}}              display_data that is not changed later
 //! \u{1}cltlab {"kind": "clear", "wait": true}                          clear_output
 //! \u{1}cltlab {"kind": "stopping"}      the stop flag was seen; the step is being finished
 //! ```
@@ -43,6 +44,11 @@ impl Display {
     pub fn update(&self, html: &str, text: &str) {
         send("update", &self.id, html, text);
     }
+}
+
+/// Shows `html` below the running cell, for good.
+pub fn show(html: &str, text: &str) {
+    write(&serde_json::json!({"kind": "display", "data": {"text/html": html, "text/plain": text}}));
 }
 
 /// Clears the running cell's output; with `wait`, only when the next output comes.

@@ -11,6 +11,7 @@ mod graphs;
 mod margins;
 mod naive;
 mod random;
+mod show;
 mod training;
 
 pub use ceilings::Ceilings;

@@ -10,6 +10,7 @@ mod checkpoint;
 mod checkpoints;
 mod config;
 mod device;
+mod head;
 mod held_out;
 mod history;
 mod lock;
@@ -155,6 +156,7 @@ impl Trainer {
         let checkpoints = self.config.checkpoint_dir.clone().filter(|_| every > 0);
         let _lock = checkpoints.as_ref().map(|folder| self.lock(folder)).transpose()?;
         let end = self.steps().saturating_add(most);
+        emit(Event::TrainBegin(self.head()));
         // The target moves when an L0 is reached.
         while self.steps() < end.min(self.target) {
             if stop_requested() {

@@ -72,6 +72,11 @@ pub(crate) fn decoders_in_files() -> Result<bool> {
     Ok(word("CLTLAB_CUDA_DECODERS", &[("files", ())])?.is_some())
 }
 
+/// Whether evcxr runs this process as that of a notebook's cells.
+pub(crate) fn in_evcxr() -> bool {
+    raw("EVCXR_IS_RUNTIME").is_some()
+}
+
 /// Set by the kernel for the process that runs the cells.
 pub(crate) fn in_kernel() -> bool {
     std::env::var_os("CLTLAB_KERNEL").is_some()

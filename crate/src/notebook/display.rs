@@ -12,6 +12,7 @@
 
 use super::channel;
 use super::live;
+use crate::environment;
 use crate::picture::Show;
 use std::io::Write;
 
@@ -42,7 +43,7 @@ pub fn display(value: impl Show) {
     let text = value.text();
     if channel::available() {
         channel::show(value.html().as_str(), &text);
-    } else if std::env::var_os("EVCXR_IS_RUNTIME").is_some() {
+    } else if environment::in_evcxr() {
         write(&blocks(value.html().as_str(), &text));
     } else {
         write(&format!("{}\n", plain(&text)));

@@ -27,7 +27,7 @@ pub struct AttentionArgs {
     /// All parts, and these pairs, as JSON
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// The picture, as .svg or .html
+    /// The picture, as .svg, .png or .html
     #[arg(long)]
     picture: Option<PathBuf>,
 }

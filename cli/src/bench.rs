@@ -60,7 +60,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
 /// For `benches/forward.py`, which lets several programs take turns.
 fn on_request(model: &Model, ids: &[u32]) -> Result<()> {
     for request in std::io::stdin().lines() {
-        request.map_err(|error| Error::io("standard input", &error))?;
+        request.map_err(|error| Error::io("standard input", error))?;
         let start = Instant::now();
         let run = model.run(ids, &Capture::logits())?;
         let seconds = start.elapsed().as_secs_f64();

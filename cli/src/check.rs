@@ -35,7 +35,7 @@ pub struct CheckArgs {
     /// Effects, controls and correlations as JSON
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// The picture, as .svg or .html
+    /// The picture, as .svg, .png or .html
     #[arg(long)]
     picture: Option<PathBuf>,
 }

@@ -106,11 +106,11 @@ fn check(source: &Source) -> Result<()> {
         if (tensor * 0.0)?.sum_all()?.to_scalar::<f32>()? == 0.0 { Ok(()) } else { Err(Error::new(ErrorKind::NotFinite, format!("{}: {what}: NaN or infinity", source.source))) }
     };
     for l in 0..clt.layers() {
-        let parts = [("encoder", Some(clt.encoder(l))), ("encoder bias", Some(clt.encoder_bias(l))), ("thresholds", clt.threshold(l)), ("decoder bias", Some(clt.decoder_bias(l))), ("skip", clt.skip(l))];
+        let parts = [("encoder", Some(clt.encoder(l)?)), ("encoder bias", Some(clt.encoder_bias(l))), ("thresholds", clt.threshold(l)), ("decoder bias", Some(clt.decoder_bias(l))), ("skip", clt.skip(l))];
         for (what, tensor) in parts {
             tensor.map_or(Ok(()), |tensor| finite(format!("{what} of layer {l}"), tensor))?;
         }
-        finite(format!("decoder of layer {l}"), clt.decoder(l))?;
+        finite(format!("decoder of layer {l}"), clt.decoder(l)?)?;
     }
     println!("{clt}\nformat {format}, writes {}, {}", clt.config().output.hook(), if clt.config().per_layer { "one transcoder a layer" } else { "cross-layer" });
     Ok(())
@@ -137,12 +137,12 @@ fn encode(args: &EncodeArgs) -> Result<()> {
     let Some(path) = &args.raw else { return Ok(()) };
     let mut tensors = HashMap::new();
     for (l, layer) in code.layers.iter().enumerate() {
-        let mut dense = vec![0f32; layer.tokens * clt.features()];
+        let mut dense = vec![0f32; layer.tokens() * clt.features()];
         for (p, row) in dense.chunks_exact_mut(clt.features()).enumerate() {
             let (features, activations) = layer.token(p);
             features.iter().zip(activations).for_each(|(feature, activation)| row[*feature as usize] = *activation);
         }
-        tensors.insert(format!("a.{l}"), Tensor::from_vec(dense, (layer.tokens, clt.features()), &Device::Cpu)?);
+        tensors.insert(format!("a.{l}"), Tensor::from_vec(dense, (layer.tokens(), clt.features()), &Device::Cpu)?);
         tensors.insert(format!("x.{l}"), inputs[l].to_device(&Device::Cpu)?);
         tensors.insert(format!("y.{l}"), decoded[l].to_device(&Device::Cpu)?);
         if let Some(output) = &run.layers[l].mlp_out {

@@ -37,9 +37,9 @@ fn says(program: &str, arguments: &[&str]) -> Option<String> {
 
 /// A shared library in `LD_LIBRARY_PATH`, the usual folders, or beside a Python on PATH.
 fn library(name: &str) -> Option<String> {
-    let listed = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
     let usual = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/cuda/lib64", "/usr/lib/wsl/lib"];
-    let mut folders: Vec<PathBuf> = listed.split(':').filter(|folder| !folder.is_empty()).chain(usual).map(PathBuf::from).collect();
+    let mut folders = super::environment::library_folders();
+    folders.extend(usual.map(PathBuf::from));
     folders.extend(cltlab::internal::library_folders());
     let path = folders.into_iter().map(|folder| folder.join(name)).find(|path| path.exists())?;
     Some(path.display().to_string())

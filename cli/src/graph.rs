@@ -92,6 +92,9 @@ pub struct AttributeArgs {
     /// The whole graph as arrays, with the masks of the pruned one
     #[arg(long)]
     raw: Option<PathBuf>,
+    /// The pruned graph as a picture: .svg, .png or .html
+    #[arg(long)]
+    picture: Option<PathBuf>,
 }
 
 impl AttributeArgs {
@@ -199,6 +202,10 @@ pub fn attribute(args: &AttributeArgs) -> Result<()> {
     laps.end("prune");
     pruned.save(&args.output, &GraphSaveConfig { supernodes: pruned.supernodes(args.supernodes), format: Some(GraphFormat::Json), ..GraphSaveConfig::default() })?;
     laps.end("export");
+    if let Some(path) = &args.picture {
+        pruned.picture().save(path)?;
+        laps.end("picture");
+    }
     println!("{graph}\n{pruned}");
     for logit in graph.logits() {
         println!("{:>8}  {:>7.4}  {:?}", logit.token, logit.probability, logit.text);
@@ -238,11 +245,11 @@ impl std::fmt::Display for Laps {
 /// What may respond to an intervention.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Held {
-    /// Attention patterns, norm scales and MLP outputs are held: direct effects
+    /// Attention patterns, norm scales and MLP outputs keep their values: only direct effects are seen
     Direct,
-    /// Attention patterns are held
+    /// Attention patterns keep their values; features, MLPs and norms respond
     FrozenAttention,
-    /// Nothing is held
+    /// Everything responds, attention patterns too
     Open,
 }
 
@@ -309,17 +316,28 @@ pub fn intervene(args: &InterveneArgs) -> Result<()> {
     };
     let config = InterveneConfig { mode, top: args.top, every_position: args.raw.is_some() };
     let replacement = args.of.replacement()?;
+    let mut texts = Vec::new();
     if let Some(n) = args.generate {
         let how = GenerateConfig { max_tokens: n, ..GenerateConfig::default() };
         for (name, changes) in [("without", &[][..]), ("with", &changes)] {
             let made = replacement.generate(args.of.prompt(), changes, &config, &how)?;
+            texts.push(format!("{name:>8}: {:?}", made.text));
             let ids: Vec<String> = made.tokens.iter().map(u32::to_string).collect();
-            println!("{name:>8}: {:?}\n{:>8}  {}", made.text, "", ids.join(","));
+            texts.push(format!("{:>8}  token ids {}", "", ids.join(",")));
         }
+    }
+    // What begins after the prompt shows in the text alone.
+    if args.generate.is_some() {
+        let prompt = replacement.tokens(args.of.prompt())?.len();
+        changes.retain(|change| !matches!(change.place.positions, Positions::From(first) if first >= prompt));
+    }
+    if changes.is_empty() && !texts.is_empty() {
+        texts.iter().for_each(|text| println!("{text}"));
         return Ok(());
     }
     let effect = replacement.intervene(args.of.prompt(), &changes, &config)?;
     println!("{effect}");
+    texts.iter().for_each(|text| println!("{text}"));
     let (Some(path), Some(logits)) = (&args.raw, effect.logits_everywhere()) else { return Ok(()) };
     let tensors = HashMap::from([("logits".to_string(), logits.to_device(&Device::Cpu)?)]);
     super::model::save_tensors(path, &tensors)

@@ -43,7 +43,7 @@ fn refused(recipe: &Recipe, key: &str, got: &str, saved: &str) -> Error {
 }
 
 fn differs<T: serde::Serialize>(recipe: &Recipe, table: &str, saved: &T, given: &T, free: &[&str]) -> Result<()> {
-    let value = |of: &T| serde_json::to_value(of).map_err(|error| Error::new(ErrorKind::BadConfig, format!("[{table}]: {error}")));
+    let value = |of: &T| serde_json::to_value(of).map_err(|error| Error::wrap(ErrorKind::BadConfig, format_args!("[{table}]"), error));
     let (saved, given) = (value(saved)?, value(given)?);
     let differing = given.as_object().into_iter().flatten().find(|(key, value)| !free.contains(&key.as_str()) && saved.get(key) != Some(value));
     match differing {

@@ -13,7 +13,11 @@ use std::time::Instant;
 #[derive(Args)]
 pub struct TrainArgs {
     /// TOML file with an optional preset = "anthropic" (or clt_forge_gpt2, eleuther_topk, openclt), whose values the other keys override, and tables [model] [text] [activations] [store] [stream] [clt] [train] [eval] [output]
-    config: PathBuf,
+    #[arg(required_unless_present = "example")]
+    config: Option<PathBuf>,
+    /// Print a recipe with every key, its default and what it does, and end
+    #[arg(long, conflicts_with_all = ["overrides", "resume", "resume_earlier", "dry_run"])]
+    example: bool,
     /// Override one key; repeatable
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
     overrides: Vec<String>,
@@ -78,7 +82,7 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn of(recipe: &Recipe) -> Result<Self> {
-        let folder = recipe.output.folder.as_ref().ok_or_else(|| recipe.bad("[output] folder", "nothing", "where to write"))?;
+        let folder = recipe.output.folder.as_ref().ok_or_else(|| recipe.missing("output", "folder", "where the training writes"))?;
         Ok(Folder(PathBuf::from(folder)))
     }
 
@@ -94,7 +98,11 @@ impl Folder {
 /// Trains; writes checkpoints, metrics, the CLT and a report.
 pub fn train(args: &TrainArgs) -> Result<()> {
     let begin = Instant::now();
-    let recipe = Recipe::read(&args.config, &args.overrides)?;
+    let Some(path) = args.config.as_ref().filter(|_| !args.example) else {
+        crate::out::write(super::recipe::EXAMPLE);
+        return Ok(());
+    };
+    let recipe = Recipe::read(path, &args.overrides)?;
     let folder = Folder::of(&recipe)?;
     let config = TrainConfig {
         checkpoint_dir: Some(recipe.train.checkpoint_dir.clone().unwrap_or_else(|| folder.checkpoints())),
@@ -109,7 +117,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     }
     recipe.keeps_inputs(&folder.0, config.metrics.as_deref())?;
     let checkpoints = config.checkpoint_dir.clone().unwrap_or_default();
-    let _locks = locks(&folder.0, &checkpoints)?;
+    let (_lock, checkpoints_lock) = locks(&folder.0, &checkpoints)?;
     let begun = has_checkpoint(&checkpoints);
     if begun && !args.resume && !args.resume_earlier {
         return Err(Error::new(ErrorKind::BadInput, format!("{}: holds checkpoints of an earlier run", checkpoints.display()))
@@ -126,6 +134,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         true => Trainer::resume(&checkpoints, &source.activations)?,
         false => source.begin(&recipe, &config)?,
     };
+    trainer.set_lock(checkpoints_lock);
     if begun {
         trainer.set_config(&config)?;
         same_run(&recipe, &trainer, source.model.as_ref(), &source.activations, &folder.0)?;
@@ -203,8 +212,8 @@ impl Source {
             (Some(file), _, _) => Activations::load(file, &Default::default())?,
             (None, _, _) if recipe.activations.store.is_some() => stored(recipe, model.as_ref(), text.as_ref())?,
             (None, Some(model), Some(text)) => Activations::stream(model, text, &recipe.stream)?,
-            (None, None, _) => return Err(recipe.bad("[model] source", "nothing", "a model, or [activations] file")),
-            (None, _, None) => return Err(recipe.bad("[text] source", "nothing", "a text, or [activations] file")),
+            (None, None, _) => return Err(recipe.missing("model", "source", "the model that the CLT belongs to; or give [activations] file")),
+            (None, _, None) => return Err(recipe.missing("text", "source", "the text to train on; or give [activations] file")),
         };
         Ok(Source { model, activations, held_out })
     }
@@ -231,7 +240,8 @@ pub fn shape(recipe: &Recipe, base: CltConfig, input: Option<InputSite>, fingerp
     // A CLT that is there has a shape.
     let base = recipe.preset.filter(|_| recipe.init.is_none()).map_or(base.clone(), |preset| preset.shape(&base));
     let model_fingerprint = if base.model_fingerprint.is_empty() { fingerprint.to_string() } else { base.model_fingerprint.clone() };
-    recipe.clt(&CltConfig { input: input.unwrap_or(base.input), model_fingerprint, ..base })
+    let base = CltConfig { input: input.unwrap_or(base.input), model_fingerprint, ..base };
+    recipe.clt(&base)
 }
 
 /// Evaluates a CLT on held-out text.
@@ -297,15 +307,11 @@ fn has_checkpoint(folder: &Path) -> bool {
     names.into_iter().any(|name| name.starts_with("step-") && name.ends_with(".safetensors"))
 }
 
-/// Keeps other trainings out of the folders that this one writes.
-fn locks(folder: &Path, checkpoints: &Path) -> Result<Vec<FolderLock>> {
-    let mut held = vec![FolderLock::take(folder)?];
+/// Keeps other trainings out of the folders that this one writes: the run's, and the one of its checkpoints, which may be the same.
+fn locks(folder: &Path, checkpoints: &Path) -> Result<(Option<FolderLock>, FolderLock)> {
+    let run = FolderLock::take(folder)?;
     let same = || Some(folder.canonicalize().ok()? == checkpoints.canonicalize().ok()?);
-    let within = std::path::absolute(checkpoints).is_ok_and(|path| std::path::absolute(folder).is_ok_and(|folder| path.starts_with(folder)));
-    if !within && same() != Some(true) {
-        held.push(FolderLock::take(checkpoints)?);
-    }
-    Ok(held)
+    if same() == Some(true) { Ok((None, run)) } else { Ok((Some(run), FolderLock::take(checkpoints)?)) }
 }
 
 /// The first of SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 ends the run after its step; the same one a

@@ -209,7 +209,7 @@ impl HubRepo {
                 let error = self.error(ErrorKind::Unsupported, file, "not in the cache, and this build cannot ask the hub: it lacks the feature `hub`");
                 return error.help("build cltlab with the feature `hub` (on by default), or give a local folder");
             }
-            Fault::Disk(path, error) => return Error::io(path, &error),
+            Fault::Disk(path, error) => return Error::io(path, error),
             Fault::Status(status, code) => (status, code, format!("the hub answered {status}")),
             Fault::Answer(text) | Fault::BrokeOff(text) => (0, String::new(), text),
         };
@@ -233,8 +233,8 @@ impl HubRepo {
 
 /// Paths of the files below `folder`, each after `prefix`.
 fn walk(folder: &Path, prefix: &str, into: &mut Vec<String>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, &error))? {
-        let entry = entry.map_err(|error| Error::io(folder, &error))?;
+    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
+        let entry = entry.map_err(|error| Error::io(folder, error))?;
         let path = entry.path();
         let name = format!("{prefix}{}", path.file_name().unwrap_or_default().to_string_lossy());
         // A link to a folder is not followed: it may lead back here.

@@ -38,7 +38,7 @@
 //! | [`selftest`] | a device | whether it computes what it should |
 //! | [`notebook`] | any of these | displays, live progress, parameters |
 //!
-//! Below them all lie [`error`], [`device`], [`files`], [`progress`] and [`hub`].
+//! Below them all lie [`error`], [`environment`], [`device`], [`files`], [`progress`] and [`hub`].
 //!
 //! # Grammar
 //! One word for each thing, in the library, on the command line and in recipes:
@@ -67,6 +67,7 @@
 pub mod activations;
 pub mod clt;
 pub mod device;
+pub mod environment;
 pub mod error;
 pub mod eval;
 pub mod files;

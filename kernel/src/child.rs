@@ -12,6 +12,7 @@
 //! SIGINT must not end the runner: the library's handler turns it into the stop flag, and before the
 //! library is there it is ignored.
 
+use crate::environment;
 use crate::marks::{MAGIC, Seal, can_ask, is_listening};
 use crate::stdin::{CLOSE, can_answer};
 use serde_json::json;
@@ -20,21 +21,16 @@ use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::{Arc, Mutex};
 
-/// Set for the runner by the keeper.
-pub const RUNNER: &str = "CLTLAB_RUNNER";
-/// Set by evcxr for its runtime.
-const RUNTIME: &str = "EVCXR_IS_RUNTIME";
-
 /// A cell's function: takes and returns the store of variables.
 type Cell = extern "C" fn(*mut c_void) -> *mut c_void;
 
 /// Takes the role of keeper, runner or compiler wrapper when this process was started for it; then it
 /// does not return.
 pub fn become_child_if_asked() {
-    if std::env::var_os(RUNNER).is_some() {
+    if environment::is_set(environment::RUNNER) {
         run();
     }
-    if std::env::var_os(RUNTIME).is_some() {
+    if environment::is_set(environment::RUNTIME) {
         crate::keeper::keep();
     }
     evcxr::runtime_hook();
@@ -52,8 +48,8 @@ fn run() -> ! {
         for signal in [libc::SIGSEGV, libc::SIGILL, libc::SIGBUS] {
             libc::signal(signal, on_crash as extern "C" fn(c_int) as libc::sighandler_t);
         }
-        std::env::remove_var(RUNNER);
-        std::env::remove_var(crate::marks::VARIABLE);
+        environment::remove(environment::RUNNER);
+        environment::remove(environment::SEAL);
     }
     crate::tools::give_back_cargo_home();
     let streams = own(0).and_then(|commands| Ok((commands, own(1)?, own(2)?))).and_then(|streams| empty_stdin().map(|()| streams));

@@ -58,7 +58,14 @@ impl Failure {
             Error::TypeRedefinedVariablesLost(names) => {
                 Failure::new("Error", vec![format!("A type was defined anew, so these variables are lost: {}", names.join(", "))])
             }
-            Error::Message(text) | Error::SubprocessTerminated(text) => Failure::new("Error", text.lines().map(str::to_string).collect()),
+            Error::Message(text) | Error::SubprocessTerminated(text) => {
+                let mut lines: Vec<String> = text.lines().map(str::to_string).collect();
+                // cargo names its option, which no cell has given.
+                if source.lines().any(|line| line.trim_start().starts_with(":dep")) && text.contains("--offline") {
+                    lines.push("The kernel starts without network for cells: put a line :offline 0 above the first :dep, and packages are fetched.".to_string());
+                }
+                Failure::new("Error", lines)
+            }
         }
     }
 }

@@ -9,6 +9,7 @@
 //! With `CLTLAB_CUDA=1` in the environment cells use the library with CUDA: the same in `target/notebook-cuda/`, over
 //! the build that `./x build-cuda --kernel` makes, with that build's compiler settings.
 
+use crate::environment::{self, cuda};
 use crate::library::{self, PARTS};
 use crate::tools;
 use anyhow::{Context, Result, bail};
@@ -18,11 +19,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
-
-/// Whether cells use the library with CUDA.
-pub fn cuda() -> bool {
-    std::env::var("CLTLAB_CUDA").is_ok_and(|word| !word.is_empty() && word != "0")
-}
 
 /// The compiler's flags for cells and what they use; that of CUDA has NVIDIA's libraries opened when they are used.
 fn flags() -> &'static str {
@@ -43,9 +39,9 @@ pub fn take_environment() -> Result<()> {
     let kept: BTreeMap<String, String> = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
     // SAFETY: no other thread runs yet.
     unsafe {
-        TOOLKIT.iter().for_each(|name| std::env::remove_var(name));
-        kept.iter().for_each(|(name, value)| std::env::set_var(name, value));
-        std::env::set_var("RUSTFLAGS", flags());
+        TOOLKIT.iter().for_each(|name| environment::remove(name));
+        kept.iter().for_each(|(name, value)| environment::set(name, value));
+        environment::set("RUSTFLAGS", flags());
     }
     Ok(())
 }
@@ -58,8 +54,8 @@ pub fn dependency(root: &Path) -> String {
 
 /// The project's root: `CLTLAB_ROOT`, or the folder above the build folder this program lies in.
 pub fn root() -> Result<PathBuf> {
-    if let Some(root) = std::env::var_os("CLTLAB_ROOT") {
-        return Ok(PathBuf::from(root));
+    if let Some(root) = environment::path(environment::ROOT) {
+        return Ok(root);
     }
     let exe = std::env::current_exe()?;
     let found = exe.ancestors().find(|folder| folder.join("crate/src/lib.rs").exists());
@@ -116,7 +112,7 @@ pub fn prebuild() -> Result<()> {
     if changed(&base.join("ready")).is_none_or(|ready| changed(&library).is_none_or(|library| library > ready)) {
         std::fs::copy(own.join("Cargo.lock"), base.join("Cargo.lock"))?;
         if cuda() {
-            let kept: BTreeMap<&str, String> = TOOLKIT.iter().filter_map(|name| Some((*name, std::env::var(name).ok()?))).collect();
+            let kept: BTreeMap<&str, String> = TOOLKIT.iter().filter_map(|name| Some((*name, environment::text(name)?))).collect();
             std::fs::write(base.join("toolkit.json"), serde_json::to_string_pretty(&kept)?)?;
         }
         std::fs::write(base.join(PARTS), parts.join("\n"))?;

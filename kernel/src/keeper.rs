@@ -4,8 +4,8 @@
 //! ends, it ends too, whatever processes of cells still hold the runner's stdout. Bytes that are no
 //! UTF-8 are shown as U+FFFD here, because evcxr would give up reading in the middle of a cell.
 
-use crate::child::RUNNER;
-use crate::marks::{ASKS, BEGIN, CHANGED, COMPLETE, END, FAILED, MAGIC, PANICKED, Seal, VARIABLE, can_ask, is_listening};
+use crate::environment::{RUNNER, SEAL};
+use crate::marks::{ASKS, BEGIN, CHANGED, COMPLETE, END, FAILED, MAGIC, PANICKED, Seal, can_ask, is_listening};
 use crate::stdin::{CLOSE, Stdin};
 use serde_json::{Map, Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -51,7 +51,7 @@ pub fn keep() -> ! {
     }
     let started = std::env::current_exe().and_then(|program| {
         let mut command = Command::new(program);
-        command.args(std::env::args_os().skip(1)).env(RUNNER, "1").env(VARIABLE, seal.text());
+        command.args(std::env::args_os().skip(1)).env(RUNNER, "1").env(SEAL, seal.text());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
     });
     let mut runner = started.unwrap_or_else(|error| {

@@ -16,6 +16,7 @@ mod activity;
 mod cargo;
 mod child;
 mod engine;
+mod environment;
 mod errors;
 mod folders;
 mod input;

@@ -25,7 +25,7 @@ const COLON: char = '\u{1f}';
 
 /// Whether the front end of the running cell can answer.
 pub fn can_answer() -> bool {
-    cfg!(target_os = "linux") && std::env::var_os("EVCXR_TMPDIR").is_some_and(|folder| Path::new(&folder).join(ANSWERING).exists())
+    cfg!(target_os = "linux") && crate::environment::path(crate::environment::FOLDER).is_some_and(|folder| folder.join(ANSWERING).exists())
 }
 
 /// The question as it was, of one that came through evcxr.

@@ -301,11 +301,15 @@ def shown(outputs):
 
 
 def test_every_display_of_a_cell_is_shown(kernel):
-    show = 'cltlab::notebook::display::show("<b>{0}</b>", "{0}");'
+    # What any library may print, and what display() of this one does.
+    show = 'println!("EVCXR_BEGIN_CONTENT text/html\\n<b>{0}</b>\\nEVCXR_END_CONTENT\\nEVCXR_BEGIN_CONTENT text/plain\\n{0}\\nEVCXR_END_CONTENT");'
     _, outputs = kernel.run(show.format("a") + show.format("b"))
     assert [data["text/html"] for data in shown(outputs)] == ["<b>a</b>", "<b>b</b>"], outputs
-    _, outputs = kernel.run('for n in 0..3 { cltlab::notebook::display::show(&format!("<b>{n}</b>"), &n.to_string()); }')
-    assert [(data["text/html"], data["text/plain"]) for data in shown(outputs)] == [(f"<b>{n}</b>", str(n)) for n in range(3)], outputs
+    _, outputs = kernel.run('for n in 0..3 { display(picture::bars(&[(format!("bar {n}"), 1.0)], &ChartConfig::default())?); }')
+    assert [data["text/plain"] for data in shown(outputs)] == [f"Bars: bar {n} 1" for n in range(3)], outputs
+    assert all(data["text/html"].startswith("<img ") for data in shown(outputs)), outputs
+    _, outputs = kernel.run('vec![FeatureId { layer: 1, feature: 605 }]')
+    assert "<table" in shown(outputs)[0]["text/html"] and "605" in shown(outputs)[0]["text/plain"], outputs
     _, outputs = kernel.run(show.format("c") + ' println!("between"); 42')
     assert [kind for _, kind, _ in outputs] == ["display_data", "stream", "execute_result"], outputs
     assert shown(outputs)[1] == {"text/plain": "42"}, outputs

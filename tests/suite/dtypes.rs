@@ -121,14 +121,14 @@ fn edges_are_effects_in_bf16() {
 
 /// Half the bytes, by the summary and by its words; SmolLM2's next tokens stay what they are.
 #[test]
+#[ignore = "needs .cltlab/models/SmolLM2-135M-Instruct.Q4_1.gguf, ../shared/data/smollm2/reference.json"]
 fn smollm2_in_bf16() {
-    let (Some(path), Some(reference)) = (smollm2(), shared("data/smollm2/reference.json")) else { return };
-    let model = load(&path, DType::BF16);
+    let model = load(&smollm2(), DType::BF16);
     let summary = model.summary();
     let (half, single) = (summary.memory(DType::BF16) as f64, summary.memory(DType::F32) as f64);
     assert!((0.5..0.501).contains(&(half / single)), "{half} of {single}");
     assert!(summary.to_string().contains("held in bf16") && model.to_string().ends_with("in bf16"), "{summary}");
-    let reference: serde_json::Value = cltlab::files::read_json(reference).unwrap();
+    let reference: serde_json::Value = cltlab::files::read_json(shared("data/smollm2/reference.json")).unwrap();
     for prompt in reference["prompts"].as_array().unwrap() {
         let ids: Vec<u32> = serde_json::from_value(prompt["ids"].clone()).unwrap();
         let top = &prompt["top5"].as_array().unwrap()[0];

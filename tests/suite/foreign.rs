@@ -51,7 +51,7 @@ fn run(clt: &Clt, x: &[Tensor]) -> (SparseCode, Vec<Tensor>) {
 
 fn dense(code: &SparseCode, layer: usize, features: usize) -> Vec<f32> {
     let code = &code.layers[layer];
-    (0..code.tokens).flat_map(|p| (0..features as u32).map(move |f| code.value(p, f))).collect()
+    (0..code.tokens()).flat_map(|p| (0..features as u32).map(move |f| code.value(p, f))).collect()
 }
 
 fn assert_equals_program(case: &str, clt: &Clt) {
@@ -109,10 +109,10 @@ pub fn sample(activation: Activation, per_layer: bool, skip: bool, input: InputS
     let clt = random_clt(activation, 3, 8, 12, 5);
     let mut numbers = Numbers::new(9);
     let layers = (0..3).map(|l| LayerWeights {
-        encoder: clt.encoder(l).clone(),
+        encoder: clt.encoder(l).unwrap().clone(),
         encoder_bias: clt.encoder_bias(l).clone(),
         threshold: clt.threshold(l).cloned(),
-        decoder: if per_layer { clt.decoder(l).narrow(1, 0, 1).unwrap().contiguous().unwrap() } else { clt.decoder(l).clone() },
+        decoder: if per_layer { clt.decoder(l).unwrap().narrow(1, 0, 1).unwrap().contiguous().unwrap() } else { clt.decoder(l).unwrap().clone() },
         decoder_bias: clt.decoder_bias(l).clone(),
         skip: skip.then(|| Tensor::from_vec(numbers.take(64), (8, 8), &Device::Cpu).unwrap()),
     });
@@ -203,10 +203,10 @@ fn what_a_format_has_no_place_for_is_named() {
     // Activations below 0, which only circuit-tracer's formats have.
     let clt = sample(JUMP, false, false, ResidMid, AfterNorm);
     let below = (0..3).map(|l| LayerWeights {
-        encoder: clt.encoder(l).clone(),
+        encoder: clt.encoder(l).unwrap().clone(),
         encoder_bias: clt.encoder_bias(l).clone(),
         threshold: Some(clt.threshold(l).unwrap().neg().unwrap()),
-        decoder: clt.decoder(l).clone(),
+        decoder: clt.decoder(l).unwrap().clone(),
         decoder_bias: clt.decoder_bias(l).clone(),
         skip: None,
     });
@@ -239,7 +239,7 @@ fn at_the_threshold() {
         save(&all.collect(), out.join(file)).unwrap();
         let clt = Clt::load(&out, &CltLoadConfig::on(&Device::Cpu)).unwrap();
         let code = clt.encode_layer(0, &Tensor::ones((1, 8), DType::F32, &Device::Cpu).unwrap()).unwrap();
-        assert_eq!(code.values, vec![1.0; active], "{case}");
+        assert_eq!(code.values(), vec![1.0; active], "{case}");
     }
 }
 
@@ -259,8 +259,8 @@ fn float_types() {
         let (clt, want) = (Clt::load(&out, &CltLoadConfig::on(&Device::Cpu)).unwrap(), load("saelens_relu"));
         let nearest = |tensor: &Tensor| values(&tensor.to_dtype(dtype).unwrap());
         for l in 0..3 {
-            assert_eq!(values(clt.decoder(l)), nearest(want.decoder(l)), "{dtype:?}");
-            assert!(!exact || values(clt.encoder(l)) == values(want.encoder(l)));
+            assert_eq!(values(clt.decoder(l).unwrap()), nearest(want.decoder(l).unwrap()), "{dtype:?}");
+            assert!(!exact || values(clt.encoder(l).unwrap()) == values(want.encoder(l).unwrap()));
         }
     }
 }

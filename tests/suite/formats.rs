@@ -2,7 +2,7 @@
 
 use crate::clt::random_clt;
 use crate::numbers::Numbers;
-use crate::support::{scratch, shared};
+use crate::support::{fixture, scratch};
 use candle_core::{Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, CltLoadConfig, InputSite, LayerCode, LayerWeights};
 use cltlab::model::OutputSite;
@@ -12,9 +12,9 @@ fn same(a: &Clt, b: &Clt) {
     assert_eq!(a.config(), b.config());
     let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     for l in 0..a.layers() {
-        assert_eq!(bits(a.encoder(l)), bits(b.encoder(l)));
+        assert_eq!(bits(a.encoder(l).unwrap()), bits(b.encoder(l).unwrap()));
         assert_eq!(bits(a.encoder_bias(l)), bits(b.encoder_bias(l)));
-        assert_eq!(bits(a.decoder(l)), bits(b.decoder(l)));
+        assert_eq!(bits(a.decoder(l).unwrap()), bits(b.decoder(l).unwrap()));
         assert_eq!(bits(a.decoder_bias(l)), bits(b.decoder_bias(l)));
         assert_eq!(a.threshold(l).map(bits), b.threshold(l).map(bits));
     }
@@ -39,6 +39,33 @@ fn saved_and_loaded_is_identical() {
     }
 }
 
+/// Threads that save to one folder, which is there or not: it holds one of the CLTs whole.
+#[test]
+fn of_two_writers_one_is_kept_whole() {
+    let writers: Vec<Clt> = (1..=2).map(|seed| random_clt(Activation::Relu, 6, 8, 12, seed)).collect();
+    for round in 0..40 {
+        let place = scratch("two-writers").join("clt");
+        if round % 2 == 1 {
+            random_clt(Activation::Relu, 6, 8, 12, 3).save(&place, &Default::default()).unwrap();
+        }
+        let start = std::sync::Barrier::new(writers.len());
+        std::thread::scope(|scope| {
+            for clt in &writers {
+                let (place, start) = (&place, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    clt.save(place, &Default::default()).unwrap();
+                });
+            }
+        });
+        let kept = Clt::load(&place, &CltLoadConfig::on(&Device::Cpu)).unwrap();
+        let bits = |clt: &Clt| -> Vec<f32> { (0..6).flat_map(|l| clt.encoder(l).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect() };
+        let one = writers.iter().find(|clt| bits(clt) == bits(&kept)).unwrap_or_else(|| panic!("round {round}: a mixture of both"));
+        same(&kept, one);
+        assert_eq!(std::fs::read_dir(place.parent().unwrap()).unwrap().count(), 1, "a temporary folder was left");
+    }
+}
+
 #[test]
 fn without_our_json_the_activation_comes_from_the_tensors() {
     for (activation, jumps) in [(Activation::Relu, false), (Activation::JumpRelu { threshold: 0.1, bandwidth: 0.2 }, true)] {
@@ -57,7 +84,7 @@ fn without_our_json_the_activation_comes_from_the_tensors() {
 #[test]
 fn circuit_tracer_folders_load_and_encode_the_same() {
     for name in ["gpt2", "llama"] {
-        let Some(root) = shared(&format!("fixtures/attribution/{name}")) else { return };
+        let root = fixture(&format!("attribution/{name}"));
         let clt = Clt::load(root.join("clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
         assert_eq!(matches!(clt.config().activation, Activation::JumpRelu { .. }), name == "llama");
         let expected = candle_core::safetensors::load(root.join("expected.safetensors"), &Device::Cpu).unwrap();
@@ -68,7 +95,7 @@ fn circuit_tracer_folders_load_and_encode_the_same() {
         codes.iter_mut().for_each(|code| code.clear_token(0));
         let mut found = Vec::new();
         for (l, code) in codes.iter().enumerate() {
-            for p in 0..code.tokens {
+            for p in 0..code.tokens() {
                 let (features, values) = code.token(p);
                 found.extend(features.iter().zip(values).map(|(&f, &v)| ([l as i64, p as i64, f as i64], v)));
             }
@@ -132,10 +159,10 @@ fn output_sites_keep_their_hooks() {
     for (output, hook) in [(OutputSite::BeforeNorm, "mlp.hook_out"), (OutputSite::AfterNorm, "hook_mlp_out")] {
         let given = random_clt(Activation::Relu, 3, 8, 12, 1);
         let layers = (0..3).map(|l| LayerWeights {
-            encoder: given.encoder(l).clone(),
+            encoder: given.encoder(l).unwrap().clone(),
             encoder_bias: given.encoder_bias(l).clone(),
             threshold: None,
-            decoder: given.decoder(l).clone(),
+            decoder: given.decoder(l).unwrap().clone(),
             decoder_bias: given.decoder_bias(l).clone(),
             skip: None,
         });

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Import order is reading order is data flow.
 const WALK: &[&str] = &[
-    "error", "device", "files", "progress", "hub", "text", "model", "activations", "clt", "train", "replacement", "eval", "graph",
+    "error", "environment", "device", "files", "progress", "hub", "text", "model", "activations", "clt", "train", "replacement", "eval", "graph",
     "intervene", "features", "picture", "selftest", "notebook", "prelude", "guide",
 ];
 
@@ -61,6 +61,25 @@ fn modules_import_only_from_above() {
         }
     }
     assert!(checked > 20, "only {checked} imports were found: the reader of imports is broken");
+}
+
+/// Each part of the project has one file that reads the environment.
+#[test]
+fn one_file_reads_the_environment() {
+    let reads = ["env::var", "env::vars", "env::set_var", "env::remove_var", "env::home_dir", "env::temp_dir", "use std::env", "getenv"];
+    for (folder, own) in [("crate/src", "crate/src/environment.rs"), ("cli/src", "cli/src/environment.rs"), ("kernel/src", "kernel/src/environment.rs")] {
+        let mut files = Vec::new();
+        sources(&root().join(folder), &mut files);
+        let mut found = 0;
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let count = text.lines().filter(|line| !line.trim_start().starts_with("//") && reads.iter().any(|read| line.contains(read))).count();
+            let is_own = file == root().join(own);
+            assert!(is_own || count == 0, "{}: reads the environment {count} times; {own} is the place", file.display());
+            found += count;
+        }
+        assert!(found > 0, "{folder}: {own} reads nothing: the reader of sources is broken");
+    }
 }
 
 #[test]

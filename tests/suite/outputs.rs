@@ -74,7 +74,7 @@ fn a_pipe_is_written_to_and_stays() {
         }
         assert!(std::fs::metadata(&fifo).unwrap().file_type().is_fifo());
     }
-    assert_eq!(names(&folder), ["fifo", "plain.json", "plain.safetensors"]);
+    assert_eq!(names(&folder), ["fifo", "graph-metadata.json", "plain.json", "plain.safetensors"]);
 }
 
 #[test]

@@ -114,10 +114,10 @@ fn a_plt_is_a_clt_with_zeros() {
         std::fs::remove_file(out.join("cltlab.json")).unwrap();
         let layers = plt.layers();
         let padded = (0..layers).map(|l| LayerWeights {
-            encoder: plt.encoder(l).clone(),
+            encoder: plt.encoder(l).unwrap().clone(),
             encoder_bias: plt.encoder_bias(l).clone(),
             threshold: plt.threshold(l).cloned(),
-            decoder: plt.decoder(l).pad_with_zeros(1, 0, layers - l - 1).unwrap(),
+            decoder: plt.decoder(l).unwrap().pad_with_zeros(1, 0, layers - l - 1).unwrap(),
             decoder_bias: plt.decoder_bias(l).clone(),
             skip: plt.skip(l).cloned(),
         });
@@ -184,10 +184,10 @@ fn skip_connections_of_a_clt() {
     let layers = plt.layers();
     let weights = |skip: bool| {
         let layer = |l: usize| LayerWeights {
-            encoder: plt.encoder(l).clone(),
+            encoder: plt.encoder(l).unwrap().clone(),
             encoder_bias: plt.encoder_bias(l).clone(),
             threshold: plt.threshold(l).cloned(),
-            decoder: plt.decoder(l).repeat((1, layers - l, 1)).unwrap(),
+            decoder: plt.decoder(l).unwrap().repeat((1, layers - l, 1)).unwrap(),
             decoder_bias: plt.decoder_bias(l).clone(),
             skip: plt.skip(l).cloned().filter(|_| skip),
         };

@@ -76,7 +76,7 @@ fn a_file_names_its_preset() {
     let output = cltlab(&["train", again.to_str().unwrap(), "--set", &other]);
     assert!(output.status.success(), "{}", said(&output));
     let second = Clt::load(folder.join("again/clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
-    let weights = |clt: &Clt| clt.decoder(0).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let weights = |clt: &Clt| clt.decoder(0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert!(weights(&clt) == weights(&second));
     done(&["--set", "preset=anthropic", "--set", "clt.features=64", "--set", "clt.tied=no", "--set", "clt.input=mlp_in", "--set", &format!("output.folder={}", folder.join("third").display())]);
     for (set, words) in [("preset=opencl", ["'opencl'", "did you mean 'openclt'?"]), ("preset=", ["preset", "anthropic"]), ("presett.x=1", ["[presett]", "'preset'"])] {

@@ -79,6 +79,70 @@ fn a_tied_model_keeps_an_unembedding_of_its_own() {
     assert!(load(&folder).unwrap().config().tied);
 }
 
+/// The language model of one that reads images may have its head within.
+#[test]
+fn an_unembedding_within_a_model_of_images_is_kept_too() {
+    let gemma = fixture("parity/gemma3_text");
+    let config: Value = cltlab::files::read_json(gemma.join("config.json")).unwrap();
+    let inner: HashMap<String, Tensor> = tensors(&gemma.join("model.safetensors")).into_iter().map(|(name, tensor)| (format!("language_model.{name}"), tensor)).collect();
+    let embedding = inner["language_model.model.embed_tokens.weight"].clone();
+    let made = |name: &str, tied: bool, head: Option<Tensor>| {
+        let folder = scratch(name);
+        let mut text = config.clone();
+        text["tie_word_embeddings"] = json!(tied);
+        std::fs::write(folder.join("config.json"), json!({"model_type": "gemma3", "text_config": text}).to_string()).unwrap();
+        let mut all = inner.clone();
+        all.retain(|name, _| !name.contains("lm_head"));
+        head.map(|head| all.insert("language_model.lm_head.weight".into(), head));
+        safetensors::save(&all, folder.join("model.safetensors")).unwrap();
+        folder
+    };
+    let right = logits(&made("image-tied", true, None));
+    assert_eq!(logits(&made("image-same", true, Some(embedding.clone()))), right);
+    // Twice the head, twice the logits: Gemma 3 has no cap on them.
+    let twice = (embedding.to_dtype(DType::F32).unwrap() * 2.0).unwrap();
+    let expected: Vec<f32> = right.iter().map(|logit| 2.0 * logit).collect();
+    for tied in [true, false] {
+        crate::support::assert_close("twice the head", &logits(&made("image-own", tied, Some(twice.clone()))), &expected, 1e-4);
+    }
+}
+
+/// A list or a value where an object is expected is named, in every JSON file of a model's folder.
+#[test]
+fn lists_are_no_objects_in_a_models_folder() {
+    for file in ["config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        for (text, word) in [("[]", "a JSON list"), (" [{}]", "a JSON list"), ("3", "a JSON value"), ("\"x\"", "a JSON value"), ("null", "a JSON value")] {
+            let folder = changed("no-object", "attribution/llama/model", json!({}));
+            std::fs::write(folder.join(file), text).unwrap();
+            refused(&folder, ErrorKind::BadFile, &[file, word, "a JSON object"]);
+        }
+    }
+    let shards = changed("no-object-shards", LLAMA, json!({}));
+    std::fs::remove_file(shards.join("model.safetensors")).unwrap();
+    std::fs::write(shards.join("model.safetensors.index.json"), "[]").unwrap();
+    refused(&shards, ErrorKind::BadFile, &["model.safetensors.index.json", "a JSON list"]);
+    for (file, field, value) in [
+        ("tokenizer_config.json", "bos_token", json!([])),
+        ("special_tokens_map.json", "eos_token", json!(3)),
+        ("tokenizer_config.json", "pad_token", json!({"text": "x"})),
+        ("generation_config.json", "eos_token_id", json!("x")),
+        ("generation_config.json", "eos_token_id", json!([1, []])),
+        ("config.json", "eos_token_id", json!({})),
+        ("config.json", "quantization_config", json!([])),
+        ("config.json", "rope_scaling", json!([])),
+        ("config.json", "rope_parameters", json!([1])),
+    ] {
+        let folder = changed("no-object", "attribution/llama/model", json!({}));
+        let mut json: Value = cltlab::files::read_json(folder.join(file)).unwrap_or_else(|_| json!({}));
+        json[field] = value;
+        std::fs::write(folder.join(file), json.to_string()).unwrap();
+        refused(&folder, ErrorKind::BadFile, &[file, field]);
+    }
+    let folder = scratch("no-object-text");
+    std::fs::write(folder.join("config.json"), json!({"model_type": "gemma3", "text_config": []}).to_string()).unwrap();
+    refused(&folder, ErrorKind::BadFile, &["config.json", "text_config", "an object"]);
+}
+
 #[test]
 fn shards_are_read_as_their_index_says() {
     let folder = changed("shards", LLAMA, json!({}));
@@ -165,7 +229,7 @@ fn weights_are_finite_floats() {
     says(&write(&["input.0", "target.0", "input.2", "target.2"], DType::F32).unwrap_err(), ErrorKind::BadTensor, &["input.1: missing", "input.2"]);
     says(&write(&["input.0", "target.0", "target.1"], DType::F32).unwrap_err(), ErrorKind::BadTensor, &["input.1: missing", "target.1"]);
     for dtype in [DType::U8, DType::U32, DType::I64] {
-        says(&write(&["input.0", "target.0"], dtype).unwrap_err(), ErrorKind::BadTensor, &["input.0", dtype.as_str()]);
+        says(&write(&["input.0", "target.0"], dtype).unwrap_err(), ErrorKind::BadTensor, &["input.0", &dtype.as_str().to_uppercase()]);
     }
 }
 

@@ -124,19 +124,17 @@ fn folders_that_cannot_be_spilled_to() {
     assert!(error.to_string().contains("spill"), "{error}");
 }
 
-/// Runs a command in a name space of its own in which `folder` is a disk of so many megabytes, and says how it ended:
-/// `None` where the system lets nobody make one. What is left in the folder goes to standard output.
-fn on_a_disk(megabytes: usize, folder: &Path, command: &mut Command) -> Option<Output> {
+/// Runs a command in a name space of its own in which `folder` is a disk of so many megabytes, and says how it ended.
+/// What is left in the folder goes to standard output.
+fn on_a_disk(megabytes: usize, folder: &Path, command: &mut Command) -> Output {
     const SCRIPT: &str = r#"mount -t tmpfs -o size="$1"m none "$2" || exit 99; at=$2; shift 2; "$@"; code=$?; ls -A "$at"; exit $code"#;
     let mut inside = Command::new("unshare");
     inside.args(["--user", "--map-root-user", "--mount", "sh", "-c", SCRIPT, "sh", &megabytes.to_string()]).arg(folder);
-    let alone = |inside: &mut Command| inside.output().ok().filter(|output| output.status.success());
-    let mut probe = Command::new("unshare");
-    alone(probe.args(["--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none"]).arg(folder))?;
-    inside.arg(command.get_program()).args(command.get_args()).output().ok()
+    inside.arg(command.get_program()).args(command.get_args()).output().unwrap()
 }
 
 #[test]
+#[ignore = "needs a small disk that a user may mount (unshare --user --mount)"]
 fn a_full_disk_stops_spilling() {
     let folder = scratch("spill-full");
     let (spill, out) = (folder.join("spill"), folder.join("graph.json"));
@@ -152,10 +150,7 @@ fn a_full_disk_stops_spilling() {
     }
     // The edges take 40 MB; the files that hold them begin with a megabyte each and double.
     for megabytes in [2, 12] {
-        let Some(output) = on_a_disk(megabytes, &spill, &mut command) else {
-            println!("skipped: this system lets no user mount a small disk");
-            return;
-        };
+        let output = on_a_disk(megabytes, &spill, &mut command);
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && output.status.code() != Some(99), "{megabytes} MB: {text}");
         assert!(text.contains("No space left") && text.contains("free some"), "{megabytes} MB: {text}");
@@ -164,7 +159,7 @@ fn a_full_disk_stops_spilling() {
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 4, "a temporary file was left");
     }
     // With room enough it is done.
-    let output = on_a_disk(400, &spill, &mut command).unwrap();
+    let output = on_a_disk(400, &spill, &mut command);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(std::fs::read_to_string(&out).unwrap().starts_with('{'));
 }

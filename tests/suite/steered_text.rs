@@ -136,9 +136,9 @@ fn what_cannot_be_changed_in_text() {
         assert_eq!(error.kind(), ErrorKind::BadInput, "{error}");
         error.to_string()
     };
-    assert!(refused(Intervention::ablate((0, 0, Positions::At(12)))).contains("prompt's 12"));
-    assert!(refused(Intervention::ablate((0, 0, Positions::Range { start: 3, end: 14 }))).contains("prompt's 12"));
-    assert!(refused(Intervention::ablate((0, 0, Positions::From(16)))).contains("text's 16"));
+    assert!(refused(Intervention::ablate((0, 0, Positions::At(12)))).contains("positions 0 to 11, those of the prompt"));
+    assert!(refused(Intervention::ablate((0, 0, Positions::Range { start: 3, end: 14 }))).contains("positions 0 to 11, those of the prompt"));
+    assert!(refused(Intervention::ablate((0, 0, Positions::From(16)))).contains("positions 0 to 15, those of the text"));
     assert!(refused(Intervention::ablate((7, 0, Positions::All))).contains("layer"));
     assert!(refused(Intervention::set((0, 0, Positions::All), f32::INFINITY)).contains("value"));
     let none = replacement.stream(Vec::new(), &[], &InterveneConfig::default(), &greedy(4), &mut |_| true);

@@ -54,9 +54,9 @@ fn needs_are_those_of_the_clt() {
 
 /// The published size of SmolLM2-135M.
 #[test]
+#[ignore = "needs .cltlab/models/SmolLM2-135M-Instruct.Q4_1.gguf"]
 fn smollm2_has_its_published_size() {
-    let Some(path) = support::smollm2() else { return };
-    let summary = Summary::read(&path.to_string_lossy()).unwrap();
+    let summary = Summary::read(&support::smollm2().to_string_lossy()).unwrap();
     println!("{summary}");
     assert_eq!(summary.parameters(), 134_515_008);
 }

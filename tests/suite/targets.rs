@@ -126,6 +126,7 @@ fn targets_that_do_not_exist() {
     };
     refused(Target::logit(128), "vocabulary");
     refused(Target::difference(1, 128), "vocabulary");
+    refused(Target::difference(1, "w1"), "itself");
     refused(Target::Feature(FeatureNode { layer: 3, position: 0, feature: 0 }), "layer");
     refused(Target::Feature(FeatureNode { layer: 0, position: 12, feature: 0 }), "position");
     refused(Target::Feature(FeatureNode { layer: 0, position: 1, feature: 128 }), "feature");

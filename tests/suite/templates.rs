@@ -1,6 +1,6 @@
 //! Chat templates are programs from the model's files: none of them takes memory, time or stack without an end.
 
-use crate::support::fixture;
+use crate::support::{fixture, says};
 use cltlab::text::ChatConfig;
 use cltlab::{ErrorKind, Tokenizer};
 
@@ -45,6 +45,30 @@ fn templates_without_an_end_are_refused() {
         println!("{what}: {:.1} s", started.elapsed().as_secs_f64());
         assert!(started.elapsed().as_secs() < 30, "{what}");
     }
+}
+
+/// The parser's time grows with the square of a chain's length: there are only short ones.
+#[test]
+fn chains_of_operators_are_short() {
+    for part in ["not ", "-", "1 ~ ", "1 - ", "1 and ", "1 if 1 else "] {
+        let chain = |count: usize| render(&format!("{{{{ {}1 }}}}a", part.repeat(count)));
+        let error = chain(1100).unwrap_err();
+        says(&error, ErrorKind::BadFile, &["chat template", "line 1", "operators", "1000"]);
+        assert!(chain(100).is_ok() || part == "-", "{part}");
+    }
+    for part in ["|string", ".a", "[0]", "(1)"] {
+        let template = format!("a\n{{%- set x = messages{} %}}", part.repeat(1100));
+        says(&render(&template).unwrap_err(), ErrorKind::BadFile, &["line 2", "operators"]);
+    }
+    // Texts, comments and long lists are none.
+    let list: Vec<String> = (0..3000).map(|n| format!("'a{n}': 'b-c.d'")).collect();
+    let long = format!("{{{{ '{}' }}}}{{% set x = {{{}}} %}}{{# {} #}}", "a - b.c ".repeat(3000), list.join(", "), "{{ ".repeat(2000));
+    assert_eq!(render(&long).unwrap().len(), 8 * 3000);
+}
+
+#[test]
+fn a_template_that_gives_nothing_is_named() {
+    says(&render("").unwrap_err(), ErrorKind::BadFile, &["chat template", "no text"]);
 }
 
 /// Long chains are deep trees: they are read, or refused, and never overflow a stack.

@@ -1,13 +1,7 @@
 //! Corpora and blocks: nothing of the text is lost or doubled, and every format reads the same.
 
 use crate::support;
-use cltlab::model::LoadConfig;
-use cltlab::{Corpus, Model};
-
-fn tiny() -> Option<Model> {
-    let path = support::shared("data/stories260k/model.bin")?;
-    Some(Model::load(&path, &LoadConfig::on(&cltlab::candle::Device::Cpu)).unwrap())
-}
+use cltlab::Corpus;
 
 #[test]
 fn formats_hold_the_same_documents() {
@@ -54,9 +48,9 @@ fn split_keeps_every_byte() {
 
 #[test]
 fn blocks_hold_the_ids_in_order() {
-    let Some(model) = tiny() else { return };
+    let model = support::small_model();
     let tokenizer = model.tokenizer().unwrap();
-    let text = "Once upon a time there was a big red ball. ".repeat(40);
+    let text = support::words(500, 1);
     let corpus = Corpus::from_texts(vec![text.clone()]).unwrap();
     let ids = tokenizer.encode(&text).unwrap();
     let blocks = corpus.blocks(tokenizer, Some(1), 16, None).unwrap();

@@ -1,7 +1,7 @@
 //! Texts as they come from the field: byte order marks, UTF-16, nulls, tables, every codec of parquet, folders of datasets;
 //! and what is no text, or unpacks to more than any text.
 
-use crate::support::{fixture, says, scratch, shared};
+use crate::support::{fixture, says, scratch, small_folder, small_model};
 use cltlab::candle::Device;
 use cltlab::clt::CltLoadConfig;
 use cltlab::eval::{evaluate, EvalConfig};
@@ -12,7 +12,7 @@ use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 fn texts(path: &Path) -> Vec<String> {
     Corpus::load(path, &Default::default()).unwrap_or_else(|error| panic!("{error}")).texts().to_vec()
@@ -75,9 +75,9 @@ fn marks_and_wide_units_are_no_part_of_a_text() {
 fn marks_in_configurations() {
     let folder = scratch("encodings-model");
     for name in ["model.safetensors", "tokenizer.json"] {
-        std::fs::copy(fixture("attribution/llama/model").join(name), folder.join(name)).unwrap();
+        std::fs::copy(small_folder().join(name), folder.join(name)).unwrap();
     }
-    let config = std::fs::read_to_string(fixture("attribution/llama/model/config.json")).unwrap();
+    let config = std::fs::read_to_string(small_folder().join("config.json")).unwrap();
     for (what, bytes) in encodings(&config) {
         std::fs::write(folder.join("config.json"), bytes).unwrap();
         assert_eq!(Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap_or_else(|error| panic!("{what}: {error}")).layers(), 3);
@@ -93,7 +93,7 @@ fn marks_in_configurations() {
         assert_eq!(Clt::load(&clt, &CltLoadConfig::on(&Device::Cpu)).unwrap_or_else(|error| panic!("{what}: {error}")).layers(), 3);
     }
     let tokenizer = scratch("encodings-tokenizer");
-    std::fs::copy(fixture("attribution/llama/model/tokenizer.json"), tokenizer.join("tokenizer.json")).unwrap();
+    std::fs::copy(small_folder().join("tokenizer.json"), tokenizer.join("tokenizer.json")).unwrap();
     for (what, bytes) in encodings("{{ messages[0].content }}!") {
         std::fs::write(tokenizer.join("chat_template.jinja"), bytes).unwrap();
         let read = Tokenizer::from_file(tokenizer.join("tokenizer.json")).unwrap();
@@ -263,13 +263,11 @@ fn values_of_other_types_are_named() {
 /// Inputs made after reports from the field: all give the figures of the plain file.
 #[test]
 fn inputs_of_the_field_give_the_figures_of_the_plain_file() {
-    let Some(folder) = shared("fixtures/field/texts") else { return };
-    let model = Model::load(fixture("attribution/llama/model"), &LoadConfig::on(&Device::Cpu)).unwrap();
+    let (folder, model) = (fixture("field/texts"), small_model());
     let clt = Clt::load(fixture("attribution/llama/clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     let config = EvalConfig { tokens: 4096, fidelity_tokens: 256, context: 32, ..EvalConfig::default() };
-    let report = |path: PathBuf| evaluate(&model, &clt, &Corpus::load(&path, &Default::default()).unwrap_or_else(|error| panic!("{error}")), &config).unwrap();
-    for name in ["plain.jsonl", "bom.jsonl", "bom.txt", "utf16le.txt", "null.jsonl", "gzip.parquet", "data.csv"] {
-        let report = report(folder.join(name));
+    for name in ["plain.jsonl", "plain.txt", "bom.jsonl", "bom.txt", "utf16le.txt", "null.jsonl", "gzip.parquet", "data.csv"] {
+        let report = evaluate(&model, &clt, &Corpus::load(folder.join(name), &Default::default()).unwrap_or_else(|error| panic!("{error}")), &config).unwrap();
         println!("{name}: {} tokens, cross-entropy {:.3}", report.tokens, report.cross_entropy);
         assert_eq!((report.tokens, (report.cross_entropy * 1000.0).round()), (702, 7127.0), "{name}");
     }

@@ -1,20 +1,16 @@
 //! Evaluation between steps: the figures of a separate evaluation, and weights that do not know of it.
 
-use crate::support::{scratch, shared};
-use cltlab::candle::Device;
+use crate::support::{scratch, small_model, words};
 use cltlab::prelude::*;
 
-fn setting() -> Option<(Model, Corpus, Corpus)> {
-    let path = shared("data/stories260k/model.bin")?;
-    let model = Model::load(&path, &LoadConfig::on(&Device::Cpu)).unwrap();
-    let text = "Once upon a time there was a little girl. She saw a big red ball and ran to the park with her dog.\n".repeat(80);
-    let (train, test) = Corpus::from_texts(vec![text]).unwrap().split(0.8).unwrap();
-    Some((model, train, test))
+fn setting() -> (Model, Corpus, Corpus) {
+    let (train, test) = Corpus::from_texts(vec![words(2000, 1)]).unwrap().split(0.8).unwrap();
+    (small_model(), train, test)
 }
 
 #[test]
 fn evaluations_are_those_of_the_same_clt() {
-    let Some((model, train, test)) = setting() else { return };
+    let (model, train, test) = setting();
     let stream = StreamConfig { context: 32, buffer_tokens: Some(500), ..StreamConfig::default() };
     let activations = Activations::stream(&model, &train, &stream).unwrap();
     let shape = CltConfig { features: 64, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&model) };
@@ -41,7 +37,7 @@ fn evaluations_are_those_of_the_same_clt() {
     let plain = TrainConfig { eval_every: 0, metrics: None, ..config };
     let mut other = Trainer::new(&activations, &shape, &plain).unwrap();
     other.run().unwrap();
-    let weights = |trainer: &Trainer| trainer.clt().unwrap().decoder(0).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let weights = |trainer: &Trainer| trainer.clt().unwrap().decoder(0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert!(weights(&trainer) == weights(&other));
 }
 
@@ -54,13 +50,13 @@ fn what_cannot_be_evaluated_is_refused_before_the_first_step() {
     let error = trainer.run().unwrap_err();
     assert_eq!((error.kind(), trainer.steps()), (ErrorKind::BadConfig, 0));
     assert!(error.to_string().contains("TrainConfig::eval_every") && error.to_string().contains("held_out"), "{error}");
-    let Some((model, train, _)) = setting() else { return };
+    let (model, train, _) = setting();
     let stream = StreamConfig { context: 32, buffer_tokens: Some(100), ..StreamConfig::default() };
     let activations = Activations::stream(&model, &train, &stream).unwrap();
     let shape = CltConfig { features: 64, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&model) };
     let trainer = || Trainer::new(&activations, &shape, &config).unwrap();
-    let short = Corpus::from_texts(vec!["One.".into()]).unwrap();
-    assert_eq!(trainer().held_out(&model, &short, &EvalConfig::default()).unwrap_err().kind(), ErrorKind::BadInput);
+    let short = Corpus::from_texts(vec![words(3, 1)]).unwrap();
+    assert_eq!(trainer().held_out(&model, &short, &EvalConfig { context: 32, ..EvalConfig::default() }).unwrap_err().kind(), ErrorKind::BadInput);
     let wide = EvalConfig { context: 1 << 20, ..EvalConfig::default() };
     assert_eq!(trainer().held_out(&model, &train, &wide).unwrap_err().kind(), ErrorKind::BadConfig);
 }
@@ -68,7 +64,7 @@ fn what_cannot_be_evaluated_is_refused_before_the_first_step() {
 /// A ranking of all layers is measured on the model's own run; the replacement model needs thresholds.
 #[test]
 fn what_ranks_layers_is_evaluated_without_the_replacement_model() {
-    let Some((model, train, test)) = setting() else { return };
+    let (model, train, test) = setting();
     let activations = Activations::stream(&model, &train, &StreamConfig { context: 32, buffer_tokens: Some(500), ..StreamConfig::default() }).unwrap();
     let shape = CltConfig { features: 64, activation: Activation::GlobalTopK { k: 4 }, ..CltConfig::for_model(&model) };
     let config = TrainConfig { steps: 6, batch_tokens: 64, ..TrainConfig::default() };

@@ -186,7 +186,7 @@ fn nan_stops_training_and_keeps_the_last_good_state() {
     assert!(error.to_string().contains("step") && error.to_string().contains("layer"), "{error}");
     assert_eq!(trainer.steps(), trainer.history().steps());
     let clt = trainer.clt().unwrap();
-    let finite = clt.encoder(0).flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|w| w.is_finite());
+    let finite = clt.encoder(0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|w| w.is_finite());
     assert!(finite, "the weights are those before the step");
 }
 

@@ -279,7 +279,7 @@ fn rows_that_rest_end_as_if_they_had_not() {
     }
     let (plain, lazy) = (plain.clt().unwrap(), lazy.clt().unwrap());
     for l in 0..L {
-        let (a, b) = (plain.decoder(l), lazy.decoder(l));
+        let (a, b) = (plain.decoder(l).unwrap(), lazy.decoder(l).unwrap());
         let size = a.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
         let error = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
         println!("layer {l}: {:.1e}", error / size);

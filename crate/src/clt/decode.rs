@@ -146,7 +146,7 @@ impl Clt {
         }
         let tokens = codes[0].tokens;
         for (s, code) in codes.iter().enumerate() {
-            if code.tokens != tokens || code.offsets.len() != tokens + 1 || code.values.len() != code.features.len() {
+            if code.tokens != tokens {
                 return Err(Error::expected(ErrorKind::BadInput, format_args!("code of layer {s}: rows"), code.tokens, tokens));
             }
             if let Some(beyond) = code.features.iter().find(|&&f| f as usize >= self.features()) {

@@ -78,7 +78,11 @@ pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, config: &EvalC
         task.advance(seen as u64);
     }
     if seen == 0 {
-        return Err(Error::new(ErrorKind::Interrupted, "evaluation stopped before the first batch"));
+        if stop_requested() {
+            return Err(Error::new(ErrorKind::Interrupted, "evaluation stopped before the first batch"));
+        }
+        return Err(Error::expected(ErrorKind::BadInput, "held-out text", format_args!("no token to measure among {}", indices.len() * blocks.context()), "tokens that are not special, first of their context or outliers")
+            .help("give a longer text of ordinary words, or one that the tokenizer knows"));
     }
     task.finish(format!("{seen} tokens"));
     report.tokens = seen;

@@ -3,7 +3,7 @@
 //! A pruned graph is what viewers expect; of a whole one everything is written. Differs from
 //! circuit-tracer in the ids of error nodes (see [`Graph::node_id`]). Streamed to the file.
 
-use super::{Graph, Node, NodeKind, Supernode};
+use super::{listing, Graph, Node, NodeKind, Supernode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use serde::Serialize;
@@ -87,6 +87,7 @@ pub fn cantor(layer: u64, feature: u64) -> u64 {
 
 impl Graph {
     pub(super) fn write_json(&self, path: &Path, groups: &[Supernode]) -> Result<()> {
+        listing::is_free(path)?;
         let view = self.view(groups)?;
         let ids: Vec<String> = self.nodes.iter().map(|node| self.node_id(node)).collect();
         let mut linked = vec![false; ids.len()];
@@ -115,7 +116,10 @@ impl Graph {
             replacement_score: self.scores().replacement,
             completeness_score: self.scores().completeness,
         };
-        files::fill_atomic(path, |out| Ok(serde_json::to_writer(out, &File { metadata, view, nodes, links })?))
+        let entry = serde_json::to_value(&metadata).map_err(|error| Error::wrap(ErrorKind::NotFinite, path.display(), error))?;
+        let slug = metadata.slug.clone();
+        files::fill_atomic(path, |out| Ok(serde_json::to_writer(out, &File { metadata, view, nodes, links })?))?;
+        listing::add(path, &slug, entry)
     }
 
     fn view(&self, groups: &[Supernode]) -> Result<View> {

@@ -110,7 +110,7 @@ impl QkAttribution {
             Some(NodeKind::Feature { layer, feature, .. }) => format!("feature {layer}/{feature} at {at}"),
             Some(NodeKind::Error { layer }) => format!("error {layer} at {at}"),
             Some(_) => format!("{:?} at {at}", self.token_text.get(at).map_or("", String::as_str)),
-            None => "constants".to_string(),
+            None => "constants (biases, position embeddings)".to_string(),
         }
     }
 

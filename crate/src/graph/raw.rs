@@ -98,9 +98,8 @@ fn write(path: &Path, arrays: &[Array<'_>]) -> Result<()> {
         end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
         (name.to_string(), TensorInfo { dtype: *dtype, shape: shape.clone(), data_offsets: (start, end) })
     });
-    let fault = |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadTensor, format!("{}: {error}", path.display()));
-    let header = Metadata::new(None, infos.collect()).map_err(|error| fault(&error))?;
-    let mut header = serde_json::to_vec(&header).map_err(|error| fault(&error))?;
+    let header = Metadata::new(None, infos.collect()).map_err(|error| Error::wrap(ErrorKind::BadTensor, path.display(), error))?;
+    let mut header = serde_json::to_vec(&header).map_err(|error| Error::wrap(ErrorKind::BadTensor, path.display(), error))?;
     header.resize(header.len().next_multiple_of(8), b' ');
     files::fill_atomic(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;

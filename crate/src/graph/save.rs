@@ -9,7 +9,9 @@ use std::path::Path;
 #[non_exhaustive]
 pub enum GraphFormat {
     /// JSON for circuit-tracer's viewer and Neuronpedia; the file's name becomes its slug. `links[].weight` is the signed
-    /// direct effect, `nodes[].influence` the cumulative share.
+    /// direct effect, `nodes[].influence` the cumulative share. A `.json` file whose name is made of letters, digits, `_`, `.`
+    /// and `-` is also entered into `graph-metadata.json` beside it, the list from which circuit-tracer's page lets one choose;
+    /// a list that cannot be read is `BadFile`, with the graph written.
     Json,
     /// The arrays of a whole graph in a safetensors file, by circuit-tracer's names: `active_features [all, 3]` (layer,
     /// position, feature), `activation_values`, `selected_features`, `adjacency_matrix`, `logit_token_ids`,

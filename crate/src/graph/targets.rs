@@ -161,7 +161,13 @@ fn aim<'a>(target: &'a Target, local: &LocalReplacement) -> Result<Aim<'a>> {
     let id = |token: &Token| model.token_id(token).map_err(|error| error.context("AttributeConfig::targets"));
     match target {
         Target::Logit(token) => return Ok(Aim::Logit(id(token)?)),
-        Target::Difference(more, less) => return Ok(Aim::Difference(id(more)?, id(less)?)),
+        Target::Difference(more, less) => {
+            let (more, less) = (id(more)?, id(less)?);
+            if more == less {
+                return Err(Error::expected(ErrorKind::BadInput, "AttributeConfig::targets: difference", format_args!("token {more} less itself"), "two different tokens"));
+            }
+            return Ok(Aim::Difference(more, less));
+        }
         Target::Feature(place) => {
             below("layer", place.layer, clt.layers())?;
             below("feature", place.feature, clt.features())?;

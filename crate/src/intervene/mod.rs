@@ -283,8 +283,8 @@ impl Replacement {
             }
             let last = if place.positions.is_open() { end } else { tokens };
             if !place.positions.within(last) {
-                let whose = if last > tokens { "some of the text's" } else { "some of the prompt's" };
-                return bad("positions", place.positions.to_string(), format!("{whose} {last}"));
+                let whose = if last > tokens { "the text" } else { "the prompt" };
+                return bad("positions", place.positions.to_string(), format!("positions 0 to {}, those of {whose}", last.saturating_sub(1)));
             }
             if !change.number().is_finite() {
                 return bad("value", change.number().to_string(), "a finite number".into());

@@ -193,7 +193,7 @@ impl<'a> Plan<'a> {
 /// How the active features of `layer` respond to a change `[T, d]` of what they read.
 fn responses(local: &LocalReplacement, layer: usize, change: &Tensor) -> Result<BTreeMap<(usize, u32), f32>> {
     let change = change.to_vec2::<f32>()?;
-    let encoder = local.replacement().clt().encoder(layer).to_device(&Device::Cpu)?;
+    let encoder = local.replacement().clt().encoder(layer)?.to_device(&Device::Cpu)?;
     let encoder = encoder.storage_and_layout();
     let (encoder, width) = (values(&encoder)?, change.first().map_or(0, Vec::len));
     let mut moved = BTreeMap::new();

@@ -3,7 +3,7 @@
 use super::rotary::Rotaries;
 use super::weights::Weights;
 use super::{family, shards, GenerateConfig, Inner, Model, ModelConfig, OutputSite};
-use crate::device::auto_device;
+use crate::device::{auto_device, require_own};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::{HubConfig, HubRepo};
@@ -94,6 +94,7 @@ impl Model {
     fn open(source: &str, config: &LoadConfig) -> Result<Model> {
         config.validate()?;
         let device = config.device.clone().map_or_else(auto_device, Ok)?;
+        require_own(&device)?;
         let target = config.target(&device);
         match find(source)? {
             Source::Folder(folder) => Self::load_folder(folder, source, target),
@@ -119,6 +120,7 @@ impl Model {
     pub fn from_tensors(name: &str, config: &serde_json::Value, tensors: HashMap<String, Tensor>, load: &LoadConfig) -> Result<Model> {
         load.validate()?;
         let device = load.device.clone().map_or_else(auto_device, Ok)?;
+        require_own(&device)?;
         let weights = Weights::Memory { tensors, path: PathBuf::from(name) };
         Self::assemble(name.to_string(), family::config_from_json(config, name)?, weights, None, load.target(&device))
     }
@@ -128,11 +130,11 @@ impl Model {
         if let Some(error) = stands_in(&place) {
             return Err(error);
         }
-        let mut config = family::config_from_json(&files::read_json(&place)?, &place.display().to_string())?;
+        let mut config = family::config_from_json(&files::read_json_object(&place)?, &place.display().to_string())?;
         let published = folder.join("generation_config.json");
         let mut sampling = GenerateConfig::default();
         if published.exists() {
-            let (stops, own) = family::generation(&files::read_json(&published)?, &published.display().to_string())?;
+            let (stops, own) = family::generation(&files::read_json_object(&published)?, &published.display().to_string())?;
             config.stop_tokens = stops.unwrap_or(config.stop_tokens);
             sampling = own;
         }
@@ -146,7 +148,7 @@ impl Model {
         let weights = Weights::open_gguf(path)?;
         let Weights::Gguf(parts) = &weights else { return Err(not_gguf(path)) };
         let content = &parts.content;
-        let config = family::config_from_gguf(content, &path.display().to_string())?;
+        let mut config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
         let inside = || Tokenizer::from_gguf_header(content).map(|tokenizer| tokenizer.at(path)).map_err(|error| error.context(path.display()));
         let tokenizer = if beside.exists() {
@@ -156,6 +158,7 @@ impl Model {
         } else {
             None
         };
+        config.special_token = config.special_token.or(tokenizer.as_ref().and_then(Tokenizer::front));
         Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, target)
     }
 
@@ -241,7 +244,7 @@ fn fetch(source: &str) -> Result<PathBuf> {
             Error::expected(ErrorKind::MissingFile, format_args!("hub {source}"), "no model.safetensors", "weights in safetensors form")
                 .help("older repositories hold pickled weights, which are not read: look for a revision or a copy with safetensors")
         })?;
-        let shards = shards::weight_map(&files::read_json(&index)?, &index)?;
+        let shards = shards::weight_map(&files::read_json_object(&index)?, &index)?;
         let names: std::collections::BTreeSet<&String> = shards.values().collect();
         for name in names {
             repo.file(name)?;

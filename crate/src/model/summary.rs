@@ -167,7 +167,7 @@ fn json(path: &std::path::Path) -> Result<ModelConfig> {
     if let Some(error) = crate::text::placeholder::stands_in(path) {
         return Err(error);
     }
-    family::config_from_json(&files::read_json(path)?, &path.display().to_string())
+    family::config_from_json(&files::read_json_object(path)?, &path.display().to_string())
 }
 
 impl Model {

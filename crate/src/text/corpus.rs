@@ -9,6 +9,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files::sealed::checksum;
 use crate::hub::{HubConfig, HubRepo};
 use crate::progress;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::SeedableRng;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -132,8 +135,16 @@ impl Corpus {
         Ok(Corpus { name, documents: Arc::new(documents) })
     }
 
-    /// Splits by bytes of text into the first `fraction` (for training) and the rest (held out); a
-    /// document is cut at a line end when the border falls inside it.
+    /// Splits by bytes of text into the first `fraction` (for training) and the rest (held out), in the order of the
+    /// documents; a document is cut at a line end when the border falls inside it. The rest is the end of the text:
+    /// where the text is sorted, by date or by subject, it is of another kind. [`Corpus::shuffled`] before that cures it.
+    ///
+    /// ```
+    /// let texts = (0..100).map(|number| format!("Document {number}.")).collect();
+    /// let (train, test) = cltlab::Corpus::from_texts(texts)?.shuffled(0).split(0.9)?;
+    /// assert!(train.documents() > test.documents());
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
     ///
     /// # Errors
     /// `BadInput` when the fraction is not between 0 and 1 or one side would be empty.
@@ -163,6 +174,14 @@ impl Corpus {
         Ok((Self::named(format!("{} (first {fraction})", self.name), head)?, Self::named(format!("{} (rest)", self.name), tail)?))
     }
 
+    /// The same documents in an order drawn by `seed`: before [`Corpus::split`], and before reading is ended by
+    /// `max_tokens`, which takes the first ones. A text without blank lines is one document and stays as it is.
+    pub fn shuffled(&self, seed: u64) -> Corpus {
+        let mut documents = self.documents.to_vec();
+        documents.shuffle(&mut StdRng::seed_from_u64(seed));
+        Corpus { name: format!("{} (shuffled by {seed})", self.name), documents: Arc::new(documents) }
+    }
+
     /// Where the text came from.
     pub fn name(&self) -> &str {
         &self.name
@@ -189,8 +208,8 @@ impl Corpus {
     }
 
     /// Tokenises and packs into blocks of `context` ids; each block begins with `special` when the
-    /// model has such a token. Stops after `max_tokens` ids when given, so that a short experiment
-    /// does not tokenise a long corpus.
+    /// model has such a token. Stops after `max_tokens` ids when given, those of the first documents
+    /// ([`Corpus::shuffled`]), so that a short experiment does not tokenise a long corpus.
     ///
     /// # Shapes
     /// Blocks of `[blocks, context]`; the last, incomplete block is dropped.

@@ -35,22 +35,22 @@ pub(super) enum Kind {
 
 /// A Hugging Face tokenizer from its description.
 pub(super) fn huggingface(description: &serde_json::Value) -> Result<Kind> {
-    let bytes = serde_json::to_vec(description).map_err(|error| Error::new(ErrorKind::BadFile, error.to_string()))?;
+    let bytes = serde_json::to_vec(description).map_err(|error| Error::wrap(ErrorKind::BadFile, "tokenizer", error))?;
     from_bytes(&bytes)
 }
 
 /// A tokenizer without the truncation and padding that its file may have saved: they belong to a training script.
 fn from_bytes(bytes: &[u8]) -> Result<Kind> {
-    let bad = |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadFile, format!("tokenizer: {}", shown(error)));
+    let bad = |error: tokenizers::Error| Error::new(ErrorKind::BadFile, format!("tokenizer: {}", shown(&error))).caused_by(error);
     /// The steps that replace text.
     #[derive(serde::Deserialize)]
     struct Steps {
         normalizer: Option<serde_json::Value>,
         decoder: Option<serde_json::Value>,
     }
-    let steps: Steps = serde_json::from_slice(bytes).map_err(|error| bad(&error))?;
-    let mut tokenizer = guarded(ErrorKind::BadFile, || tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| bad(&error)))?;
-    tokenizer.with_truncation(None).map_err(|error| bad(&error))?;
+    let steps: Steps = serde_json::from_slice(bytes).map_err(|error| bad(error.into()))?;
+    let mut tokenizer = guarded(ErrorKind::BadFile, || tokenizers::Tokenizer::from_bytes(bytes).map_err(bad))?;
+    tokenizer.with_truncation(None).map_err(bad)?;
     tokenizer.with_padding(None);
     Ok(Kind::HuggingFace { tokenizer: Box::new(tokenizer), growth: [growth(steps.normalizer.as_ref()), growth(steps.decoder.as_ref())] })
 }
@@ -189,7 +189,7 @@ impl Tokenizer {
         match &*self.kind {
             Kind::HuggingFace { tokenizer, growth } => {
                 bounded(growth[0], text.len())?;
-                let wrong = |error: tokenizers::Error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(error)));
+                let wrong = |error: tokenizers::Error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(&error))).caused_by(error);
                 guarded(ErrorKind::BadInput, || tokenizer.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()).map_err(wrong))
             }
             Kind::Scored(pieces) => Ok(pieces.encode(text)),
@@ -232,7 +232,7 @@ impl Tokenizer {
             Kind::HuggingFace { tokenizer, growth } => {
                 // A token has some 16 bytes at most on average.
                 bounded(growth[1], ids.len().saturating_mul(16))?;
-                guarded(ErrorKind::BadInput, || tokenizer.decode(ids, false).map_err(|error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(error)))))
+                guarded(ErrorKind::BadInput, || tokenizer.decode(ids, false).map_err(|error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(&error))).caused_by(error)))
             }
             Kind::Scored(pieces) => pieces.decode(ids),
         }

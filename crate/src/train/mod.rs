@@ -10,8 +10,10 @@ mod checkpoint;
 mod checkpoints;
 mod config;
 mod device;
+mod head;
 mod held_out;
 mod history;
+mod lock;
 mod memory;
 mod metrics;
 mod plan;
@@ -38,6 +40,7 @@ use crate::clt::live::{LiveClt, Scratch, StepOptions, StepReport};
 use crate::clt::{Clt, CltConfig, Tied};
 use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::lock::FolderLock;
 use crate::progress::{emit, stop_requested, Event, TrainSample};
 use std::time::Instant;
 
@@ -80,6 +83,8 @@ pub struct Trainer {
     metrics: Option<metrics::Metrics>,
     /// Looks at the CLT every [`TrainConfig::eval_every`] steps.
     examiner: Option<held_out::Examiner>,
+    /// Of the folder of checkpoints, where it is held for longer than a run.
+    lock: Option<FolderLock>,
 }
 
 impl Trainer {
@@ -117,6 +122,7 @@ impl Trainer {
             phases: [0.0; 4],
             metrics: None,
             examiner: None,
+            lock: None,
         })
     }
 
@@ -126,7 +132,8 @@ impl Trainer {
     ///
     /// # Errors
     /// `NotFinite` naming step and layer: the weights are then those before that step, and `clt`,
-    /// `save` and `run` go on working. Errors of the model and of writing checkpoints.
+    /// `save` and `run` go on working. Errors of the model and of writing checkpoints; `BadInput` when another training
+    /// writes into [`TrainConfig::checkpoint_dir`] at this time, in this process or another.
     pub fn run(&mut self) -> Result<History> {
         self.go(usize::MAX)
     }
@@ -145,7 +152,11 @@ impl Trainer {
         }
         self.history.stopped = false;
         self.can_examine()?;
+        let every = self.config.checkpoint_every;
+        let checkpoints = self.config.checkpoint_dir.clone().filter(|_| every > 0);
+        let _lock = checkpoints.as_ref().map(|folder| self.lock(folder)).transpose()?;
         let end = self.steps().saturating_add(most);
+        emit(Event::TrainBegin(self.head()));
         // The target moves when an L0 is reached.
         while self.steps() < end.min(self.target) {
             if stop_requested() {
@@ -160,9 +171,8 @@ impl Trainer {
                 self.end();
                 return Err(error);
             }
-            let every = self.config.checkpoint_every;
-            if let Some(folder) = self.config.checkpoint_dir.clone().filter(|_| every > 0 && self.steps() % every == 0) {
-                self.save(folder)?;
+            if let Some(folder) = checkpoints.as_ref().filter(|_| self.steps() % every == 0) {
+                self.write(folder)?;
             }
         }
         if let Err(error) = self.catch_up() {

@@ -50,13 +50,13 @@ impl Clt {
         }
         for l in (0..config.layers).filter(|_| !config.per_layer) {
             let mut encoder = vec![
-                (format!("W_enc_{l}"), vec![f, d], self.encoder(l)),
+                (format!("W_enc_{l}"), vec![f, d], self.encoder(l)?),
                 (format!("b_enc_{l}"), vec![f], self.encoder_bias(l)),
                 (format!("b_dec_{l}"), vec![d], self.decoder_bias(l)),
             ];
             encoder.extend(self.threshold(l).map(|threshold| (format!("threshold_{l}"), vec![f], threshold)));
             write_as(&folder.join(format!("W_enc_{l}.safetensors")), &encoder, dtype)?;
-            let decoder = [(format!("W_dec_{l}"), vec![f, config.slots(l), d], self.decoder(l))];
+            let decoder = [(format!("W_dec_{l}"), vec![f, config.slots(l), d], self.decoder(l)?)];
             write_as(&folder.join(format!("W_dec_{l}.safetensors")), &decoder, dtype)?;
             if let Some(skip) = self.skip(l) {
                 write_as(&folder.join(skip_file(l)), &[(format!("W_skip_{l}"), vec![d, d], skip)], dtype)?;
@@ -73,7 +73,7 @@ impl Clt {
             activation: k.map(|_| "topk".into()),
             k,
         };
-        let text = serde_yaml_ng::to_string(&yaml).map_err(|error| Error::new(ErrorKind::BadConfig, format!("config.yaml: {error}")))?;
+        let text = serde_yaml_ng::to_string(&yaml).map_err(|error| Error::wrap(ErrorKind::BadConfig, "config.yaml", error))?;
         files::write_atomic(folder.join("config.yaml"), text.as_bytes())?;
         files::write_json(folder.join("cltlab.json"), config)
     }
@@ -123,7 +123,7 @@ pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> 
     if config.per_layer {
         layers = per_layer::layers(source, &yaml(source)?, import.fetch, &config, device, |done| task.advance(done as u64))?;
     }
-    let home = Decoder::home(&config, device);
+    let home = Decoder::home(&config, device)?;
     for l in layers.len()..config.layers {
         let place = source.file(&format!("W_enc_{l}.safetensors"))?;
         let encoder = Reader::open(&place)?;
@@ -210,7 +210,7 @@ fn skip_file(layer: usize) -> String {
 
 fn yaml(source: &Source) -> Result<Yaml> {
     let path = source.file("config.yaml")?;
-    let bad = |error: serde_yaml_ng::Error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display()));
+    let bad = |error: serde_yaml_ng::Error| Error::wrap(ErrorKind::BadFile, path.display(), error);
     let value: serde_yaml_ng::Value = serde_yaml_ng::from_str(&files::read_text(&path)?).map_err(bad)?;
     if !value.is_mapping() {
         return Err(Error::expected(ErrorKind::BadFile, path.display(), "no mapping", "model_kind, model_name and the hooks, each with its value"));

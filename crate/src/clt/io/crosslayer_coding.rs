@@ -273,10 +273,10 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     }
     let zero = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu);
     for s in 0..l {
-        tensors.push((format!("encoder_module.encoders.{s}.weight"), clt.encoder(s).clone()));
+        tensors.push((format!("encoder_module.encoders.{s}.weight"), clt.encoder(s)?.clone()));
         tensors.push((format!("encoder_module.encoders.{s}.bias_param"), clt.encoder_bias(s).clone()));
         for t in s..l {
-            let decoder = if t - s < c.slots(s) { turned(&clt.decoder(s).narrow(1, t - s, 1)?.squeeze(1)?)? } else { zero(&[d, f])? };
+            let decoder = if t - s < c.slots(s) { turned(&clt.decoder(s)?.narrow(1, t - s, 1)?.squeeze(1)?)? } else { zero(&[d, f])? };
             tensors.push((format!("decoder_module.decoders.{s}->{t}.weight"), decoder));
             tensors.push((format!("decoder_module.decoders.{s}->{t}.bias_param"), if s == t { clt.decoder_bias(t).clone() } else { zero(&[d])? }));
             if let Some(skip) = clt.skip(s) {

@@ -41,7 +41,7 @@ fn class<'a>(value: &'a Value, place: &str) -> Result<(&'a str, &'a Value)> {
 pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> Result<Clt> {
     let path = source.file("config.yaml")?;
     let place = |field: &str| format!("{}: {field}", path.display());
-    let yaml: Value = serde_yaml_ng::from_str(&files::read_text(&path)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
+    let yaml: Value = serde_yaml_ng::from_str(&files::read_text(&path)?).map_err(|error| Error::wrap(ErrorKind::BadFile, path.display(), error))?;
     let (_, model) = class(yaml.get("model").unwrap_or(&Value::Null), &place("model"))?;
     let part = |name: &str| model.get(name).filter(|value| !value.is_null());
     let (decoder_class, _) = class(part("decoder").unwrap_or(&Value::Null), &place("model.decoder"))?;
@@ -136,11 +136,11 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     }
     let stack = |part: &dyn Fn(usize) -> Result<Tensor>| -> Result<Tensor> { Ok(Tensor::stack(&(0..l).map(part).collect::<Result<Vec<_>>>()?, 0)?) };
     let mut tensors = vec![
-        ("encoder.W".to_string(), stack(&|s| turned(clt.encoder(s)))?),
+        ("encoder.W".to_string(), stack(&|s| turned(clt.encoder(s)?))?),
         ("encoder.b".to_string(), stack(&|s| Ok(clt.encoder_bias(s).clone()))?),
         ("decoder.b".to_string(), stack(&|s| Ok(clt.decoder_bias(s).clone()))?),
     ];
-    let decoder = |s: usize, t: usize| -> Result<Tensor> { Ok(clt.decoder(s).narrow(1, t - s, 1)?.squeeze(1)?) };
+    let decoder = |s: usize, t: usize| -> Result<Tensor> { Ok(clt.decoder(s)?.narrow(1, t - s, 1)?.squeeze(1)?) };
     if c.per_layer {
         tensors.push(("decoder.W".to_string(), stack(&|s| decoder(s, s))?));
     }
@@ -170,6 +170,6 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
         "output_standardizer": null,
     }));
     model["is_folded"] = true.into();
-    let text = serde_yaml_ng::to_string(&serde_json::json!({ "model": model })).map_err(|error| Error::new(ErrorKind::BadConfig, format!("config.yaml: {error}")))?;
+    let text = serde_yaml_ng::to_string(&serde_json::json!({ "model": model })).map_err(|error| Error::wrap(ErrorKind::BadConfig, "config.yaml", error))?;
     files::write_atomic(folder.join("config.yaml"), text.as_bytes())
 }

@@ -94,9 +94,9 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     }
     for l in 0..c.layers {
         let arrays = [
-            ("W_enc", turned(clt.encoder(l))?),
+            ("W_enc", turned(clt.encoder(l)?)?),
             ("b_enc", clt.encoder_bias(l).clone()),
-            ("W_dec", clt.decoder(l).squeeze(1)?),
+            ("W_dec", clt.decoder(l)?.squeeze(1)?),
             ("b_dec", clt.decoder_bias(l).clone()),
             ("threshold", thresholds(clt, l, NAME)?),
         ];

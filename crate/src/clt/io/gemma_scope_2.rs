@@ -145,13 +145,13 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     }
     for l in 0..c.layers {
         let decoder = if c.per_layer {
-            clt.decoder(l).squeeze(1)?
+            clt.decoder(l)?.squeeze(1)?
         } else {
             let none = Tensor::zeros((c.features, l, c.width), DType::F32, &Device::Cpu)?;
-            Tensor::cat(&[&none, &clt.decoder(l).to_device(&Device::Cpu)?], 1)?
+            Tensor::cat(&[&none, &clt.decoder(l)?.to_device(&Device::Cpu)?], 1)?
         };
         let mut tensors = vec![
-            ("w_enc".to_string(), turned(clt.encoder(l))?),
+            ("w_enc".to_string(), turned(clt.encoder(l)?)?),
             ("b_enc".to_string(), clt.encoder_bias(l).clone()),
             ("w_dec".to_string(), decoder),
             ("b_dec".to_string(), clt.decoder_bias(l).clone()),

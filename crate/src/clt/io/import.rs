@@ -4,7 +4,7 @@ use super::source::Source;
 use super::{clt_forge, circuit_tracer, crosslayer_coding, crosslayer_transcoder, gemma_scope, gemma_scope_2, sae_lens, sparsify};
 use crate::activations::InputSite;
 use crate::clt::{Clt, CltConfig};
-use crate::device::auto_device;
+use crate::device::{auto_device, require_own};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::names;
 use crate::model::OutputSite;
@@ -66,6 +66,20 @@ impl Format {
         }
     }
 
+    /// The files by which a folder of this format is known.
+    fn files(self) -> &'static str {
+        match self {
+            Format::CircuitTracer => "config.yaml with W_enc_0.safetensors and W_dec_0.safetensors, or with a file a layer",
+            Format::CrosslayerCoding => "cfg.json with clt_checkpoint_latest.safetensors or model.safetensors",
+            Format::Sparsify => "a folder a layer with cfg.json and sae.safetensors",
+            Format::CltForge => "clt_cfg.json with clt_weights.safetensors",
+            Format::CrosslayerTranscoder => "config.yaml with checkpoint.safetensors",
+            Format::GemmaScope => "params.npz, one a layer",
+            Format::GemmaScope2 => "params.safetensors a layer, or params_layer_0.safetensors and so on",
+            Format::SaeLens => "a folder a layer with cfg.json and sae_weights.safetensors",
+        }
+    }
+
     /// The format of a folder or hub repository, by its files.
     ///
     /// # Errors
@@ -96,9 +110,12 @@ impl Format {
             // A repository that does not exist has no files either: let the hub say so.
             source.file("config.yaml")?;
         }
-        let names: Vec<_> = Format::ALL.map(Format::name).to_vec();
-        Err(Error::expected(ErrorKind::BadFile, source.name(), "files of no known format", names.join(", "))
-            .help("see clt::Format for the files of each; folders of layers are searched on disk, not on the hub"))
+        if let Some(inner) = source.inside("clt").filter(|inner| circuit_tracer::is_here(inner).unwrap_or(false)) {
+            return Err(Error::expected(ErrorKind::BadFile, source.name(), "the folder of a training", "the folder of a CLT").help(format!("give the CLT in it: {}", inner.name())));
+        }
+        let files: Vec<String> = Format::ALL.map(|format| format!("{} ({})", format.name(), format.files())).to_vec();
+        Err(Error::expected(ErrorKind::BadFile, source.name(), "files of no known format", format_args!("those of one of these: {}", files.join("; ")))
+            .help("folders of layers are searched on disk, not on the hub"))
     }
 }
 
@@ -182,6 +199,7 @@ impl Clt {
 
     fn open(source: &str, config: &CltLoadConfig) -> Result<Clt> {
         let device = config.device.clone().map_or_else(auto_device, Ok)?;
+        require_own(&device)?;
         let source = Source::open(source)?;
         let format = config.format.map_or_else(|| Format::detect(&source), Ok)?;
         let read = match format {

@@ -111,7 +111,7 @@ pub(super) fn layers(source: &Source, yaml: &Yaml, fetch: bool, config: &CltConf
     if files.len() != config.layers {
         return Err(Error::expected(ErrorKind::BadFile, format!("{}: layer files", source.name()), files.len(), config.layers));
     }
-    let home = Decoder::home(config, device);
+    let home = Decoder::home(config, device)?;
     let layer = |(l, path): (usize, &PathBuf)| {
         let reader = Reader::open(path)?;
         if reader.shape(SKIP).is_some() != config.skip {
@@ -141,10 +141,10 @@ impl Clt {
     pub(super) fn write_per_layer(&self, folder: &Path, dtype: DType) -> Result<()> {
         let (f, d) = (self.features(), self.config().width);
         for l in 0..self.layers() {
-            let decoder = self.decoder(l).squeeze(1)?;
+            let decoder = self.decoder(l)?.squeeze(1)?;
             let skip = self.skip(l).map(|skip| skip.t()).transpose()?;
             let mut tensors = vec![
-                ("W_enc".to_string(), vec![f, d], self.encoder(l)),
+                ("W_enc".to_string(), vec![f, d], self.encoder(l)?),
                 ("b_enc".to_string(), vec![f], self.encoder_bias(l)),
                 ("W_dec".to_string(), vec![f, d], &decoder),
                 ("b_dec".to_string(), vec![d], self.decoder_bias(l)),

@@ -36,7 +36,7 @@ struct Config {
     normalize_activations: String,
     #[serde(default = "none")]
     reshape_activations: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "metadata")]
     metadata: Metadata,
     /// Before version 6 these stood here.
     #[serde(flatten)]
@@ -52,6 +52,16 @@ struct Metadata {
     /// Gemma 3's transcoders have `hook_mlp_in` for a value after the norm.
     hf_hook_name: Option<String>,
     hf_hook_name_out: Option<String>,
+}
+
+/// The fields of `metadata`, by their names: a list is not taken for them in their order.
+fn metadata<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Metadata, D::Error> {
+    use serde::de::Error;
+    let value = <serde_json::Value as serde::Deserialize>::deserialize(from)?;
+    if !value.is_object() {
+        return Err(D::Error::custom(format!("metadata: got {}, expected an object", crate::files::names::shown(&value.to_string()))));
+    }
+    serde_json::from_value(value).map_err(|error| D::Error::custom(format!("metadata: {error}")))
 }
 
 fn none() -> String {
@@ -182,9 +192,9 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     for l in 0..c.layers {
         let cuts = thresholds(clt, l, NAME)?;
         let mut tensors = vec![
-            ("W_enc".to_string(), turned(clt.encoder(l))?),
+            ("W_enc".to_string(), turned(clt.encoder(l)?)?),
             ("b_enc".to_string(), clt.encoder_bias(l).clone()),
-            ("W_dec".to_string(), clt.decoder(l).squeeze(1)?),
+            ("W_dec".to_string(), clt.decoder(l)?.squeeze(1)?),
             ("b_dec".to_string(), clt.decoder_bias(l).clone()),
         ];
         if jumps {

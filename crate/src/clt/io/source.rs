@@ -32,13 +32,21 @@ impl Source {
             return Ok(Source::Hub(HubRepo::open(&repo, &HubConfig::default())?, folder.trim_matches('/').to_string(), source.to_string()));
         }
         Err(Error::new(ErrorKind::MissingFile, format!("{source}: no such folder"))
-            .help("give a folder of a CLT in one of the formats of clt::Format, or a hub name owner/name or owner/name//folder"))
+            .help("give the folder of a CLT (a training writes it to clt/ in its folder), or a hub name owner/name or owner/name//folder"))
     }
 
     pub fn name(&self) -> String {
         match self {
             Source::Folder(folder) => folder.display().to_string(),
             Source::Hub(_, _, name) => name.clone(),
+        }
+    }
+
+    /// A folder on disk within this one, when it is there.
+    pub fn inside(&self, name: &str) -> Option<Self> {
+        match self {
+            Source::Folder(folder) => Some(folder.join(name)).filter(|inner| inner.is_dir()).map(Source::Folder),
+            Source::Hub(..) => None,
         }
     }
 

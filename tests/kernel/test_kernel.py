@@ -191,8 +191,9 @@ def test_two_kernels_at_once(kernel):
     with Kernel() as other:
         first = other.client.execute("let shared_name = 111; shared_name")
         kernel.run("let shared_name = 222;")
-        while other.client.get_shell_msg(timeout=180)["parent_header"].get("msg_id") != first:
+        while (reply := other.client.get_shell_msg(timeout=180))["parent_header"].get("msg_id") != first:
             pass
+        assert reply["content"]["status"] == "ok", reply["content"]
         assert other.value("shared_name") == "111"
         assert kernel.value("shared_name") == "222"
 

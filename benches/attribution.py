@@ -197,7 +197,7 @@ def ours(program, folder, shape, tokens, rows, step, device):
     args = [program, "attribute", "--model", f"{folder}/model", "--clt", f"{folder}/clt", "--tokens", ",".join(map(str, prompt(tokens))), "-o", f"{folder}/ours.json"]
     if device == "cuda":
         args += ["--dtype", "f32"]
-    budget = ["--max-features", str(rows)] + (["--batch-size", str(step), "--update-interval", "1"] if step else []) if rows else []
+    budget = ["--max-features", str(rows) if rows else "all"] + (["--batch", str(step), "--rank-every", str(step)] if rows and step else [])
     rate = peak_rate(device)
     for _ in range(2 if device == "cuda" else 1):
         with CardMemory() as card:

@@ -37,9 +37,9 @@ WARM_UP = 20  # steps
 
 def config(given, folder, kind, features, steps, held_out):
     return f"""[model]
-name = {json.dumps(os.path.abspath(given.model))}
+source = {json.dumps(os.path.abspath(given.model))}
 [text]
-file = {json.dumps(os.path.abspath(given.texts))}
+source = {json.dumps(os.path.abspath(given.texts))}
 held_out = {held_out}
 [stream]
 context = 128

@@ -61,8 +61,8 @@ def main(program, folder):
         graph(load_file(raw), load_file(f"{folder}/expected_top96.safetensors"), "_0.8_0.98", top)
         want = load_file(f"{folder}/expected_interventions.safetensors")
         for one in listed["interventions"]:
-            place = f"{one['layer']},{one['pos']},{one['feature']}={one['value']}"
-            run(program, folder, tokens, "intervene", "--set", place, "--mode", one["mode"], "--raw", raw)
+            place = f"{one['layer']}_{one['feature']}_{one['pos']}={one['value']}"
+            run(program, folder, tokens, "intervene", "--set", place, "--mode", one["mode"].replace("frozen_attn", "frozen-attention"), "--raw", raw)
             check(f"logits of {place} {one['mode']}", abs(load_file(raw)["logits"][-1] - want[one["key"]]).max(), 1e-4)
 
 

@@ -27,7 +27,7 @@ pub struct AttentionArgs {
     /// All parts, and these pairs, as JSON
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// The picture, as .svg or .html
+    /// The picture, as .svg, .png or .html
     #[arg(long)]
     picture: Option<PathBuf>,
 }
@@ -36,7 +36,7 @@ pub struct AttentionArgs {
 pub fn attention(args: &AttentionArgs) -> Result<()> {
     let config = QkConfig { layer: args.layer, head: args.head, query: args.query, key: args.key, pairs: args.pairs, ..QkConfig::default() };
     let replacement = args.of.replacement()?;
-    let split = replacement.attribute_attention_tokens(&args.of.tokens(replacement.model())?, &config)?;
+    let split = replacement.attribute_attention(args.of.prompt(), &config)?;
     println!("{split}");
     if let Some(path) = &args.picture {
         split.picture().save(path)?;

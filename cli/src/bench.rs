@@ -40,7 +40,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         return train::train(&args.shape, args.on_request);
     };
     let start = Instant::now();
-    let model = Model::load_with(source, &LoadConfig { dtype: args.dtype, device: None })?;
+    let model = Model::load(source, &LoadConfig { dtype: args.dtype, ..LoadConfig::default() })?;
     let load = start.elapsed().as_secs_f64();
     let ids: Vec<u32> = (0..args.context).map(|index| (100 + 7 * index as u32) % model.vocab() as u32).collect();
     if args.on_request {
@@ -51,18 +51,18 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     let batch = Tensor::from_slice(&ids, (1, ids.len()), model.device())?;
     let tokens = ids.len() as f64;
     line("forward without logits", tokens / median(args.runs, || model.visit_mlp(&batch, &mut |_, _| Ok(())))?, "tokens/s");
-    line("forward with all logits", tokens / median(args.runs, || model.run_tokens(&ids, Capture::logits()).map(|_| ()))?, "tokens/s");
+    line("forward with all logits", tokens / median(args.runs, || model.run(&ids, &Capture::logits()).map(|_| ()))?, "tokens/s");
     let generate = GenerateConfig { max_tokens: 16, ..GenerateConfig::default() };
-    line("generation", 16.0 / median(args.runs, || model.generate_tokens(&ids[..8], &generate).map(|_| ()))?, "tokens/s");
+    line("generation", 16.0 / median(args.runs, || model.generate(&ids[..8], &generate).map(|_| ()))?, "tokens/s");
     Ok(())
 }
 
 /// For `benches/forward.py`, which lets several programs take turns.
 fn on_request(model: &Model, ids: &[u32]) -> Result<()> {
     for request in std::io::stdin().lines() {
-        request.map_err(|error| Error::io("standard input", &error))?;
+        request.map_err(|error| Error::io("standard input", error))?;
         let start = Instant::now();
-        let run = model.run_tokens(ids, Capture::logits())?;
+        let run = model.run(ids, &Capture::logits())?;
         let seconds = start.elapsed().as_secs_f64();
         let last = run.logits.as_ref().map(|logits| logits.get(ids.len() - 1)?.to_vec1::<f32>()).transpose()?.unwrap_or_default();
         let top = last.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));

@@ -1,6 +1,6 @@
 //! `cltlab check`: does changing groups of features do what the graph says?
 
-use super::graph::{Explained, Held, Laps};
+use super::graph::{Explained, Held, Laps, Most};
 use clap::Args;
 use cltlab::prelude::*;
 use std::path::PathBuf;
@@ -28,15 +28,14 @@ pub struct CheckArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// What may respond
-    #[arg(long, value_enum, default_value = "frozen")]
+    #[arg(long, value_enum, default_value = "frozen-attention")]
     mode: Held,
-    /// Features that become nodes of the graph, those with most influence; all without it
-    #[arg(long)]
-    max_features: Option<usize>,
+    #[command(flatten)]
+    most: Most,
     /// Effects, controls and correlations as JSON
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// The picture, as .svg or .html
+    /// The picture, as .svg, .png or .html
     #[arg(long)]
     picture: Option<PathBuf>,
 }
@@ -55,7 +54,7 @@ pub fn check(args: &CheckArgs) -> Result<()> {
     let mut laps = Laps::new();
     let replacement = args.of.replacement()?;
     laps.end("load");
-    let graph = args.of.attribute(&replacement, &AttributeConfig { max_features: args.max_features, ..AttributeConfig::default() })?;
+    let graph = replacement.attribute(args.of.prompt(), &AttributeConfig { max_features: args.most.features(), ..AttributeConfig::default() })?;
     laps.end("graph");
     let groups = given.unwrap_or_else(|| graph.supernodes(args.supernodes));
     let check = replacement.check_supernodes(&graph, &groups, &config)?;

@@ -46,21 +46,22 @@ struct Source {
 }
 
 impl Source {
-    fn config(&self) -> Result<ImportConfig> {
+    fn config(&self) -> Result<CltLoadConfig> {
         let bad = |option: &str, got: &str, expected: &str| Error::expected(ErrorKind::BadInput, option, format_args!("'{got}'"), expected);
         let input = |name: &String| InputSite::from_hook(name).ok_or_else(|| bad("--input", name, "hook_resid_mid, mlp.hook_in or ln2.hook_normalized"));
         let output = |name: &String| OutputSite::from_hook(name).ok_or_else(|| bad("--output", name, "hook_mlp_out or mlp.hook_out"));
-        Ok(ImportConfig {
+        Ok(CltLoadConfig {
             format: self.from.as_ref().map(|name| name.parse()).transpose()?,
             input: self.input.as_ref().map(input).transpose()?,
             output: self.output.as_ref().map(output).transpose()?,
             model_name: self.model_name.clone(),
             fetch: self.fetch,
+            ..CltLoadConfig::default()
         })
     }
 
     fn load(&self, device: &Device) -> Result<Clt> {
-        Clt::load_with(&self.source, &self.config()?, device)
+        Clt::load(&self.source, &CltLoadConfig { device: Some(device.clone()), ..self.config()? })
     }
 }
 
@@ -105,11 +106,11 @@ fn check(source: &Source) -> Result<()> {
         if (tensor * 0.0)?.sum_all()?.to_scalar::<f32>()? == 0.0 { Ok(()) } else { Err(Error::new(ErrorKind::NotFinite, format!("{}: {what}: NaN or infinity", source.source))) }
     };
     for l in 0..clt.layers() {
-        let parts = [("encoder", Some(clt.encoder(l))), ("encoder bias", Some(clt.encoder_bias(l))), ("thresholds", clt.threshold(l)), ("decoder bias", Some(clt.decoder_bias(l))), ("skip", clt.skip(l))];
+        let parts = [("encoder", Some(clt.encoder(l)?)), ("encoder bias", Some(clt.encoder_bias(l))), ("thresholds", clt.threshold(l)), ("decoder bias", Some(clt.decoder_bias(l))), ("skip", clt.skip(l))];
         for (what, tensor) in parts {
             tensor.map_or(Ok(()), |tensor| finite(format!("{what} of layer {l}"), tensor))?;
         }
-        finite(format!("decoder of layer {l}"), clt.decoder(l))?;
+        finite(format!("decoder of layer {l}"), clt.decoder(l)?)?;
     }
     println!("{clt}\nformat {format}, writes {}, {}", clt.config().output.hook(), if clt.config().per_layer { "one transcoder a layer" } else { "cross-layer" });
     Ok(())
@@ -118,10 +119,7 @@ fn check(source: &Source) -> Result<()> {
 fn convert(args: &ConvertArgs) -> Result<()> {
     let format = args.format.as_ref().map(|name| name.parse::<Format>()).transpose()?;
     let clt = args.of.load(&Device::Cpu)?;
-    match format {
-        Some(format) => clt.save_as(&args.target, format)?,
-        None => clt.save_half(&args.target, args.dtype)?,
-    }
+    clt.save(&args.target, &CltSaveConfig { format, dtype: args.dtype })?;
     println!("{clt}\nwritten to {} as {}", args.target.display(), format.map_or("our own format, which circuit-tracer reads", Format::name));
     Ok(())
 }
@@ -130,24 +128,21 @@ fn encode(args: &EncodeArgs) -> Result<()> {
     let model = args.from.model()?;
     let replacement = Replacement::new(&model, &args.of.load(model.device())?)?;
     let (model, clt) = (replacement.model(), replacement.clt());
-    let tokens = match &args.from.prompt {
-        Some(text) => model.prompt_tokens(text)?,
-        None => args.from.tokens.clone(),
-    };
-    let run = model.run_tokens(&tokens, Capture::default())?;
+    let tokens = replacement.tokens(args.from.prompt())?;
+    let run = model.run(&tokens, &Capture::default())?;
     let code = clt.encode(&run)?;
     let inputs = run.layers.iter().map(|layer| clt.input(layer).cloned()).collect::<Result<Vec<_>>>()?;
-    let decoded = clt.decode_with(&code, &inputs)?;
+    let decoded = clt.decode(&code, &inputs)?;
     println!("{} tokens, {:.1} active features a token and layer", tokens.len(), code.l0());
     let Some(path) = &args.raw else { return Ok(()) };
     let mut tensors = HashMap::new();
     for (l, layer) in code.layers.iter().enumerate() {
-        let mut dense = vec![0f32; layer.tokens * clt.features()];
+        let mut dense = vec![0f32; layer.tokens() * clt.features()];
         for (p, row) in dense.chunks_exact_mut(clt.features()).enumerate() {
             let (features, activations) = layer.token(p);
             features.iter().zip(activations).for_each(|(feature, activation)| row[*feature as usize] = *activation);
         }
-        tensors.insert(format!("a.{l}"), Tensor::from_vec(dense, (layer.tokens, clt.features()), &Device::Cpu)?);
+        tensors.insert(format!("a.{l}"), Tensor::from_vec(dense, (layer.tokens(), clt.features()), &Device::Cpu)?);
         tensors.insert(format!("x.{l}"), inputs[l].to_device(&Device::Cpu)?);
         tensors.insert(format!("y.{l}"), decoded[l].to_device(&Device::Cpu)?);
         if let Some(output) = &run.layers[l].mlp_out {

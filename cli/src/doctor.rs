@@ -37,10 +37,10 @@ fn says(program: &str, arguments: &[&str]) -> Option<String> {
 
 /// A shared library in `LD_LIBRARY_PATH`, the usual folders, or beside a Python on PATH.
 fn library(name: &str) -> Option<String> {
-    let listed = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
     let usual = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/cuda/lib64", "/usr/lib/wsl/lib"];
-    let mut folders: Vec<PathBuf> = listed.split(':').filter(|folder| !folder.is_empty()).chain(usual).map(PathBuf::from).collect();
-    folders.extend(cltlab::device::library_folders());
+    let mut folders = super::environment::library_folders();
+    folders.extend(usual.map(PathBuf::from));
+    folders.extend(cltlab::internal::library_folders());
     let path = folders.into_iter().map(|folder| folder.join(name)).find(|path| path.exists())?;
     Some(path.display().to_string())
 }
@@ -72,7 +72,7 @@ fn kernelspec() -> Option<String> {
     let listed = kernel::python("import json, os, jupyter_core.paths as p; print(json.dumps(p.jupyter_path('kernels')))").ok()?;
     let folders: Vec<String> = serde_json::from_str(&listed).unwrap_or_default();
     folders.iter().find_map(|folder| {
-        let spec: serde_json::Value = cltlab::files::read_json(Path::new(folder).join("cltlab/kernel.json")).ok()?;
+        let spec: serde_json::Value = cltlab::internal::files::read_json(Path::new(folder).join("cltlab/kernel.json")).ok()?;
         let program = spec["argv"][0].as_str().filter(|program| Path::new(program).exists())?;
         Some(format!("{folder}/cltlab -> {program}"))
     })

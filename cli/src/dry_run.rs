@@ -14,8 +14,8 @@ use std::path::Path;
 /// Prints the plan of the training that `recipe` describes with `config`, as text or as JSON.
 pub fn dry_run(recipe: &Recipe, config: &TrainConfig, json: bool) -> Result<()> {
     let dtype = train::dtype(recipe, "[model] dtype", &recipe.model.dtype)?;
-    let model = recipe.model.name.as_ref().map(|name| Summary::read(name)).transpose()?;
-    let init = recipe.init.as_ref().map(|init| Clt::load(init, &Device::Cpu)).transpose()?;
+    let model = recipe.model.source.as_ref().map(|name| Summary::read(name)).transpose()?;
+    let init = recipe.init.as_ref().map(|init| Clt::load(init, &CltLoadConfig::on(&Device::Cpu))).transpose()?;
     let (source, [layers, width], input) = source(recipe, model.as_ref(), dtype)?;
     let base = match (&init, &model) {
         (Some(clt), _) => clt.config().clone(),
@@ -30,7 +30,7 @@ pub fn dry_run(recipe: &Recipe, config: &TrainConfig, json: bool) -> Result<()> 
     }
     let plan = Plan::new(&shape, config, &source)?;
     if json {
-        let text = serde_json::to_string_pretty(&plan).map_err(|error| Error::new(ErrorKind::BadInput, format!("the plan as JSON: {error}")))?;
+        let text = serde_json::to_string_pretty(&plan).map_err(|error| Error::wrap(ErrorKind::BadInput, "the plan as JSON", error))?;
         println!("{text}");
     } else {
         println!("{plan}");
@@ -47,16 +47,16 @@ fn source(recipe: &Recipe, model: Option<&Summary>, dtype: Option<DType>) -> Res
     if let Some(folder) = &recipe.activations.store {
         let read = train::read_config(recipe);
         if model.is_none() || Path::new(folder).exists() {
-            let activations = Activations::open_with(folder, &read)?;
+            let activations = Activations::load(folder, &read)?;
             return Ok((PlanSource::of(&activations), [activations.layers(), activations.width()], Some(activations.input())));
         }
         if let Some(model) = model {
             return Ok((PlanSource::Store { read, tokens: None }, [model.config.layers, model.config.width], Some(recipe.store.input)));
         }
     }
-    let Some(model) = model else { return Err(recipe.bad("[model] name", "nothing", "a model, or [activations] file")) };
-    if recipe.text.file.is_none() && recipe.text.dataset.is_none() {
-        return Err(recipe.bad("[text] file", "nothing", "a text, [text] dataset, or [activations] file"));
+    let Some(model) = model else { return Err(recipe.missing("model", "source", "the model that the CLT belongs to; or give [activations] file")) };
+    if recipe.text.source.is_none() {
+        return Err(recipe.missing("text", "source", "the text to train on; or give [activations] file"));
     }
     let stream = PlanSource::Stream { model: Box::new(model.clone()), dtype, stream: recipe.stream.clone(), tokens: None };
     Ok((stream, [model.config.layers, model.config.width], Some(recipe.stream.input)))
@@ -72,8 +72,8 @@ struct Entry {
 /// Layers, width and tokens of a file of activations, from its header: its length in 8 bytes, then JSON.
 fn header(path: &Path) -> Result<[usize; 3]> {
     let broken = |why: &str| Error::new(ErrorKind::BadFile, format!("{}: not a whole safetensors file: {why}", path.display()));
-    let mut file = std::fs::File::open(path).map_err(|error| Error::io(path, &error))?;
-    let room = file.metadata().map_err(|error| Error::io(path, &error))?.len();
+    let mut file = std::fs::File::open(path).map_err(|error| Error::io(path, error))?;
+    let room = file.metadata().map_err(|error| Error::io(path, error))?.len();
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|_| broken("it ends within its header"))?;
     let length = u64::from_le_bytes(length);
@@ -81,7 +81,7 @@ fn header(path: &Path) -> Result<[usize; 3]> {
         return Err(broken("it ends within its header"));
     }
     let mut text = Vec::new();
-    file.take(length).read_to_end(&mut text).map_err(|error| Error::io(path, &error))?;
+    file.take(length).read_to_end(&mut text).map_err(|error| Error::io(path, error))?;
     let entries: HashMap<String, Entry> = serde_json::from_slice(&text).map_err(|error| broken(&error.to_string()))?;
     let shape = |side: &str, l: usize| entries.get(&format!("{side}.{l}")).map(|entry| entry.shape.as_slice());
     let layers = (0..).take_while(|&l| shape("input", l).is_some()).count();

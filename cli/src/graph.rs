@@ -21,30 +21,23 @@ pub struct Explained {
 impl Explained {
     pub fn replacement(&self) -> Result<Replacement> {
         let model = self.from.model()?;
-        Replacement::new(&model, &Clt::load(&self.clt, model.device())?)
+        Replacement::new(&model, &Clt::load(&self.clt, &CltLoadConfig::on(model.device()))?)
     }
 
-    /// The prompt's graph.
-    pub fn attribute(&self, replacement: &Replacement, config: &AttributeConfig) -> Result<Graph> {
-        match &self.from.prompt {
-            Some(text) => replacement.attribute(text, config),
-            None => replacement.attribute_tokens(&self.from.tokens, config),
+    /// The prompt.
+    pub fn prompt(&self) -> Prompt {
+        self.from.prompt()
+    }
+
+    /// Another prompt, given as the first is: as text, or as ids.
+    pub fn other(&self, other: &str) -> Result<Prompt> {
+        match self.prompt() {
+            Prompt::Text(_) => Ok(Prompt::from(other)),
+            Prompt::Tokens(_) => {
+                let ids: std::result::Result<Vec<u32>, _> = other.split(',').map(|id| id.trim().parse()).collect();
+                ids.map(Prompt::from).map_err(|_| Error::expected(ErrorKind::BadInput, "--other", format_args!("'{other}'"), "token ids, as --tokens: 1,2,3"))
+            }
         }
-    }
-
-    /// The graph of another prompt, given as the first is: as text, or as ids.
-    pub fn attribute_other(&self, replacement: &Replacement, other: &str, config: &AttributeConfig) -> Result<Graph> {
-        if self.from.prompt.is_some() {
-            return replacement.attribute(other, config);
-        }
-        let ids: std::result::Result<Vec<u32>, _> = other.split(',').map(|id| id.trim().parse()).collect();
-        let ids = ids.map_err(|_| Error::expected(ErrorKind::BadInput, "--other", format_args!("'{other}'"), "token ids, as --tokens: 1,2,3"))?;
-        replacement.attribute_tokens(&ids, config)
-    }
-
-    /// Ids of the prompt, as it is explained.
-    pub fn tokens(&self, model: &Model) -> Result<Vec<u32>> {
-        self.from.prompt.as_ref().map_or_else(|| Ok(self.from.tokens.clone()), |text| model.prompt_tokens(text))
     }
 }
 
@@ -58,22 +51,23 @@ pub struct AttributeArgs {
     /// Fewer outputs when they hold this share of the probability
     #[arg(long, default_value_t = 0.95)]
     logit_mass: f64,
-    /// Explain these tokens instead: 1,2,3
-    #[arg(long, value_delimiter = ',')]
-    targets: Option<Vec<u32>>,
-    /// Explain the logit of A less that of B instead; repeatable: A,B
-    #[arg(long, value_name = "A,B", conflicts_with = "targets")]
+    /// Explain these tokens instead, by id or by text, a space in front included: 42,17 or " Austin, Dallas"; repeatable
+    #[arg(long, value_name = "TOKENS", allow_hyphen_values = true)]
+    targets: Vec<String>,
+    /// Explain the logit of A less that of B, by id or by text; repeatable
+    #[arg(long, value_name = "A,B", allow_hyphen_values = true)]
     difference: Vec<String>,
-    /// Features that become nodes, those with most influence; all without it
+    #[command(flatten)]
+    most: Most,
+    /// Rows computed at once: more take more memory and less time
+    #[arg(long, default_value_t = AttributeConfig::default().batch)]
+    batch: usize,
+    /// With fewer features than are active: features between two rankings by influence
+    /// [default: an eighth of them, at least 32]
     #[arg(long)]
-    max_features: Option<usize>,
-    /// Targets carried together
-    #[arg(long)]
-    batch_size: Option<usize>,
-    /// With --max-features: batches between two rankings by influence, as in circuit-tracer
-    /// [default: an eighth of the budget, at least 32 features]
-    #[arg(long)]
-    update_interval: Option<usize>,
+    rank_every: Option<usize>,
+    #[command(flatten)]
+    old: OldAttribute,
     /// Learnt position embeddings (GPT-2, GPT-Neo) are nodes of their own
     #[arg(long)]
     position_nodes: bool,
@@ -98,35 +92,102 @@ pub struct AttributeArgs {
     /// The whole graph as arrays, with the masks of the pruned one
     #[arg(long)]
     raw: Option<PathBuf>,
+    /// The pruned graph as a picture: .svg, .png or .html
+    #[arg(long)]
+    picture: Option<PathBuf>,
 }
 
 impl AttributeArgs {
     fn configs(&self) -> Result<(AttributeConfig, PruneConfig)> {
-        let usual = AttributeConfig::default();
-        let batch = self.batch_size.unwrap_or(usual.batch);
+        self.old.refuse()?;
+        let targets = self.targets()?;
         let config = AttributeConfig {
             max_logits: self.max_logits,
             logit_mass: self.logit_mass,
-            target_tokens: self.targets.clone(),
-            targets: (!self.difference.is_empty()).then(|| self.difference.iter().map(|text| difference(text)).collect()).transpose()?,
-            max_features: self.max_features,
-            batch,
-            rank_every: self.update_interval.map(|batches| batches.saturating_mul(batch)),
+            targets: (!targets.is_empty()).then_some(targets),
+            max_features: self.most.features(),
+            batch: self.batch,
+            rank_every: self.rank_every,
             position_nodes: self.position_nodes,
             spill: self.spill.clone(),
-            ..usual
+            ..AttributeConfig::default()
         };
         let prune = PruneConfig { node_threshold: self.node_threshold, edge_threshold: self.edge_threshold };
         config.validate()?;
         prune.validate()?;
         Ok((config, prune))
     }
+
+    fn targets(&self) -> Result<Vec<Target>> {
+        let mut targets: Vec<Target> = self.targets.iter().flat_map(|text| pieces(text)).map(Target::logit).collect();
+        for text in &self.difference {
+            match pieces(text)[..] {
+                [more, less] => targets.push(Target::difference(more, less)),
+                _ => return Err(Error::expected(ErrorKind::BadInput, "--difference", format_args!("'{text}'"), "two tokens, by id or by text: A,B")),
+            }
+        }
+        Ok(targets)
+    }
 }
 
-/// `A,B`.
-fn difference(text: &str) -> Result<Target> {
-    let pair = text.split_once(',').and_then(|(more, less)| Some(Target::Difference(more.trim().parse().ok()?, less.trim().parse().ok()?)));
-    pair.ok_or_else(|| Error::expected(ErrorKind::BadInput, "--difference", format_args!("'{text}'"), "two token ids: A,B"))
+/// The parts between commas that stand in no double quotes.
+fn pieces(text: &str) -> Vec<&str> {
+    let mut quoted = false;
+    let outside = |c: char| {
+        quoted ^= c == '"';
+        c == ',' && !quoted
+    };
+    text.split(outside).collect()
+}
+
+/// How many features become nodes.
+#[derive(Args)]
+pub struct Most {
+    /// Features that become nodes, those with most influence: a number or all [default: 7500]
+    #[arg(long, value_name = "N|all")]
+    max_features: Option<AtMost>,
+}
+
+impl Most {
+    pub fn features(&self) -> Option<usize> {
+        self.max_features.as_ref().map_or(AttributeConfig::default().max_features, |most| most.0)
+    }
+}
+
+/// A number, or all.
+#[derive(Clone)]
+struct AtMost(Option<usize>);
+
+impl std::str::FromStr for AtMost {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "all" => Ok(AtMost(None)),
+            _ => text.parse().map(|count| AtMost(Some(count))).map_err(|_| "expected a number or all".to_string()),
+        }
+    }
+}
+
+/// Options of earlier versions, which an error names the new ones for.
+#[derive(Args)]
+struct OldAttribute {
+    #[arg(long, hide = true)]
+    batch_size: Option<String>,
+    #[arg(long, hide = true)]
+    update_interval: Option<String>,
+}
+
+impl OldAttribute {
+    fn refuse(&self) -> Result<()> {
+        renamed(self.batch_size.is_some(), "--batch-size", "--batch")?;
+        renamed(self.update_interval.is_some(), "--update-interval", "--rank-every, in features instead of batches")
+    }
+}
+
+/// Refuses an option of an earlier version.
+pub fn renamed(given: bool, old: &str, new: &str) -> Result<()> {
+    if given { Err(Error::new(ErrorKind::BadInput, format!("{old}: is now {new}"))) } else { Ok(()) }
 }
 
 /// Attributes, prunes, writes; prints what the graph is and what each step took.
@@ -135,12 +196,16 @@ pub fn attribute(args: &AttributeArgs) -> Result<()> {
     let mut laps = Laps::new();
     let replacement = args.of.replacement()?;
     laps.end("load");
-    let graph = args.of.attribute(&replacement, &config)?;
+    let graph = replacement.attribute(args.of.prompt(), &config)?;
     laps.end("attribute");
     let pruned = graph.prune(&prune)?;
     laps.end("prune");
-    pruned.save_json_with(&args.output, &pruned.supernodes(args.supernodes))?;
+    pruned.save(&args.output, &GraphSaveConfig { supernodes: pruned.supernodes(args.supernodes), format: Some(GraphFormat::Json), ..GraphSaveConfig::default() })?;
     laps.end("export");
+    if let Some(path) = &args.picture {
+        pruned.picture().save(path)?;
+        laps.end("picture");
+    }
     println!("{graph}\n{pruned}");
     for logit in graph.logits() {
         println!("{:>8}  {:>7.4}  {:?}", logit.token, logit.probability, logit.text);
@@ -149,7 +214,7 @@ pub fn attribute(args: &AttributeArgs) -> Result<()> {
         println!("{}", graph.explain(args.paths));
     }
     if let Some(path) = &args.raw {
-        graph.save_raw(path, &prune)?;
+        graph.save(path, &GraphSaveConfig { format: Some(GraphFormat::Arrays), prune, ..GraphSaveConfig::default() })?;
         laps.end("raw");
     }
     let rows = graph.nodes.iter().filter(|node| node.feature().is_some()).count() + graph.logits().len();
@@ -180,12 +245,11 @@ impl std::fmt::Display for Laps {
 /// What may respond to an intervention.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Held {
-    /// Patterns, norm scales and MLP outputs are held: direct effects
+    /// Attention patterns, norm scales and MLP outputs keep their values: only direct effects are seen
     Direct,
-    /// Patterns are held
-    #[value(alias = "frozen_attn", alias = "frozen-attn")]
-    Frozen,
-    /// Nothing is held
+    /// Attention patterns keep their values; features, MLPs and norms respond
+    FrozenAttention,
+    /// Everything responds, attention patterns too
     Open,
 }
 
@@ -193,7 +257,7 @@ impl Held {
     pub fn mode(self) -> Mode {
         match self {
             Held::Direct => Mode::Direct,
-            Held::Frozen => Mode::FrozenAttention,
+            Held::FrozenAttention => Mode::FrozenAttention,
             Held::Open => Mode::Open,
         }
     }
@@ -203,7 +267,7 @@ impl Held {
 pub struct InterveneArgs {
     #[command(flatten)]
     of: Explained,
-    /// Set a feature: layer,positions,feature=value; positions: 7, 2:5, 4:, :
+    /// Set a feature: an id as graphs print it, or a slice for its position: 0_605_7=2, 0_605_4:=2, 0_605_:=2
     #[arg(long, value_name = "PLACE=VALUE", allow_hyphen_values = true)]
     set: Vec<String>,
     /// Multiply a feature, after --set
@@ -213,7 +277,7 @@ pub struct InterveneArgs {
     #[arg(long, value_name = "PLACE=AMOUNT", allow_hyphen_values = true)]
     add: Vec<String>,
     /// What may respond
-    #[arg(long, value_enum, default_value = "frozen")]
+    #[arg(long, value_enum, default_value = "frozen-attention")]
     mode: Held,
     /// Write to the MLPs of layers A to B - 1 only, their outputs and attention patterns held; later layers respond
     #[arg(long, value_name = "A:B", conflicts_with = "mode")]
@@ -229,9 +293,9 @@ pub struct InterveneArgs {
     raw: Option<PathBuf>,
 }
 
-/// `layer,positions,feature=value`.
+/// `layer_feature_positions=value`.
 fn change(text: &str) -> Result<(Place, f32)> {
-    let bad = || Error::expected(ErrorKind::BadInput, "intervention", format_args!("'{text}'"), "layer,positions,feature=number");
+    let bad = || Error::expected(ErrorKind::BadInput, "intervention", format_args!("'{text}'"), "layer_feature_position=number, for instance 0_605_7=2");
     let (place, value) = text.rsplit_once('=').ok_or_else(bad)?;
     Ok((place.parse()?, value.trim().parse().map_err(|_| bad())?))
 }
@@ -252,21 +316,28 @@ pub fn intervene(args: &InterveneArgs) -> Result<()> {
     };
     let config = InterveneConfig { mode, top: args.top, every_position: args.raw.is_some() };
     let replacement = args.of.replacement()?;
+    let mut texts = Vec::new();
     if let Some(n) = args.generate {
-        let tokens = args.of.tokens(replacement.model())?;
         let how = GenerateConfig { max_tokens: n, ..GenerateConfig::default() };
         for (name, changes) in [("without", &[][..]), ("with", &changes)] {
-            let made = replacement.stream_tokens(&tokens, changes, &config, &how, &mut |_| true)?;
+            let made = replacement.generate(args.of.prompt(), changes, &config, &how)?;
+            texts.push(format!("{name:>8}: {:?}", made.text));
             let ids: Vec<String> = made.tokens.iter().map(u32::to_string).collect();
-            println!("{name:>8}: {:?}\n{:>8}  {}", made.text, "", ids.join(","));
+            texts.push(format!("{:>8}  token ids {}", "", ids.join(",")));
         }
+    }
+    // What begins after the prompt shows in the text alone.
+    if args.generate.is_some() {
+        let prompt = replacement.tokens(args.of.prompt())?.len();
+        changes.retain(|change| !matches!(change.place.positions, Positions::From(first) if first >= prompt));
+    }
+    if changes.is_empty() && !texts.is_empty() {
+        texts.iter().for_each(|text| println!("{text}"));
         return Ok(());
     }
-    let effect = match &args.of.from.prompt {
-        Some(text) => replacement.intervene_with(text, &changes, &config)?,
-        None => replacement.intervene_tokens(&args.of.from.tokens, &changes, &config)?,
-    };
+    let effect = replacement.intervene(args.of.prompt(), &changes, &config)?;
     println!("{effect}");
+    texts.iter().for_each(|text| println!("{text}"));
     let (Some(path), Some(logits)) = (&args.raw, effect.logits_everywhere()) else { return Ok(()) };
     let tensors = HashMap::from([("logits".to_string(), logits.to_device(&Device::Cpu)?)]);
     super::model::save_tensors(path, &tensors)

@@ -1,5 +1,6 @@
 //! `cltlab kernel install`: tells Jupyter about the kernel.
 
+use super::environment;
 use clap::{Args, Subcommand};
 use cltlab::prelude::*;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ pub fn kernel(args: &KernelArgs) -> Result<()> {
     };
     let (folder, name) = if *cuda { ("kernels/cltlab-cuda", "Rust (cltlab, CUDA)") } else { ("kernels/cltlab", "Rust (cltlab)") };
     let folder = data.join(folder);
-    cltlab::files::create_folder(&folder)?;
+    cltlab::internal::files::create_folder(&folder)?;
     let program = program()?;
     let mut env = serde_json::json!({"CLTLAB_ROOT": root()});
     if *cuda {
@@ -50,7 +51,7 @@ pub fn kernel(args: &KernelArgs) -> Result<()> {
         "env": env,
         "metadata": {"debugger": false},
     });
-    cltlab::files::write_json(folder.join("kernel.json"), &spec)?;
+    cltlab::internal::files::write_json(folder.join("kernel.json"), &spec)?;
     println!("installed the kernel \"{name}\" in {}", folder.display());
     Ok(())
 }
@@ -58,12 +59,12 @@ pub fn kernel(args: &KernelArgs) -> Result<()> {
 /// The project's folder: what this program was built from, unless `CLTLAB_ROOT` says otherwise.
 pub fn root() -> PathBuf {
     let built_from = || Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default();
-    std::env::var_os("CLTLAB_ROOT").map_or_else(built_from, PathBuf::from)
+    environment::root().unwrap_or_else(built_from)
 }
 
 /// The kernel's program, beside this one.
 pub fn program() -> Result<PathBuf> {
-    let own = std::env::current_exe().map_err(|error| Error::io("the path of this program", &error))?;
+    let own = std::env::current_exe().map_err(|error| Error::io("the path of this program", error))?;
     let path = own.with_file_name("cltlab-kernel");
     match path.exists() {
         true => Ok(path),
@@ -73,17 +74,17 @@ pub fn program() -> Result<PathBuf> {
 
 /// Jupyter's data folder of this user.
 pub fn user_data() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("JUPYTER_DATA_DIR") {
-        return Ok(PathBuf::from(folder));
+    if let Some(folder) = environment::jupyter_data() {
+        return Ok(folder);
     }
-    let home = std::env::var_os("HOME")
+    let home = environment::home()
         .ok_or_else(|| Error::expected(ErrorKind::MissingFile, "environment variable HOME", "nothing", "the user's folder"))?;
     let below = if cfg!(target_os = "macos") { "Library/Jupyter" } else { ".local/share/jupyter" };
-    Ok(Path::new(&home).join(below))
+    Ok(home.join(below))
 }
 
 /// What a line of Python prints.
 pub fn python(line: &str) -> Result<String> {
-    let output = Command::new("python3").args(["-c", line]).output().map_err(|error| Error::io("python3", &error).help("install Python 3.10 or later"))?;
+    let output = Command::new("python3").args(["-c", line]).output().map_err(|error| Error::io("python3", error).help("install Python 3.10 or later"))?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
 }

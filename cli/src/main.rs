@@ -20,14 +20,17 @@ mod check;
 mod compare;
 mod doctor;
 mod dry_run;
+mod environment;
 mod graph;
 mod kernel;
 mod model;
 mod out;
 mod recipe;
+mod reports;
 mod resume;
 mod selftest;
 mod train;
+mod view;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use cltlab::prelude::*;
@@ -61,10 +64,14 @@ enum Command {
     Clt(clt::CltArgs),
     /// Explain why a head looked where it did: its score, split over pairs of features
     Attention(attention::AttentionArgs),
-    /// Lay the graphs of several prompts over each other: their difference, or their mean
+    /// Lay the graphs of several prompts over each other: their difference, or their mean. compare reports: a table of several CLTs' evaluations
     Compare(compare::CompareArgs),
+    /// List the evaluations of several CLTs as one table; the same as compare reports
+    CompareReports(reports::ReportsArgs),
     /// Does changing groups of features do what the graph says? Predicted, measured, random features
     Check(check::CheckArgs),
+    /// Show a folder's graphs in a browser, on this machine only
+    View(view::ViewArgs),
     /// The Jupyter kernel
     Kernel(kernel::KernelArgs),
     /// Say what is missing and how to get it
@@ -84,22 +91,31 @@ fn with_numbers(command: clap::Command) -> clap::Command {
     command.mut_subcommands(with_numbers)
 }
 
+/// The command line, with `compare reports` as the one word that names its command.
+fn arguments() -> Vec<std::ffi::OsString> {
+    let mut all: Vec<_> = std::env::args_os().collect();
+    if all.get(1).is_some_and(|word| word == "compare") && all.get(2).is_some_and(|word| word == "reports") {
+        all.splice(1..3, ["compare-reports".into()]);
+    }
+    all
+}
+
 fn main() -> std::process::ExitCode {
     // A limit on the size of files becomes an error of the write instead of the process's end.
     // SAFETY: ignoring a signal runs no code.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    let matches = with_numbers(Program::command()).try_get_matches();
+    let matches = with_numbers(Program::command()).try_get_matches_from(arguments());
     let program = match matches.and_then(|matches| Program::from_arg_matches(&matches)) {
         Ok(program) => program,
         Err(error) => {
             if let Err(fault) = error.print() {
-                out::keep(&fault);
+                out::keep(fault);
             }
             return out::end().map_or_else(|fault| failed(&fault), |()| std::process::ExitCode::from(error.exit_code() as u8));
         }
     };
     out::begin();
-    cltlab::notebook::live::install();
+    cltlab::internal::live::install();
     let done: Result<()> = match program.command {
         Command::Run(args) => model::run(&args),
         Command::Generate(args) => model::generate(&args),
@@ -111,6 +127,8 @@ fn main() -> std::process::ExitCode {
         Command::Attention(args) => attention::attention(&args),
         Command::Check(args) => check::check(&args),
         Command::Compare(args) => compare::compare(&args),
+        Command::View(args) => view::view(&args),
+        Command::CompareReports(args) => reports::reports(&args),
         Command::Kernel(args) => kernel::kernel(&args),
         Command::Doctor => doctor::doctor(),
         Command::Selftest(args) => selftest::selftest(&args),
@@ -128,6 +146,6 @@ fn main() -> std::process::ExitCode {
 }
 
 fn failed(error: &Error) -> std::process::ExitCode {
-    eprintln!("error: {error}");
+    eprintln!("error: {}", out::bounded(&error.to_string()));
     std::process::ExitCode::FAILURE
 }

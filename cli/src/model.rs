@@ -25,19 +25,14 @@ pub struct Prompted {
 }
 
 impl Prompted {
-    /// The model and the ids, as plain text is run.
-    pub fn load(&self) -> Result<(Model, Vec<u32>)> {
-        let model = self.model()?;
-        let tokens = match &self.prompt {
-            Some(text) => model.tokens(text)?,
-            None => self.tokens.clone(),
-        };
-        Ok((model, tokens))
+    /// The prompt.
+    pub fn prompt(&self) -> Prompt {
+        self.prompt.as_ref().map_or_else(|| Prompt::from(&self.tokens), Prompt::from)
     }
 
-    /// The model alone.
+    /// The model.
     pub fn model(&self) -> Result<Model> {
-        Model::load_with(&self.model, &LoadConfig { dtype: self.dtype, device: None })
+        Model::load(&self.model, &LoadConfig { dtype: self.dtype, ..LoadConfig::default() })
     }
 }
 
@@ -54,8 +49,8 @@ pub struct RunArgs {
 }
 
 pub fn run(args: &RunArgs) -> Result<()> {
-    let (model, tokens) = args.from.load()?;
-    let run = model.run_tokens(&tokens, Capture::default())?;
+    let model = args.from.model()?;
+    let run = model.run(args.from.prompt(), &Capture::default())?;
     for (id, probability) in run.top_next(args.top)? {
         println!("{id:>8}  {probability:>7.4}  {:?}", model.token_text(id));
     }
@@ -73,7 +68,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
 
 /// Writes what `--raw` asks for as one safetensors file.
 pub fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
-    cltlab::files::replace(path, |temporary| safetensors::save(tensors, temporary).map_err(|error| Error::from(error).context(path.display())))
+    cltlab::internal::files::replace(path, |temporary| safetensors::save(tensors, temporary).map_err(|error| Error::from(error).context(path.display())))
 }
 
 #[derive(Args)]
@@ -120,25 +115,22 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
         ..GenerateConfig::default()
     };
     config.validate()?;
-    let (model, tokens) = match &args.from.prompt {
-        Some(message) if args.chat => {
-            let model = args.from.model()?;
-            let tokens = model.chat_tokens(&[("user", message.as_str())], &ChatConfig::default())?;
-            (model, tokens)
-        }
-        _ => args.from.load()?,
+    let model = args.from.model()?;
+    let prompt = match &args.from.prompt {
+        Some(message) if args.chat => Prompt::from(model.chat_tokens(&[("user", message.as_str())], &ChatConfig::default())?),
+        _ => args.from.prompt(),
     };
     let config = if args.as_published { GenerateConfig { max_tokens: args.max_tokens, seed: args.seed, stop: args.stop.clone(), ..model.generate_config() } } else { config };
     let readable = model.tokenizer().is_ok();
     // A reader that went away ends the text; nobody is left to tell.
-    let made = model.stream_tokens(&tokens, &config, &mut |step| {
+    let made = model.stream(prompt, &config, &mut |step| {
         let text = if readable { printable(step.text) } else { format!("{} ", step.id) };
         out::write(&text)
     })?;
     out::write("\n");
     let Some(path) = &args.raw else { return Ok(()) };
     let raw = Raw { prompt: made.prompt, tokens: made.tokens, text: made.text, stop: made.stop.to_string() };
-    cltlab::files::write_json(path, &raw)
+    cltlab::internal::files::write_json(path, &raw)
 }
 
 /// What `--raw` writes.

@@ -47,14 +47,14 @@ pub fn write(text: &str) -> bool {
         Ok(()) => true,
         Err(error) => {
             GONE.store(true, Ordering::SeqCst);
-            keep(&error);
+            keep(error);
             false
         }
     }
 }
 
 /// Keeps a fault of standard output, unless it is a closed pipe.
-pub fn keep(error: &std::io::Error) {
+pub fn keep(error: std::io::Error) {
     if error.kind() != std::io::ErrorKind::BrokenPipe {
         FAULT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert_with(|| Error::io("standard output", error));
     }
@@ -71,7 +71,7 @@ pub fn aside(text: std::fmt::Arguments<'_>) {
 /// `DiskFull` or `Io`.
 pub fn end() -> Result<()> {
     if std::io::stdout().flush().is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe) {
-        keep(&std::io::Error::from(std::io::ErrorKind::WriteZero));
+        keep(std::io::Error::from(std::io::ErrorKind::WriteZero));
     }
     FAULT.lock().map_err(|_| Error::new(ErrorKind::Io, "standard output: lost"))?.take().map_or(Ok(()), Err)
 }
@@ -84,4 +84,30 @@ pub fn printable(text: &str) -> String {
         if steers(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
     }
     out
+}
+
+/// `text` for an error, cut after 200 characters.
+pub fn cut(text: &str) -> String {
+    const MOST: usize = 200;
+    let mut short: String = text.chars().take(MOST).collect();
+    if text.chars().nth(MOST).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+/// An error's text, its words cut where they are longer than any path, and the whole where it would fill screens.
+pub fn bounded(text: &str) -> String {
+    const WORD: usize = 1000;
+    const WHOLE: usize = 10_000;
+    let words = text.split_inclusive(char::is_whitespace).map(|word| match word.char_indices().nth(WORD) {
+        Some((at, _)) => format!("{}… ", &word[..at]),
+        None => word.to_string(),
+    });
+    let mut all: String = words.collect();
+    if let Some((at, _)) = all.char_indices().nth(WHOLE) {
+        all.truncate(at);
+        all.push('…');
+    }
+    all
 }

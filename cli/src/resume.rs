@@ -29,7 +29,7 @@ pub fn same_run(recipe: &Recipe, trainer: &Trainer, model: Option<&Model>, activ
     // A training that the library made, or an older version, keeps no recipe, or one that is not read any more.
     let Some(before) = before.exists().then(|| Recipe::read(&before, &[]).ok()).flatten() else { return Ok(()) };
     differs(recipe, "stream", &before.stream, &recipe.stream, &FREE)?;
-    differs(recipe, "model", &before.model, &recipe.model, &["name"])?;
+    differs(recipe, "model", &before.model, &recipe.model, &["source"])?;
     if before.init != recipe.init {
         let word = |init: &Option<String>| init.clone().unwrap_or_else(|| "none".into());
         return Err(refused(recipe, "[clt] init", &word(&recipe.init), &word(&before.init)));
@@ -43,7 +43,7 @@ fn refused(recipe: &Recipe, key: &str, got: &str, saved: &str) -> Error {
 }
 
 fn differs<T: serde::Serialize>(recipe: &Recipe, table: &str, saved: &T, given: &T, free: &[&str]) -> Result<()> {
-    let value = |of: &T| serde_json::to_value(of).map_err(|error| Error::new(ErrorKind::BadConfig, format!("[{table}]: {error}")));
+    let value = |of: &T| serde_json::to_value(of).map_err(|error| Error::wrap(ErrorKind::BadConfig, format_args!("[{table}]"), error));
     let (saved, given) = (value(saved)?, value(given)?);
     let differing = given.as_object().into_iter().flatten().find(|(key, value)| !free.contains(&key.as_str()) && saved.get(key) != Some(value));
     match differing {

@@ -4,7 +4,7 @@ use super::dry_run::dry_run;
 use super::recipe::Recipe;
 use super::resume::same_run;
 use clap::Args;
-use cltlab::files::lock::FolderLock;
+use cltlab::internal::files::lock::FolderLock;
 use cltlab::prelude::*;
 use cltlab::progress::TrainSample;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,11 @@ use std::time::Instant;
 #[derive(Args)]
 pub struct TrainArgs {
     /// TOML file with an optional preset = "anthropic" (or clt_forge_gpt2, eleuther_topk, openclt), whose values the other keys override, and tables [model] [text] [activations] [store] [stream] [clt] [train] [eval] [output]
-    config: PathBuf,
+    #[arg(required_unless_present = "example")]
+    config: Option<PathBuf>,
+    /// Print a recipe with every key, its default and what it does, and end
+    #[arg(long, conflicts_with_all = ["overrides", "resume", "resume_earlier", "dry_run"])]
+    example: bool,
     /// Override one key; repeatable
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
     overrides: Vec<String>,
@@ -45,7 +49,7 @@ pub struct EvalArgs {
     /// Folder or hub name of a CLT
     #[arg(long)]
     clt: Option<String>,
-    /// Text that it was not trained on: a file or folder
+    /// Text that it was not trained on: a file, a folder or a dataset of the hub
     #[arg(long)]
     text: Option<PathBuf>,
     /// Tokens for FVU, L0 and dead features, at most
@@ -78,7 +82,7 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn of(recipe: &Recipe) -> Result<Self> {
-        let folder = recipe.output.folder.as_ref().ok_or_else(|| recipe.bad("[output] folder", "nothing", "where to write"))?;
+        let folder = recipe.output.folder.as_ref().ok_or_else(|| recipe.missing("output", "folder", "where the training writes"))?;
         Ok(Folder(PathBuf::from(folder)))
     }
 
@@ -94,7 +98,11 @@ impl Folder {
 /// Trains; writes checkpoints, metrics, the CLT and a report.
 pub fn train(args: &TrainArgs) -> Result<()> {
     let begin = Instant::now();
-    let recipe = Recipe::read(&args.config, &args.overrides)?;
+    let Some(path) = args.config.as_ref().filter(|_| !args.example) else {
+        crate::out::write(super::recipe::EXAMPLE);
+        return Ok(());
+    };
+    let recipe = Recipe::read(path, &args.overrides)?;
     let folder = Folder::of(&recipe)?;
     let config = TrainConfig {
         checkpoint_dir: Some(recipe.train.checkpoint_dir.clone().unwrap_or_else(|| folder.checkpoints())),
@@ -109,7 +117,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     }
     recipe.keeps_inputs(&folder.0, config.metrics.as_deref())?;
     let checkpoints = config.checkpoint_dir.clone().unwrap_or_default();
-    let _locks = locks(&folder.0, &checkpoints)?;
+    let (_lock, checkpoints_lock) = locks(&folder.0, &checkpoints)?;
     let begun = has_checkpoint(&checkpoints);
     if begun && !args.resume && !args.resume_earlier {
         return Err(Error::new(ErrorKind::BadInput, format!("{}: holds checkpoints of an earlier run", checkpoints.display()))
@@ -121,24 +129,26 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         true if args.resume_earlier => {
             let (trainer, damaged) = Trainer::resume_or_earlier(&checkpoints, &source.activations)?;
             damaged.iter().for_each(|error| eprintln!("left aside: {error}"));
-            trainer.with_config(&config)?
+            trainer
         }
-        true => Trainer::resume(&checkpoints, &source.activations)?.with_config(&config)?,
+        true => Trainer::resume(&checkpoints, &source.activations)?,
         false => source.begin(&recipe, &config)?,
     };
+    trainer.set_lock(checkpoints_lock);
     if begun {
+        trainer.set_config(&config)?;
         same_run(&recipe, &trainer, source.model.as_ref(), &source.activations, &folder.0)?;
     }
     if let (Some(model), Some(text), true) = (&source.model, &source.held_out, config.eval_every > 0) {
-        trainer = trainer.with_eval(model, text, &recipe.eval)?;
+        trainer = trainer.held_out(model, text, &recipe.eval)?;
     }
     if let (Some(model), Some(_)) = (&source.model, &source.held_out) {
         recipe.eval.validate(model.context())?;
         recipe.eval.fits(&trainer.clt_config().activation)?;
     }
-    cltlab::files::create_folder(&folder.0)?;
-    cltlab::files::sweep(&folder.0);
-    cltlab::files::write_atomic(folder.0.join("config.toml"), recipe.text()?.as_bytes())?;
+    cltlab::internal::files::create_folder(&folder.0)?;
+    cltlab::internal::files::sweep(&folder.0);
+    cltlab::internal::files::write_atomic(folder.0.join("config.toml"), recipe.text()?.as_bytes())?;
     let trained = if !trainer.is_done() { trainer.run().map(|_| ()) } else { Ok(()) };
     // Not finite: what was reached before that step is kept.
     if trained.as_ref().is_err_and(|error| error.kind() != ErrorKind::NotFinite) {
@@ -150,9 +160,9 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     }
     trainer.save(&checkpoints)?;
     let clt = trainer.clt()?;
-    clt.save_half(folder.clt(), saved)?;
+    clt.save(folder.clt(), &CltSaveConfig { dtype: saved, ..CltSaveConfig::default() })?;
     let evaluation = match (&source.model, &source.held_out) {
-        (Some(model), Some(text)) if !progress::stop_requested() => Some(evaluate_with(model, &clt, text, &recipe.eval)),
+        (Some(model), Some(text)) if !progress::stop_requested() => Some(evaluate(model, &clt, text, &recipe.eval)),
         _ => None,
     };
     let evaluation = match evaluation {
@@ -161,7 +171,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     };
     let stopped = !trainer.is_done();
     let report = RunReport { stopped, steps: trainer.steps(), seconds: begin.elapsed().as_secs_f64(), last: trainer.history().last().cloned(), evaluation };
-    cltlab::files::write_json(folder.0.join("report.json"), &report)?;
+    cltlab::internal::files::write_json(folder.0.join("report.json"), &report)?;
     println!("{clt}\n{}", trainer.history());
     match (config.target_l0, trainer.reached_l0()) {
         (Some(l0), Some(step)) => println!("L0 {l0} reached at step {step}"),
@@ -196,21 +206,20 @@ struct Source {
 impl Source {
     fn open(recipe: &Recipe) -> Result<Self> {
         let dtype = dtype(recipe, "[model] dtype", &recipe.model.dtype)?;
-        let model = recipe.model.name.as_ref().map(|name| Model::load_with(name, &LoadConfig { dtype, device: None })).transpose()?;
-        let model = model.map(|model| recipe.model.output.map_or(model.clone(), |output| model.with_output(output)));
+        let model = recipe.model.source.as_ref().map(|name| Model::load(name, &LoadConfig { dtype, output: recipe.model.output, device: None })).transpose()?;
         let (text, held_out) = texts(recipe)?;
         let activations = match (&recipe.activations.file, &model, &text) {
-            (Some(file), _, _) => Activations::load(file)?,
+            (Some(file), _, _) => Activations::load(file, &Default::default())?,
             (None, _, _) if recipe.activations.store.is_some() => stored(recipe, model.as_ref(), text.as_ref())?,
-            (None, Some(model), Some(text)) => Activations::stream_with(model, text, &recipe.stream)?,
-            (None, None, _) => return Err(recipe.bad("[model] name", "nothing", "a model, or [activations] file")),
-            (None, _, None) => return Err(recipe.bad("[text] file", "nothing", "a text, [text] dataset, or [activations] file")),
+            (None, Some(model), Some(text)) => Activations::stream(model, text, &recipe.stream)?,
+            (None, None, _) => return Err(recipe.missing("model", "source", "the model that the CLT belongs to; or give [activations] file")),
+            (None, _, None) => return Err(recipe.missing("text", "source", "the text to train on; or give [activations] file")),
         };
         Ok(Source { model, activations, held_out })
     }
 
     fn begin(&self, recipe: &Recipe, config: &TrainConfig) -> Result<Trainer> {
-        let (activations, init) = (&self.activations, recipe.init.as_ref().map(|init| Clt::load(init, &cltlab::candle::Device::Cpu)).transpose()?);
+        let (activations, init) = (&self.activations, recipe.init.as_ref().map(|init| Clt::load(init, &CltLoadConfig::on(&cltlab::candle::Device::Cpu))).transpose()?);
         let base = match (&init, &self.model) {
             (Some(clt), _) => clt.config().clone(),
             (None, Some(model)) => CltConfig::for_model(model),
@@ -231,7 +240,8 @@ pub fn shape(recipe: &Recipe, base: CltConfig, input: Option<InputSite>, fingerp
     // A CLT that is there has a shape.
     let base = recipe.preset.filter(|_| recipe.init.is_none()).map_or(base.clone(), |preset| preset.shape(&base));
     let model_fingerprint = if base.model_fingerprint.is_empty() { fingerprint.to_string() } else { base.model_fingerprint.clone() };
-    recipe.clt(&CltConfig { input: input.unwrap_or(base.input), model_fingerprint, ..base })
+    let base = CltConfig { input: input.unwrap_or(base.input), model_fingerprint, ..base };
+    recipe.clt(&base)
 }
 
 /// Evaluates a CLT on held-out text.
@@ -247,20 +257,20 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     };
     let device = auto_device()?;
     let missing = |what: &str| Error::new(ErrorKind::BadInput, format!("cltlab eval: no {what}")).help("name it in the file or give --model, --clt and --text");
-    let name = args.model.as_ref().or(recipe.as_ref().and_then(|recipe| recipe.model.name.as_ref())).ok_or_else(|| missing("model"))?;
+    let name = args.model.as_ref().or(recipe.as_ref().and_then(|recipe| recipe.model.source.as_ref())).ok_or_else(|| missing("model"))?;
     let folder = match (&args.clt, &recipe) {
         (Some(clt), _) => clt.clone(),
         (None, Some(recipe)) => Folder::of(recipe)?.clt().to_string_lossy().into_owned(),
         (None, None) => return Err(missing("CLT")),
     };
     let text = match (&args.text, &recipe) {
-        (Some(text), _) => Corpus::load(text)?,
+        (Some(text), _) => Corpus::load(text, &Default::default())?,
         (None, Some(recipe)) => texts(recipe)?.1.ok_or_else(|| missing("held-out text"))?,
         (None, None) => return Err(missing("text")),
     };
-    let clt = Clt::load(&folder, &device)?;
-    let model = Model::load(name, &device)?.with_output(clt.config().output);
-    let report = evaluate_with(&model, &clt, &text, &config)?;
+    let clt = Clt::load(&folder, &CltLoadConfig::on(&device))?;
+    let model = Model::load(name, &LoadConfig { output: Some(clt.config().output), ..LoadConfig::on(&device) })?;
+    let report = evaluate(&model, &clt, &text, &config)?;
     println!("{clt}\n{report}");
     args.output.as_ref().map_or(Ok(()), |path| report.save(path))
 }
@@ -271,7 +281,7 @@ fn stored(recipe: &Recipe, model: Option<&Model>, text: Option<&Corpus>) -> Resu
     if let (Some(model), Some(text)) = (model, text) {
         Activations::store(model, text, &folder, &recipe.store)?;
     }
-    Activations::open_with(folder, &read_config(recipe))
+    Activations::load(folder, &read_config(recipe))
 }
 
 /// How a store is read: `[stream]` says.
@@ -284,12 +294,8 @@ pub fn read_config(recipe: &Recipe) -> ReadConfig {
 fn texts(recipe: &Recipe) -> Result<(Option<Corpus>, Option<Corpus>)> {
     let table = &recipe.text;
     let config = TextConfig { field: table.field.clone().unwrap_or(TextConfig::default().field), max_bytes: table.max_bytes };
-    let text = match (&table.file, &table.dataset) {
-        (Some(_), Some(_)) => return Err(recipe.bad("[text] dataset", "a dataset and a file", "one of them")),
-        (Some(file), None) => Some(Corpus::load_with(file, &config)?),
-        (None, dataset) => dataset.as_ref().map(|dataset| Corpus::hub(dataset, &config)).transpose()?,
-    };
-    let given = table.held_out_file.as_ref().map(|file| Corpus::load_with(file, &config)).transpose()?;
+    let text = table.source.as_ref().map(|source| Corpus::load(source, &config)).transpose()?;
+    let given = table.held_out_source.as_ref().map(|source| Corpus::load(source, &config)).transpose()?;
     match (text, given, recipe.text.held_out.unwrap_or(0.05)) {
         (Some(text), None, share) if share > 0.0 => text.split(1.0 - share).map(|(head, tail)| (Some(head), Some(tail))),
         (text, given, _) => Ok((text, given)),
@@ -301,15 +307,11 @@ fn has_checkpoint(folder: &Path) -> bool {
     names.into_iter().any(|name| name.starts_with("step-") && name.ends_with(".safetensors"))
 }
 
-/// Keeps other trainings out of the folders that this one writes.
-fn locks(folder: &Path, checkpoints: &Path) -> Result<Vec<FolderLock>> {
-    let mut held = vec![FolderLock::take(folder)?];
+/// Keeps other trainings out of the folders that this one writes: the run's, and the one of its checkpoints, which may be the same.
+fn locks(folder: &Path, checkpoints: &Path) -> Result<(Option<FolderLock>, FolderLock)> {
+    let run = FolderLock::take(folder)?;
     let same = || Some(folder.canonicalize().ok()? == checkpoints.canonicalize().ok()?);
-    let within = std::path::absolute(checkpoints).is_ok_and(|path| std::path::absolute(folder).is_ok_and(|folder| path.starts_with(folder)));
-    if !within && same() != Some(true) {
-        held.push(FolderLock::take(checkpoints)?);
-    }
-    Ok(held)
+    if same() == Some(true) { Ok((None, run)) } else { Ok((Some(run), FolderLock::take(checkpoints)?)) }
 }
 
 /// The first of SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 ends the run after its step; the same one a

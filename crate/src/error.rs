@@ -2,10 +2,15 @@
 //!
 //! An [`Error`] has a [kind](Error::kind) for programs and one sentence for people, built as
 //! *what was read or done: field: got X, expected Y; what to do*. `Debug` prints the same text
-//! as `Display`, because a notebook cell shows a failed `?` through `Debug`.
+//! as `Display`, because a notebook cell shows a failed `?` through `Debug`. The error of another
+//! library that it came from is its [source](std::error::Error::source), and the kind follows from that
+//! error's type and code, never from its text.
 
+use std::error::Error as Cause;
 use std::fmt;
+use std::io::{self, ErrorKind as IoKind};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The result of every fallible call. The second parameter has a default, so that a notebook
 /// cell may still write `Result<i32, String>` with the prelude in scope.
@@ -84,12 +89,13 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     help: Option<String>,
+    cause: Option<Arc<dyn Cause + Send + Sync>>,
 }
 
 impl Error {
     /// An error of this kind with this sentence.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Error(Box::new(Inner { kind, message: shortened(message.into(), LONGEST), help: None }))
+        Error(Box::new(Inner { kind, message: shortened(message.into(), LONGEST), help: None, cause: None }))
     }
 
     /// *`place`: got `got`, expected `expected`*: the usual form. Of a longer `got` than 400 characters the middle is left out, as
@@ -99,17 +105,46 @@ impl Error {
     }
 
     /// A system error on a path; a missing file and a full disk get kinds of their own.
-    pub fn io(path: impl AsRef<Path>, error: &std::io::Error) -> Self {
+    ///
+    /// ```
+    /// use std::error::Error as _;
+    /// let error = std::fs::read("no/such").map_err(|error| cltlab::Error::io("no/such", error)).unwrap_err();
+    /// assert_eq!(error.kind(), cltlab::ErrorKind::MissingFile);
+    /// assert!(error.source().is_some_and(|cause| cause.is::<std::io::Error>()));
+    /// ```
+    pub fn io(path: impl AsRef<Path>, error: io::Error) -> Self {
         let path = path.as_ref().display();
-        match error.kind() {
-            std::io::ErrorKind::NotFound => Error::new(ErrorKind::MissingFile, format!("{path}: no such file or folder")),
-            // The last is a limit on the size of files, as `ulimit -f` sets.
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::FileTooLarge => {
-                Error::new(ErrorKind::DiskFull, format!("{path}: {error}")).help(FREE_SPACE)
-            }
-            std::io::ErrorKind::OutOfMemory => Error::new(ErrorKind::OutOfMemory, format!("{path}: {error}")),
-            _ => Error::new(ErrorKind::Io, format!("{path}: {error}")),
+        let kind = of_system(error.kind());
+        let message = match error.kind() {
+            IoKind::NotFound => format!("{path}: no such file or folder"),
+            IoKind::AlreadyExists => format!("{path}: a file of this name is there, where a folder is to be made"),
+            IoKind::NotADirectory => format!("{path}: a part of this path is a file, not a folder"),
+            _ => format!("{path}: {error}"),
+        };
+        let advice = match error.kind() {
+            IoKind::AlreadyExists => Some("give another name, or move the file away"),
+            IoKind::NotADirectory => Some("give a path below a folder"),
+            _ if kind == ErrorKind::DiskFull => Some(FREE_SPACE),
+            _ => None,
+        };
+        let made = Error::new(kind, message).caused_by(error);
+        match advice {
+            Some(advice) => made.help(advice),
+            None => made,
         }
+    }
+
+    /// *`place`: the cause's text*, with the cause kept as [source](std::error::Error::source).
+    pub fn wrap(kind: ErrorKind, place: impl fmt::Display, cause: impl Into<Box<dyn Cause + Send + Sync>>) -> Self {
+        let cause = cause.into();
+        Error::new(kind, format!("{place}: {cause}")).caused_by(cause)
+    }
+
+    /// Keeps the error that this one came from as its [source](std::error::Error::source).
+    #[must_use]
+    pub fn caused_by(mut self, cause: impl Into<Box<dyn Cause + Send + Sync>>) -> Self {
+        self.0.cause = Some(Arc::from(cause.into()));
+        self
     }
 
     /// Adds what the reader can do about it.
@@ -158,7 +193,11 @@ impl fmt::Debug for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl Cause for Error {
+    fn source(&self) -> Option<&(dyn Cause + 'static)> {
+        self.0.cause.as_deref().map(|cause| cause as &(dyn Cause + 'static))
+    }
+}
 
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
@@ -166,17 +205,82 @@ impl From<candle_core::Error> for Error {
         if let candle_core::Error::WithBacktrace { inner, .. } = error {
             return Error::from(*inner);
         }
-        let message = error.to_string();
-        let lower = message.to_lowercase();
-        let no_room = ["out of memory", "out_of_memory", "cublas_status_alloc_failed"];
-        if no_room.iter().any(|words| lower.contains(words)) {
-            let message = if lower.contains("cuda_error") { "out of memory on the GPU (CUDA_ERROR_OUT_OF_MEMORY)".into() } else { message };
-            return Error::new(ErrorKind::OutOfMemory, message).help("use a smaller batch, fewer features or a shorter prompt");
+        let kind = of_candle(&error);
+        // The driver is not asked for the text of a code that is known.
+        let message = match kind {
+            ErrorKind::OutOfMemory if matches!(innermost(&error), candle_core::Error::Cuda(_)) => "out of memory on the GPU (CUDA_ERROR_OUT_OF_MEMORY)".to_string(),
+            _ => error.to_string(),
+        };
+        let made = Error::new(kind, message).caused_by(error);
+        match kind {
+            ErrorKind::OutOfMemory => made.help("use a smaller batch, fewer features or a shorter prompt"),
+            ErrorKind::DiskFull => made.help(FREE_SPACE),
+            _ => made,
         }
-        // The tensor library's writers pass on the system's words for a full disk, a quota and a limit on the size of files.
-        if ["no space left", "quota exceeded", "file too large"].iter().any(|words| lower.contains(words)) {
-            return Error::new(ErrorKind::DiskFull, message).help(FREE_SPACE);
+    }
+}
+
+/// The kind of a system error.
+fn of_system(kind: IoKind) -> ErrorKind {
+    match kind {
+        IoKind::NotFound => ErrorKind::MissingFile,
+        // The last is a limit on the size of files, as `ulimit -f` sets.
+        IoKind::StorageFull | IoKind::QuotaExceeded | IoKind::FileTooLarge => ErrorKind::DiskFull,
+        IoKind::OutOfMemory => ErrorKind::OutOfMemory,
+        _ => ErrorKind::Io,
+    }
+}
+
+/// The error below candle's layers of context.
+fn innermost(error: &candle_core::Error) -> &candle_core::Error {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } | candle_core::Error::Context { inner, .. } | candle_core::Error::WithPath { inner, .. } => innermost(inner),
+        _ => error,
+    }
+}
+
+/// The kind of candle's error: memory and system errors by their codes, everything else is [`ErrorKind::Tensor`].
+fn of_candle(error: &candle_core::Error) -> ErrorKind {
+    match innermost(error) {
+        candle_core::Error::Io(error) => of_system(error.kind()),
+        // Its Display is its own; the system's error lies one deeper.
+        candle_core::Error::SafeTensor(safetensors::SafeTensorError::IoError(error)) => of_system(error.kind()),
+        candle_core::Error::Cuda(cause) | candle_core::Error::WrappedContext { wrapped: cause, .. } => of_cause(cause.as_ref()),
+        _ => ErrorKind::Tensor,
+    }
+}
+
+/// The kind of another library's error, by the first cause in its chain whose code is known.
+fn of_cause(error: &(dyn Cause + 'static)) -> ErrorKind {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<candle_core::Error>() {
+            return of_candle(error);
         }
-        Error::new(ErrorKind::Tensor, message)
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return of_system(error.kind());
+        }
+        #[cfg(feature = "cuda")]
+        if is_out_of_gpu_memory(error) {
+            return ErrorKind::OutOfMemory;
+        }
+        cause = error.source();
+    }
+    ErrorKind::Tensor
+}
+
+/// Whether the driver or cuBLAS says by its code that there is no memory left.
+#[cfg(feature = "cuda")]
+fn is_out_of_gpu_memory(error: &(dyn Cause + 'static)) -> bool {
+    use candle_core::cuda_backend::cudarc::cublas::{result::CublasError, sys::cublasStatus_t};
+    use candle_core::cuda_backend::cudarc::driver::{sys::CUresult, DriverError};
+    use candle_core::cuda_backend::CudaError;
+    let driver = |error: &DriverError| error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+    let products = |error: &CublasError| error.0 == cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED;
+    match error.downcast_ref::<CudaError>() {
+        // Its transparent variants hand on their cause's source, not the cause.
+        Some(CudaError::Cuda(error) | CudaError::Load { cuda: error, .. }) => driver(error),
+        Some(CudaError::Cublas(error)) => products(error),
+        _ => error.downcast_ref().is_some_and(driver) || error.downcast_ref().is_some_and(products),
     }
 }

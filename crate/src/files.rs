@@ -7,6 +7,7 @@
 pub(crate) mod decode;
 pub mod lock;
 pub(crate) mod names;
+pub(crate) mod numbers;
 pub(crate) mod sealed;
 pub(crate) mod walk;
 pub(crate) mod write;
@@ -24,18 +25,18 @@ use write::Target;
 /// # Errors
 /// `DiskFull`, `MissingFile` (the folder), `BadInput` (a folder of this name) or `Io`, with the path.
 pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
-    write_atomic_with(path, |file| file.write_all(bytes))
+    fill_atomic(path, |file| file.write_all(bytes))
 }
 
 /// As [`write_atomic`], for content that is streamed out by `fill`.
 ///
 /// # Errors
 /// As [`write_atomic`].
-pub fn write_atomic_with(path: impl AsRef<Path>, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
+pub fn fill_atomic(path: impl AsRef<Path>, fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
     let path = path.as_ref();
     let write = |file: File| {
         let mut out = BufWriter::new(file);
-        fill(&mut out).and_then(|()| out.flush()).map_err(|error| Error::io(path, &error))
+        fill(&mut out).and_then(|()| out.flush()).map_err(|error| Error::io(path, error))
     };
     match write::target(path)? {
         Target::Stream(file) => write(file),
@@ -68,7 +69,7 @@ pub(crate) fn move_to(from: &Path, path: &Path) -> Result<()> {
         }
     }
     // Elsewhere, or no regular file.
-    replace(path, |at| std::fs::copy(from, at).map(|_| ()).map_err(|error| Error::io(path, &error)))
+    replace(path, |at| std::fs::copy(from, at).map(|_| ()).map_err(|error| Error::io(path, error)))
 }
 
 /// The open file when `path` is no regular file: a pipe, a device, standard output.
@@ -90,7 +91,12 @@ pub fn sweep(folder: impl AsRef<Path>) {
 /// # Errors
 /// `Io` or `DiskFull` with the path.
 pub fn create_folder(path: impl AsRef<Path>) -> Result<()> {
-    std::fs::create_dir_all(path.as_ref()).map_err(|error| Error::io(path, &error))
+    std::fs::create_dir_all(path.as_ref()).map_err(|error| Error::io(path, error))
+}
+
+/// Refuses a file where a folder is to be; one that is not there yet is none.
+pub(crate) fn not_a_file(folder: &Path) -> Result<()> {
+    if folder.exists() && !folder.is_dir() { create_folder(folder) } else { Ok(()) }
 }
 
 /// What a pipe or a device may give at most, in bytes: some never end.
@@ -109,7 +115,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
         }
         file.take(ENDLESS + 1).read_to_end(&mut bytes).map(|_| ())
     });
-    whole.map_err(|error| Error::io(path, &error))?;
+    whole.map_err(|error| Error::io(path, error))?;
     if bytes.len() as u64 > ENDLESS && !path.is_file() {
         return Err(Error::expected(ErrorKind::BadFile, path.display(), "a pipe or a device that gives more than 1 GiB", "a file"));
     }
@@ -122,7 +128,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
 /// `MissingFile`, `Io`, or `BadFile` when the content is not such JSON.
 pub fn read_json<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
     let path = path.as_ref();
-    serde_json::from_slice(&decode::bytes(path, read(path)?)?).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
+    serde_json::from_slice(&decode::bytes(path, read(path)?)?).map_err(|error| Error::wrap(ErrorKind::BadFile, path.display(), error))
 }
 
 /// As [`read_json`], for a file that holds an object: a list is not taken for the object's fields in their order.
@@ -133,9 +139,10 @@ pub fn read_json_object<T: serde::de::DeserializeOwned>(path: impl AsRef<Path>) 
     let path = path.as_ref();
     let bytes = decode::bytes(path, read(path)?)?;
     match bytes.trim_ascii_start().first() {
-        Some(b'{') | None => serde_json::from_slice(&bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display()))),
+        Some(b'{') | None => serde_json::from_slice(&bytes).map_err(|error| Error::wrap(ErrorKind::BadFile, path.display(), error)),
         Some(b'[') => Err(Error::expected(ErrorKind::BadFile, path.display(), "a JSON list", "a JSON object")),
-        Some(_) => Err(Error::expected(ErrorKind::BadFile, path.display(), "something else", "a JSON object")),
+        Some(b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => Err(Error::expected(ErrorKind::BadFile, path.display(), "a JSON value alone", "a JSON object")),
+        Some(_) => Err(Error::expected(ErrorKind::BadFile, path.display(), "no JSON", "a JSON object")),
     }
 }
 
@@ -182,6 +189,6 @@ pub fn write_json<T: serde::Serialize>(path: impl AsRef<Path>, value: &T) -> Res
         create_folder(write::folder_of(path))?;
     }
     let bytes = serde_json::to_vec_pretty(value)
-        .map_err(|error| Error::new(ErrorKind::NotFinite, format!("{}: {error}", path.display())))?;
+        .map_err(|error| Error::wrap(ErrorKind::NotFinite, path.display(), error))?;
     write_atomic(path, &bytes)
 }

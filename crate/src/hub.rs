@@ -2,16 +2,20 @@
 //!
 //! In: `owner/name` or `owner/name@revision`. Out: paths in the Hugging Face cache, which is shared
 //! with Python. What is cached is not asked for again; a fetch that was cut off goes on where it
-//! ended, and shows its progress. Cost: the network's.
+//! ended, and shows its progress. A build without the feature `hub` reads the cache only. Cost: the network's.
 
+#[cfg_attr(feature = "hub", path = "hub/client.rs")]
+#[cfg_attr(not(feature = "hub"), path = "hub/absent.rs")]
 mod client;
+mod answer;
 mod environment;
 mod kept;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::names::{plain_relative, shown};
 use crate::progress;
-use client::{Client, Fault};
+use answer::{without_passwords, Fault};
+use client::Client;
 use hf_hub::{Repo, RepoType};
 use kept::Kept;
 use std::path::{Path, PathBuf};
@@ -55,36 +59,21 @@ pub struct HubRepo {
 }
 
 impl HubRepo {
-    /// `owner/name` or `owner/name@revision` (a branch, tag or commit); nothing is fetched yet.
+    /// `owner/name` or `owner/name@revision` (a branch, tag or commit); nothing is fetched yet. The default [`HubConfig`]
+    /// is what the environment says.
     ///
     /// # Errors
     /// `BadInput` for what cannot be a repository's name; `Network` when the client cannot be set up.
-    pub fn open(source: &str) -> Result<Self> {
-        Self::open_with(source, HubConfig::default())
-    }
-
-    /// As [`HubRepo::open`], from another hub or cache.
-    ///
-    /// # Errors
-    /// As [`HubRepo::open`].
-    pub fn open_with(source: &str, config: HubConfig) -> Result<Self> {
-        Self::of(false, source, config)
+    pub fn open(source: &str, config: &HubConfig) -> Result<Self> {
+        Self::of(false, source, config.clone())
     }
 
     /// As [`HubRepo::open`], for a dataset.
     ///
     /// # Errors
     /// As [`HubRepo::open`].
-    pub fn dataset(source: &str) -> Result<Self> {
-        Self::dataset_with(source, HubConfig::default())
-    }
-
-    /// As [`HubRepo::dataset`], from another hub or cache.
-    ///
-    /// # Errors
-    /// As [`HubRepo::open`].
-    pub fn dataset_with(source: &str, config: HubConfig) -> Result<Self> {
-        Self::of(true, source, config)
+    pub fn dataset(source: &str, config: &HubConfig) -> Result<Self> {
+        Self::of(true, source, config.clone())
     }
 
     fn of(is_dataset: bool, source: &str, config: HubConfig) -> Result<Self> {
@@ -116,7 +105,7 @@ impl HubRepo {
     /// `BadFile` for a name that is not a relative path of plain components; `MissingFile` when the
     /// repository, the revision or the file does not exist, or is not cached while offline;
     /// `AccessDenied` when it is private or gated; `Network` when the hub cannot be reached;
-    /// `DiskFull` or `Io` for the cache.
+    /// `Unsupported` when it is not cached and the build lacks the feature `hub`; `DiskFull` or `Io` for the cache.
     pub fn file(&self, file: &str) -> Result<PathBuf> {
         let path = self.path(file)?;
         if let Some(path) = self.kept.get(path) {
@@ -202,6 +191,8 @@ impl HubRepo {
         match self.file(file) {
             Ok(path) => Ok(Some(path)),
             Err(error) if error.kind() == ErrorKind::MissingFile => Ok(None),
+            // As offline: what is not in the cache is not had.
+            Err(error) if cfg!(not(feature = "hub")) && error.kind() == ErrorKind::Unsupported => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -213,13 +204,18 @@ impl HubRepo {
     /// The hub's answer as an error: its status, and its own word for what is wrong.
     fn refused(&self, file: &str, fault: Fault) -> Error {
         let (status, code, said) = match fault {
-            Fault::Disk(path, error) => return Error::io(path, &error),
+            #[cfg(not(feature = "hub"))]
+            Fault::Absent => {
+                let error = self.error(ErrorKind::Unsupported, file, "not in the cache, and this build cannot ask the hub: it lacks the feature `hub`");
+                return error.help("build cltlab with the feature `hub` (on by default), or give a local folder");
+            }
+            Fault::Disk(path, error) => return Error::io(path, error),
             Fault::Status(status, code) => (status, code, format!("the hub answered {status}")),
             Fault::Answer(text) | Fault::BrokeOff(text) => (0, String::new(), text),
         };
         let code = self.client.hide(&shown(&code));
         let said = if code.is_empty() { said } else { format!("{said} {code}") };
-        let terms = format!("accept its terms at {}/{}", client::without_passwords(&self.config.endpoint), self.name.split('@').next().unwrap_or(""));
+        let terms = format!("accept its terms at {}/{}", without_passwords(&self.config.endpoint), self.name.split('@').next().unwrap_or(""));
         let has_token = self.config.token.is_some();
         match (status, code.as_str()) {
             (_, "GatedRepo") | (403, _) if has_token => self.error(ErrorKind::AccessDenied, file, &said).help(format!("the token has no access: {terms} with the account of HF_TOKEN")),
@@ -237,8 +233,8 @@ impl HubRepo {
 
 /// Paths of the files below `folder`, each after `prefix`.
 fn walk(folder: &Path, prefix: &str, into: &mut Vec<String>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, &error))? {
-        let entry = entry.map_err(|error| Error::io(folder, &error))?;
+    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
+        let entry = entry.map_err(|error| Error::io(folder, error))?;
         let path = entry.path();
         let name = format!("{prefix}{}", path.file_name().unwrap_or_default().to_string_lossy());
         // A link to a folder is not followed: it may lead back here.

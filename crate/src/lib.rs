@@ -7,16 +7,16 @@
 //!
 //! ```no_run
 //! use cltlab::prelude::*;
-//! let model = Model::load("gpt2", &auto_device()?)?;
-//! let (train, test) = Corpus::load("data/stories.txt")?.split(0.95)?;
-//! let activations = Activations::stream(&model, &train)?;
+//! let model = Model::load("gpt2", &LoadConfig::default())?;
+//! let (train, test) = Corpus::load("data/stories.txt", &TextConfig::default())?.split(0.95)?;
+//! let activations = Activations::stream(&model, &train, &StreamConfig::default())?;
 //! let mut trainer = Trainer::new(&activations, &CltConfig::for_model(&model), &TrainConfig::default())?;
 //! trainer.run()?;
 //! let clt = trainer.clt()?;
-//! println!("{}", evaluate(&model, &clt, &test)?);
+//! println!("{}", evaluate(&model, &clt, &test, &EvalConfig::default())?);
 //! let replacement = Replacement::new(&model, &clt)?;
 //! let graph = replacement.attribute("The capital of the state containing Dallas is", &AttributeConfig::default())?;
-//! graph.prune(&PruneConfig::default())?.save_json("dallas.json")?;
+//! graph.prune(&PruneConfig::default())?.save("dallas.json", &GraphSaveConfig::default())?;
 //! # Ok::<(), cltlab::Error>(())
 //! ```
 //!
@@ -38,11 +38,28 @@
 //! | [`selftest`] | a device | whether it computes what it should |
 //! | [`notebook`] | any of these | displays, live progress, parameters |
 //!
-//! Below them all lie [`error`], [`device`], [`files`], [`progress`] and [`hub`].
+//! Below them all lie [`error`], [`environment`], [`device`], [`files`], [`progress`] and [`hub`].
+//!
+//! # Grammar
+//! One word for each thing, in the library, on the command line and in recipes:
+//!
+//! - `X::load(source, &config)` reads, `x.save(path, &config)` writes; a source is a path, or a name of the hub for what
+//!   can come from there. Configurations have defaults (`&Default::default()`); [`model::LoadConfig::on`] and
+//!   [`clt::CltLoadConfig::on`] name a device, the default is what [`auto_device`] finds.
+//! - A verb that takes a prompt takes text or token ids: [`Prompt`] says which special tokens a text gets.
+//! - A feature at a position is `layer_feature_position` as text, [`replacement::FeatureNode`]; a token is its id or its
+//!   text, [`text::Token`].
+//! - The option `--text` of a command, the key `source` of a recipe's table `[text]` and [`Corpus::load`]'s `source` are
+//!   the same; so are `--targets` and [`graph::AttributeConfig::targets`], and all the others.
 //!
 //! # Features
-//! `cuda` adds NVIDIA GPUs (needs nvcc: `./x build-cuda`); the same program still runs where there is none. The
-//! default is the CPU alone.
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `hub` | on | models, CLTs and datasets fetched from the Hugging Face hub; without it only what is in its cache is read |
+//! | `parquet` | on | texts from parquet files |
+//! | `cuda` | off | NVIDIA GPUs (needs nvcc: `./x build-cuda`); the same program still runs where there is none |
+//!
+//! What a build leaves out is an error of kind [`ErrorKind::Unsupported`] that names the feature.
 
 #![deny(missing_docs)]
 #![warn(rustdoc::broken_intra_doc_links)]
@@ -50,6 +67,7 @@
 pub mod activations;
 pub mod clt;
 pub mod device;
+pub mod environment;
 pub mod error;
 pub mod eval;
 pub mod files;
@@ -73,8 +91,16 @@ pub use error::{Error, ErrorKind, Result};
 pub use graph::Graph;
 pub use model::{Model, Run};
 pub use replacement::Replacement;
-pub use text::{Blocks, Corpus, Tokenizer};
+pub use text::{Blocks, Corpus, Prompt, Tokenizer};
 pub use train::{TrainConfig, Trainer};
 
 pub use candle_core as candle;
 pub use candle_nn;
+
+/// What the program `cltlab` uses beside the public interface; no part of it, and changed without notice.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::device::library_folders;
+    pub use crate::files;
+    pub use crate::notebook::live;
+}

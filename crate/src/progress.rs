@@ -73,7 +73,7 @@ pub struct FidelitySample {
 
 impl std::fmt::Display for EvalSample {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "held out at step {}: FVU {:.3}, L0 {:.1}, dead {:.1} %", self.step, self.fvu, self.l0, 100.0 * self.dead)?;
+        write!(f, "held out at step {}: FVU {:.3}, L0 {:.1} per layer, dead {:.1} %", self.step, self.fvu, self.l0, 100.0 * self.dead)?;
         match &self.fidelity {
             Some(found) => write!(f, ", KL {:.3} nats, CE {:.3} against {:.3}", found.kl, found.replacement_cross_entropy, found.cross_entropy),
             None => Ok(()),
@@ -114,6 +114,8 @@ pub enum Event {
         /// Closing line, may be empty.
         note: String,
     },
+    /// A training begins or goes on: what is trained, on how many tokens, how often, with how much memory.
+    TrainBegin(String),
     /// A training step was taken.
     Train(TrainSample),
     /// The CLT in training was evaluated on held-out text.
@@ -129,6 +131,7 @@ pub trait Sink: Send + Sync {
 }
 
 static STOP: AtomicBool = AtomicBool::new(false);
+static QUIET: AtomicBool = AtomicBool::new(false);
 static HEARD: AtomicBool = AtomicBool::new(false);
 static LISTENER: OnceLock<fn()> = OnceLock::new();
 static SINK: RwLock<Option<Arc<dyn Sink>>> = RwLock::new(None);
@@ -138,8 +141,22 @@ pub fn set_sink(sink: Option<Arc<dyn Sink>>) {
     *SINK.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = sink;
 }
 
-/// Sends an event to the installed sink, if there is one.
+/// With `true` nothing of trainings and long tasks is shown until `quiet(false)`: no bars, no live curves, no lines.
+///
+/// ```
+/// cltlab::progress::quiet(true);
+/// // A sweep of trainings, without a bar for each.
+/// cltlab::progress::quiet(false);
+/// ```
+pub fn quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::SeqCst);
+}
+
+/// Sends an event to the installed sink, if there is one and [`quiet`] is off.
 pub fn emit(event: Event) {
+    if QUIET.load(Ordering::SeqCst) {
+        return;
+    }
     let sink = SINK.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
     if let Some(sink) = sink {
         sink.event(&event);
@@ -172,6 +189,16 @@ pub fn set_stop_listener(listener: fn()) {
 pub fn clear_stop() {
     STOP.store(false, Ordering::SeqCst);
     HEARD.store(false, Ordering::SeqCst);
+}
+
+/// A count in short form: 950, 12.5 k, 3.1 M.
+pub(crate) fn count(value: f64) -> String {
+    match value {
+        v if v < 1e3 => format!("{v:.0}"),
+        v if v < 1e6 => format!("{:.1} k", v / 1e3),
+        v if v < 1e9 => format!("{:.1} M", v / 1e6),
+        v => format!("{:.2} G", v / 1e9),
+    }
 }
 
 /// A counted task: emits `Begin` now, `Advance` as told (at most every 100 ms), `End` when dropped.

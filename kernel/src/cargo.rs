@@ -1,6 +1,6 @@
 //! The `cargo` that evcxr and rust-analyzer find first on the kernel's PATH.
 //!
-//! It stands before the real one for six things:
+//! It stands before the real one for seven things:
 //!
 //! - evcxr first evaluates `42` in a crate without dependencies, and cargo then drops every pinned
 //!   version from the lock file: the prepared lock file is put back.
@@ -12,9 +12,13 @@
 //!   packages to find them unchanged) is then skipped: the compiler is called as cargo last did.
 //! - For the words of some errors evcxr runs `cargo check`, which would compile every dependency a
 //!   second time; the built ones serve.
+//! - A dependency that changes the features of what the library is made of would build the library anew beside the one
+//!   that is loaded: it is refused, before anything is compiled, and the variables live on ([`library`]).
 //! - evcxr's marks in a cell's source are sealed ([`crate::marks`]), and in what it only checks a variable of type
 //!   `&str` is what it is in a cell, `&'static str`: otherwise an error about its lifetime stands for the true one.
 
+use crate::environment::{self, BUILT, RECORD};
+use crate::library;
 use crate::marks::Seal;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -24,14 +28,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 /// Packages that rust-analyzer reads for cltlab's cells.
-const NAMEABLE: [&str; 9] = ["cltlab", "candle-core", "candle-nn", "half", "num-traits", "safetensors", "serde", "serde_core", "serde_json"];
+const NAMEABLE: [&str; 10] = ["cltlab", "cltlab-dylib", "candle-core", "candle-nn", "half", "num-traits", "safetensors", "serde", "serde_core", "serde_json"];
 /// And those of the standard library.
 const STANDARD: [&str; 8] = ["core", "alloc", "std", "hashbrown", "proc_macro", "rustc-std-workspace-core", "rustc-std-workspace-alloc", "rustc-std-workspace-std"];
-
-/// Where the compiler's call is kept, and the variable that asks for it.
-const RECORD: &str = "CLTLAB_RECORD_RUSTC";
-/// evcxr's: the file that takes the path of what was built.
-const BUILT: &str = "EVCXR_EXECUTION_SO_PATH";
 
 /// Runs as cargo: `arguments` are the real cargo, the prepared lock file, the platform, and
 /// cargo's own arguments.
@@ -63,10 +62,20 @@ pub fn run(arguments: &[OsString]) -> Result<ExitCode> {
         if let Some(recorded) = read(&call).filter(|recorded| recorded["state"] == state) {
             return replay(&recorded, checks);
         }
+        let own = only_the_library(&std::fs::read_to_string("Cargo.toml")?);
+        if let Some(words) = if own { None } else { library::difference(cargo, host, has("--offline")) } {
+            eprintln!("error: {words}");
+            return Ok(ExitCode::FAILURE);
+        }
         let _ = std::fs::remove_file(&call);
         command.env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?).env(RECORD, std::path::absolute(&call)?);
         let status = command.status().context("cargo")?;
-        if status.success() && only_the_library(&std::fs::read_to_string("Cargo.toml")?) {
+        if status.success() && !library::is_the_first(host)? {
+            eprintln!("error: {}", library::BUILT_ANEW);
+            let _ = std::fs::remove_file(&call);
+            return Ok(ExitCode::FAILURE);
+        }
+        if status.success() && own {
             if let Some(mut recorded) = read(&call) {
                 recorded["state"] = state;
                 std::fs::write(&call, recorded.to_string())?;
@@ -79,17 +88,17 @@ pub fn run(arguments: &[OsString]) -> Result<ExitCode> {
 
 /// True when cargo calls this program as the compiler's wrapper.
 pub fn is_asked_to_record() -> bool {
-    std::env::var_os(RECORD).is_some() && std::env::args().nth(1).is_some_and(|first| first.ends_with("rustc"))
+    environment::get(RECORD).is_some() && std::env::args().nth(1).is_some_and(|first| first.ends_with("rustc"))
 }
 
 /// Runs as the compiler's wrapper: writes down how cargo compiles the cell.
 pub fn record() -> Result<ExitCode> {
-    let file = std::env::var_os(RECORD).context(RECORD)?;
+    let file = environment::get(RECORD).context(RECORD)?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.windows(2).any(|pair| pair[0] == "--crate-name" && pair[1] == "ctx") {
         // cargo's job server is gone when the call is repeated.
         let set = |name: &str| (name.starts_with("CARGO") && name != "CARGO_MAKEFLAGS") || name == "LD_LIBRARY_PATH";
-        let environment: Vec<_> = std::env::vars().filter(|(name, _)| set(name)).collect();
+        let environment: Vec<_> = environment::all().into_iter().filter(|(name, _)| set(name)).collect();
         std::fs::write(file, json!({"arguments": arguments, "environment": environment}).to_string())?;
     }
     let (compiler, rest) = arguments.split_first().context("no compiler to call")?;
@@ -98,7 +107,7 @@ pub fn record() -> Result<ExitCode> {
 
 /// All that decides how a cell is compiled, save its source.
 fn state(arguments: &[OsString]) -> Result<Value> {
-    let flags: Vec<_> = ["RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER"].map(|name| std::env::var(name).unwrap_or_default()).into();
+    let flags: Vec<_> = ["RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER"].map(|name| environment::text(name).unwrap_or_default()).into();
     let arguments: Vec<_> = arguments.iter().filter(|word| *word != "check" && *word != "build").map(|word| word.to_string_lossy().into_owned()).collect();
     Ok(json!({"manifest": std::fs::read_to_string("Cargo.toml")?, "flags": flags, "arguments": arguments}))
 }
@@ -122,7 +131,7 @@ fn replay(recorded: &Value, checks: bool) -> Result<ExitCode> {
     if status.success() && !checks {
         let folder = rest.windows(2).find(|pair| pair[0] == "--out-dir").map(|pair| Path::new(&pair[1]));
         let built = folder.context("no --out-dir in the compiler's call")?.join("libctx.so");
-        std::fs::write(std::env::var_os(BUILT).context(BUILT)?, built.display().to_string())?;
+        std::fs::write(environment::get(BUILT).context(BUILT)?, built.display().to_string())?;
     }
     Ok(code(status))
 }

@@ -6,23 +6,20 @@
 //! the end of a cell.
 //!
 //! The runner loads each cell's shared object and calls it. A cell's stdin is empty: commands come by
-//! a descriptor that no process started by a cell inherits. Only a cell that can ask the front end
-//! for a line (by the crate `evcxr_input`) has a stdin, in which the answer comes.
+//! a descriptor that no process started by a cell inherits. Only where the front end can answer, or for a cell
+//! that asks by the crate `evcxr_input`, is stdin a pipe in which the answers come ([`crate::stdin`]).
 //!
 //! SIGINT must not end the runner: the library's handler turns it into the stop flag, and before the
 //! library is there it is ignored.
 
+use crate::environment;
 use crate::marks::{MAGIC, Seal, can_ask, is_listening};
+use crate::stdin::{CLOSE, can_answer};
 use serde_json::json;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::{Arc, Mutex};
-
-/// Set for the runner by the keeper.
-pub const RUNNER: &str = "CLTLAB_RUNNER";
-/// Set by evcxr for its runtime.
-const RUNTIME: &str = "EVCXR_IS_RUNTIME";
 
 /// A cell's function: takes and returns the store of variables.
 type Cell = extern "C" fn(*mut c_void) -> *mut c_void;
@@ -30,10 +27,10 @@ type Cell = extern "C" fn(*mut c_void) -> *mut c_void;
 /// Takes the role of keeper, runner or compiler wrapper when this process was started for it; then it
 /// does not return.
 pub fn become_child_if_asked() {
-    if std::env::var_os(RUNNER).is_some() {
+    if environment::is_set(environment::RUNNER) {
         run();
     }
-    if std::env::var_os(RUNTIME).is_some() {
+    if environment::is_set(environment::RUNTIME) {
         crate::keeper::keep();
     }
     evcxr::runtime_hook();
@@ -51,8 +48,8 @@ fn run() -> ! {
         for signal in [libc::SIGSEGV, libc::SIGILL, libc::SIGBUS] {
             libc::signal(signal, on_crash as extern "C" fn(c_int) as libc::sighandler_t);
         }
-        std::env::remove_var(RUNNER);
-        std::env::remove_var(crate::marks::VARIABLE);
+        environment::remove(environment::RUNNER);
+        environment::remove(environment::SEAL);
     }
     crate::tools::give_back_cargo_home();
     let streams = own(0).and_then(|commands| Ok((commands, own(1)?, own(2)?))).and_then(|streams| empty_stdin().map(|()| streams));
@@ -62,9 +59,14 @@ fn run() -> ! {
     let to_stdin = answers.clone();
     std::thread::spawn(move || {
         for line in BufReader::new(commands).lines().map_while(Result::ok) {
-            match to_stdin.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).as_mut() {
-                Some(answers) if !line.starts_with("LOAD_AND_RUN ") => drop(writeln!(answers, "{line}")),
-                _ => drop(sender.send(line)),
+            let mut answers = to_stdin.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            if line.starts_with("LOAD_AND_RUN ") {
+                let _ = sender.send(line);
+            } else if line == CLOSE {
+                *answers = None;
+            } else if let Some(answers) = answers.as_mut() {
+                // An answer that comes when the cell is over is dropped.
+                let _ = writeln!(answers, "{line}");
             }
         }
         // The kernel is gone, whatever a cell still does.
@@ -75,7 +77,7 @@ fn run() -> ! {
         let words: Vec<&str> = job.split(' ').collect();
         let ["LOAD_AND_RUN", path, function] = words[..] else { give_up(&format!("unrecognised line: {job}")) };
         let cell = load(path, function).unwrap_or_else(|why| give_up(&format!("the cell cannot be loaded: {why}")));
-        if can_ask(path) {
+        if can_answer() || can_ask(path) {
             let opened = std::io::pipe().and_then(|(reader, writer)| give_stdin(reader.as_raw_fd()).map(|()| writer));
             *answers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = opened.ok();
         }
@@ -85,9 +87,8 @@ fn run() -> ! {
         }
         store = cell(store);
         let _ = std::io::stdout().flush();
-        if answers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take().is_some() {
-            let _ = empty_stdin();
-        }
+        answers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let _ = empty_stdin();
         // The keeper waits for the end of stderr before it reports the end of stdout.
         if error.write_all(seal.end().as_bytes()).and_then(|()| out.write_all(seal.end().as_bytes())).is_err() {
             std::process::exit(0);

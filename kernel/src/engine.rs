@@ -10,6 +10,7 @@ use crate::folders::{self, OwnFolder};
 use crate::interrupts::PATIENCE;
 use crate::marks::LISTENING;
 use crate::outputs::{Outputs, media};
+use crate::stdin::{ANSWERING, question};
 use crate::tools;
 use crossbeam_channel::{Receiver, Sender};
 use evcxr::{CommandContext, Error, EvalCallbacks, EvalContextOutputs};
@@ -124,6 +125,7 @@ impl Engine {
                     self.history.pop_front();
                 }
                 self.history.push_back((count, code.clone()));
+                self.answering(&parent, silent);
                 let result = self.evaluate(&code);
                 // A late line of stderr still belongs to this cell.
                 self.outputs.cell().failed = None;
@@ -142,6 +144,12 @@ impl Engine {
         }
     }
 
+    /// Says to the process that runs the cells whether this cell's front end can answer.
+    fn answering(&self, parent: &JupyterMessage, silent: bool) {
+        let (can, file) = (!silent && crate::messages::as_json(parent)["allow_stdin"].as_bool() == Some(true), self.folder.join(ANSWERING));
+        let _ = if can { std::fs::write(file, "") } else { std::fs::remove_file(file) };
+    }
+
     fn evaluate(&mut self, code: &str) -> Result<Option<Value>, Failure> {
         if folders::is_stale(&self.root, self.prepared) {
             let words = format!("the library's source changed since this kernel was prepared; run {} and restart the kernel", folders::remedy());
@@ -150,7 +158,7 @@ impl Engine {
         self.tell_child(libc::SIGUSR1);
         let variables: Vec<String> = self.context.variables_and_types().map(|(name, _)| name.to_string()).collect();
         let ask = self.ask.clone();
-        let mut callbacks = EvalCallbacks { input_reader: &|request| ask(request.prompt, request.is_password) };
+        let mut callbacks = EvalCallbacks { input_reader: &|request| ask(question(&request.prompt), request.is_password) };
         let result = self.context.execute_with_callbacks(code, &mut callbacks);
         self.drain();
         match result {

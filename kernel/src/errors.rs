@@ -48,19 +48,31 @@ impl Failure {
             Error::CompilationErrors(errors) => {
                 let mut lines: Vec<String> = Vec::new();
                 for error in &errors {
-                    lines.extend(compile_error(error, source).lines().map(str::to_string));
+                    lines.extend(as_cells_name_it(&compile_error(error, source)).lines().map(str::to_string));
                     lines.push(String::new());
                 }
                 let mut failure = Failure::new("CompileError", lines);
-                failure.value = errors.first().map_or_else(|| "the cell does not compile".to_string(), CompilationError::message);
+                failure.value = errors.first().map_or_else(|| "the cell does not compile".to_string(), |error| as_cells_name_it(&error.message()));
                 failure
             }
             Error::TypeRedefinedVariablesLost(names) => {
                 Failure::new("Error", vec![format!("A type was defined anew, so these variables are lost: {}", names.join(", "))])
             }
-            Error::Message(text) | Error::SubprocessTerminated(text) => Failure::new("Error", text.lines().map(str::to_string).collect()),
+            Error::Message(text) | Error::SubprocessTerminated(text) => {
+                let mut lines: Vec<String> = text.lines().map(str::to_string).collect();
+                // cargo names its option, which no cell has given.
+                if source.lines().any(|line| line.trim_start().starts_with(":dep")) && text.contains("--offline") {
+                    lines.push("The kernel starts without network for cells: put a line :offline 0 above the first :dep, and packages are fetched.".to_string());
+                }
+                Failure::new("Error", lines)
+            }
         }
     }
+}
+
+/// The compiler's words with the library under the name that cells know: its own carries the version (kernel/cells).
+fn as_cells_name_it(words: &str) -> String {
+    words.replace(&format!("cltlab_{}::", env!("CARGO_PKG_VERSION").replace('.', "_")), "cltlab::")
 }
 
 /// A line of a cell.

@@ -9,19 +9,16 @@
 //! With `CLTLAB_CUDA=1` in the environment cells use the library with CUDA: the same in `target/notebook-cuda/`, over
 //! the build that `./x build-cuda --kernel` makes, with that build's compiler settings.
 
+use crate::environment::{self, cuda};
+use crate::library::{self, PARTS};
 use crate::tools;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
-
-/// Whether cells use the library with CUDA.
-pub fn cuda() -> bool {
-    std::env::var("CLTLAB_CUDA").is_ok_and(|word| !word.is_empty() && word != "0")
-}
 
 /// The compiler's flags for cells and what they use; that of CUDA has NVIDIA's libraries opened when they are used.
 fn flags() -> &'static str {
@@ -42,9 +39,9 @@ pub fn take_environment() -> Result<()> {
     let kept: BTreeMap<String, String> = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
     // SAFETY: no other thread runs yet.
     unsafe {
-        TOOLKIT.iter().for_each(|name| std::env::remove_var(name));
-        kept.iter().for_each(|(name, value)| std::env::set_var(name, value));
-        std::env::set_var("RUSTFLAGS", flags());
+        TOOLKIT.iter().for_each(|name| environment::remove(name));
+        kept.iter().for_each(|(name, value)| environment::set(name, value));
+        environment::set("RUSTFLAGS", flags());
     }
     Ok(())
 }
@@ -52,13 +49,13 @@ pub fn take_environment() -> Result<()> {
 /// The dependency line of a cell.
 pub fn dependency(root: &Path) -> String {
     let features = if cuda() { ", features = [\"cuda\"]" } else { "" };
-    format!("cltlab = {{ path = {:?}{features} }}", root.display().to_string())
+    format!("cltlab = {{ package = \"cltlab-dylib\", path = {:?}{features} }}", root.join("kernel/cells").display().to_string())
 }
 
 /// The project's root: `CLTLAB_ROOT`, or the folder above the build folder this program lies in.
 pub fn root() -> Result<PathBuf> {
-    if let Some(root) = std::env::var_os("CLTLAB_ROOT") {
-        return Ok(PathBuf::from(root));
+    if let Some(root) = environment::path(environment::ROOT) {
+        return Ok(root);
     }
     let exe = std::env::current_exe()?;
     let found = exe.ancestors().find(|folder| folder.join("crate/src/lib.rs").exists());
@@ -108,18 +105,29 @@ pub fn prebuild() -> Result<()> {
     if !status.success() {
         bail!("the library could not be built for notebooks ({status})");
     }
+    let parts: Vec<String> = library::parts(OsStr::new("cargo"), &own, OsStr::new(&host), true).context("cargo tree does not answer")?.into_iter().collect();
     // Kernels that run now stay good when nothing was built anew.
     let changed = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
-    let library = own.join("target").join(&host).join("debug/deps/libcltlab.so");
+    let library = shared_library(&own.join("target").join(&host))?;
     if changed(&base.join("ready")).is_none_or(|ready| changed(&library).is_none_or(|library| library > ready)) {
         std::fs::copy(own.join("Cargo.lock"), base.join("Cargo.lock"))?;
         if cuda() {
-            let kept: BTreeMap<&str, String> = TOOLKIT.iter().filter_map(|name| Some((*name, std::env::var(name).ok()?))).collect();
+            let kept: BTreeMap<&str, String> = TOOLKIT.iter().filter_map(|name| Some((*name, environment::text(name)?))).collect();
             std::fs::write(base.join("toolkit.json"), serde_json::to_string_pretty(&kept)?)?;
         }
+        std::fs::write(base.join(PARTS), parts.join("\n"))?;
         std::fs::write(base.join("ready"), "")?;
     }
     Ok(())
+}
+
+/// The shared library of a build for `host`.
+pub fn shared_library(target: &Path) -> Result<PathBuf> {
+    let folder = target.join("debug/deps");
+    let inside = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    let is_library = |name: &str| name.starts_with("libcltlab_") && name.ends_with(".so");
+    let found = inside.flatten().find(|entry| is_library(&entry.file_name().to_string_lossy()));
+    found.map(|entry| entry.path()).with_context(|| format!("{}: no shared library of cltlab", folder.display()))
 }
 
 /// The compiler's host triple.
@@ -145,7 +153,7 @@ pub fn is_stale(root: &Path, prepared: SystemTime) -> bool {
             .max()
     }
     let ready = notebook(root).join("ready").metadata().and_then(|ready| ready.modified());
-    ready.ok() != Some(prepared) || newest(&root.join("crate")).is_none_or(|newest| newest > prepared)
+    ready.ok() != Some(prepared) || ["crate", "kernel/cells"].iter().any(|folder| newest(&root.join(folder)).is_none_or(|newest| newest > prepared))
 }
 
 /// A kernel's own folder; removed when dropped.
@@ -174,6 +182,7 @@ impl OwnFolder {
         std::fs::DirBuilder::new().mode(0o700).create(&own.path).with_context(|| own.path.display().to_string())?;
         std::fs::create_dir_all(own.path.join("src"))?;
         std::fs::copy(base.join("Cargo.lock"), own.path.join("Cargo.lock"))?;
+        std::fs::copy(base.join(PARTS), own.path.join(PARTS))?;
         link_build(&base.join("prepared/target"), &own.path.join("target"), &host, is_cell)?;
         own.tools = tools::write(&own.path, &base.join("Cargo.lock"), &host)?;
         Ok(own)

@@ -4,15 +4,16 @@
 //! ends, it ends too, whatever processes of cells still hold the runner's stdout. Bytes that are no
 //! UTF-8 are shown as U+FFFD here, because evcxr would give up reading in the middle of a cell.
 
-use crate::child::RUNNER;
-use crate::marks::{ASKS, BEGIN, CHANGED, COMPLETE, END, FAILED, MAGIC, PANICKED, Seal, VARIABLE, can_ask, is_listening};
+use crate::environment::{RUNNER, SEAL};
+use crate::marks::{ASKS, BEGIN, CHANGED, COMPLETE, END, FAILED, MAGIC, PANICKED, Seal, can_ask, is_listening};
+use crate::stdin::{CLOSE, Stdin};
 use serde_json::{Map, Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The runner's process id, for signals.
@@ -20,8 +21,16 @@ static RUNNER_ID: AtomicI32 = AtomicI32::new(0);
 
 /// How long the last words of a runner that ended are waited for, and its stderr at the end of a cell.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long a reader has for an answer before it is taken to ask again.
+const ANSWERED: Duration = Duration::from_millis(100);
+
+/// Set by an interrupt, for the cell's stdin.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn pass_on(signal: i32) {
+    if signal == libc::SIGINT {
+        INTERRUPTED.store(true, Ordering::SeqCst);
+    }
     let runner = RUNNER_ID.load(Ordering::SeqCst);
     if runner > 0 {
         // SAFETY: a system call that is allowed in a handler, on the child of this process.
@@ -42,7 +51,7 @@ pub fn keep() -> ! {
     }
     let started = std::env::current_exe().and_then(|program| {
         let mut command = Command::new(program);
-        command.args(std::env::args_os().skip(1)).env(RUNNER, "1").env(VARIABLE, seal.text());
+        command.args(std::env::args_os().skip(1)).env(RUNNER, "1").env(SEAL, seal.text());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
     });
     let mut runner = started.unwrap_or_else(|error| {
@@ -59,19 +68,33 @@ pub fn keep() -> ! {
         std::thread::spawn(move || pass_stdout(out, filter, &all_said, &done));
         std::thread::spawn(move || pass_stderr(error, &seal, &said, &ended));
     }
+    let commands = Arc::new(Mutex::new(commands));
+    let pass = |commands: &Mutex<Option<ChildStdin>>, line: &str| {
+        let mut commands = commands.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        commands.as_mut().is_some_and(|commands| writeln!(commands, "{line}").is_ok())
+    };
+    let (id, asking, closing) = (runner.id() as i32, cell.clone(), commands.clone());
+    std::thread::spawn(move || asking.stdin.serve(id, &INTERRUPTED, || _ = pass(&closing, CLOSE)));
     std::thread::spawn(move || {
-        let mut commands = commands;
         for line in std::io::stdin().lines().map_while(Result::ok) {
-            if let Some((path, _)) = line.strip_prefix("LOAD_AND_RUN ").and_then(|rest| rest.split_once(' ')) {
+            let job = line.strip_prefix("LOAD_AND_RUN ").and_then(|rest| rest.split_once(' '));
+            if let Some((path, _)) = job {
                 cell.asks.store(can_ask(path), Ordering::SeqCst);
                 cell.unheard.store(!is_listening(), Ordering::SeqCst);
+                INTERRUPTED.store(false, Ordering::SeqCst);
+                cell.stdin.begin();
             }
-            if commands.as_mut().is_none_or(|commands| writeln!(commands, "{line}").is_err()) {
+            if !pass(&commands, &line) {
                 break;
+            }
+            if job.is_none() {
+                // The next question is asked when the reader had time to take this answer.
+                std::thread::sleep(ANSWERED);
+                cell.stdin.asked.store(false, Ordering::SeqCst);
             }
         }
         // The end of the commands ends the runner.
-        drop(commands);
+        commands.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     });
     let status = runner.wait();
     RUNNER_ID.store(0, Ordering::SeqCst);
@@ -94,9 +117,13 @@ pub fn keep() -> ! {
 
 fn pass_stdout(out: impl Read, mut filter: Filter, all_said: &Receiver<()>, ended: &Sender<()>) {
     let (mut reader, mut real, mut line) = (BufReader::new(out), std::io::stdout(), Vec::new());
-    while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+    let cell = filter.cell.clone();
+    while next_line(&mut reader, &cell.stdin, &mut line).is_ok_and(|count| count > 0) {
         let is_end = filter.line(&line);
         line.clear();
+        if is_end {
+            cell.stdin.end();
+        }
         let mut out = std::mem::take(&mut filter.out);
         if is_end {
             let _ = all_said.recv_timeout(LAST_WORDS);
@@ -108,6 +135,25 @@ fn pass_stdout(out: impl Read, mut filter: Filter, all_said: &Receiver<()>, ende
         }
     }
     let _ = ended.send(());
+}
+
+/// Reads a line; its part that is there already is the stdin's to show as a question, and then no part of the line.
+fn next_line(reader: &mut impl BufRead, stdin: &Stdin, line: &mut Vec<u8>) -> std::io::Result<usize> {
+    loop {
+        let some = match reader.fill_buf() {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            some => some?,
+        };
+        let end = some.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+        let count = end.unwrap_or(some.len());
+        let mut partial = stdin.partial.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        partial.extend_from_slice(&some[..count]);
+        reader.consume(count);
+        if end.is_some() || count == 0 {
+            line.append(&mut partial);
+            return Ok(line.len());
+        }
+    }
 }
 
 fn pass_stderr(error: impl Read, seal: &Seal, said: &Sender<()>, ended: &Sender<()>) {
@@ -135,6 +181,8 @@ struct Running {
     asks: AtomicBool,
     /// It is one of those with which evcxr tries itself; its output is read by no one but must be drained, since evcxr waits until it is.
     unheard: AtomicBool,
+    /// Its stdin.
+    stdin: Stdin,
 }
 
 /// Sorts the lines of a cell's stdout: marks that are evcxr's, displays, text.
@@ -209,6 +257,7 @@ impl Filter {
             }
         }
         if line.starts_with(ASKS) && self.cell.asks.load(Ordering::SeqCst) {
+            self.cell.stdin.asked.store(true, Ordering::SeqCst);
             return self.raw(line);
         }
         self.text(line);

@@ -8,24 +8,27 @@
 //!   [`sockets`] drops what is not signed, [`activity`] says busy and idle, [`interrupts`] ends a cell,
 //!   [`engine`] owns evcxr on a thread of its own, [`outputs`] sorts what the cell prints;
 //! - the two processes behind evcxr: the keeper of its pipes ([`keeper`]) and the one in which cells run
-//!   ([`child`]), which understand each other by [`marks`];
-//! - the `cargo` in front of cargo, for a quick start and quick cells ([`cargo`]);
+//!   ([`child`]), which understand each other by [`marks`]; a cell's stdin is theirs too ([`stdin`]);
+//! - the `cargo` in front of cargo, for a quick start and quick cells ([`cargo`], [`library`]);
 //! - the preparation of the build folder (`cltlab-kernel --prebuild`; [`folders`], [`tools`]).
 
 mod activity;
 mod cargo;
 mod child;
 mod engine;
+mod environment;
 mod errors;
 mod folders;
 mod input;
 mod interrupts;
 mod keeper;
+mod library;
 mod marks;
 mod messages;
 mod outputs;
 mod server;
 mod sockets;
+mod stdin;
 mod tools;
 
 use std::process::ExitCode;

@@ -6,8 +6,8 @@
 //! length into a cell's source, and the keeper ([`crate::keeper`]) translates these and passes everything
 //! else as text.
 
+use crate::environment;
 use std::hash::{BuildHasher, RandomState};
-use std::path::Path;
 
 /// What begins a side-channel line; the rest of the line is JSON. The library's
 /// `notebook::channel` writes the same.
@@ -23,9 +23,6 @@ pub const ASKS: &str = "EVCXR_INPUT_REQUEST";
 pub const BEGIN: &str = "EVCXR_BEGIN_CONTENT";
 pub const END: &str = "EVCXR_END_CONTENT";
 
-/// Carries the seal from the kernel to the other roles of this program.
-pub const VARIABLE: &str = "CLTLAB_SEAL";
-
 /// 24 hexadecimal digits that no cell knows.
 #[derive(Clone)]
 pub struct Seal(String);
@@ -39,7 +36,7 @@ impl Seal {
 
     /// That of the kernel which started this process.
     pub fn of_environment() -> Self {
-        let seal = std::env::var(VARIABLE).ok().filter(|seal| seal.len() == 24 && seal.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let seal = environment::text(environment::SEAL).filter(|seal| seal.len() == 24 && seal.bytes().all(|byte| byte.is_ascii_hexdigit()));
         seal.map_or_else(Self::draw, Seal)
     }
 
@@ -78,7 +75,7 @@ pub const LISTENING: &str = "listening";
 
 /// Whether the kernel that started this process takes what cells print.
 pub fn is_listening() -> bool {
-    std::env::var_os("EVCXR_TMPDIR").is_some_and(|folder| Path::new(&folder).join(LISTENING).exists())
+    environment::path(environment::FOLDER).is_some_and(|folder| folder.join(LISTENING).exists())
 }
 
 /// Whether a cell's shared object can ask the front end for a line: the crate `evcxr_input` is in it.

@@ -6,6 +6,7 @@
 
 use crate::activity::Activity;
 use crate::engine::{self, ChildHandle, Job};
+use crate::environment;
 use crate::errors::Failure;
 use crate::folders::{self, OwnFolder};
 use crate::input;
@@ -14,7 +15,6 @@ use crate::marks;
 use crate::messages::{as_json, code_and_offset, content, is_complete, kernel_info};
 use crate::outputs::Outputs;
 use crate::sockets::{self, Guard, Read, Seen};
-use crate::tools;
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender};
 use jupyter_protocol::{ConnectionInfo, JupyterMessage};
@@ -41,16 +41,16 @@ pub fn serve(connection_file: &Path) -> Result<()> {
         std::fs::write(config.join("evcxr.toml"), "[evcxr]\noffline_mode = true\nopt_level = \"2\"\n")?;
         // SAFETY: no other thread runs yet.
         unsafe {
-            std::env::set_var("PATH", &folder.tools);
+            environment::set("PATH", &folder.tools);
             // rust-analyzer looks for cargo there first.
-            if let Some(home) = std::env::var_os("CARGO_HOME") {
-                std::env::set_var(tools::CARGO_HOME_BEFORE, home);
+            if let Some(home) = environment::get("CARGO_HOME") {
+                environment::set(environment::CARGO_HOME_BEFORE, home);
             }
-            std::env::set_var("CARGO_HOME", &folder.path);
-            std::env::set_var("EVCXR_TMPDIR", &folder.path);
-            std::env::set_var("EVCXR_CONFIG_DIR", &config);
-            std::env::set_var("CLTLAB_KERNEL", "1");
-            std::env::set_var(marks::VARIABLE, marks::Seal::draw().text());
+            environment::set("CARGO_HOME", &folder.path);
+            environment::set(environment::FOLDER, &folder.path);
+            environment::set(environment::CONFIG, &config);
+            environment::set(environment::KERNEL, "1");
+            environment::set(environment::SEAL, marks::Seal::draw().text());
         }
         Ok(folder)
     });

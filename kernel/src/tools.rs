@@ -4,6 +4,7 @@
 //! evcxr to it. rust-analyzer looks in `$CARGO_HOME/bin` first, so the kernel's folder is its
 //! `CARGO_HOME`, and the real one is given back to the real cargo.
 
+use crate::environment;
 use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
@@ -19,7 +20,7 @@ pub fn write(folder: &Path, lock: &Path, host: &str) -> Result<OsString> {
     let cargo = rustup.as_deref().and_then(|rustup| line_of(rustup, &["which", "cargo"])).map(PathBuf::from).or_else(|| find("cargo"));
     let cargo = cargo.context("cargo was not found; install Rust from rustup.rs")?;
     let ours = bin.join("cargo");
-    let home = match std::env::var_os("CARGO_HOME") {
+    let home = match environment::get("CARGO_HOME") {
         Some(home) => format!("export CARGO_HOME={}", quoted(Path::new(&home))),
         None => "unset CARGO_HOME".to_string(),
     };
@@ -34,21 +35,17 @@ pub fn write(folder: &Path, lock: &Path, host: &str) -> Result<OsString> {
         );
         write_script(&bin.join("rustup"), &script)?;
     }
-    let rest = std::env::var_os("PATH").unwrap_or_default();
-    let paths = std::iter::once(bin).chain(std::env::split_paths(&rest));
+    let paths = std::iter::once(bin).chain(environment::program_folders());
     Ok(std::env::join_paths(paths)?)
 }
-
-/// The variable that keeps the user's `CARGO_HOME` while the kernel has its own.
-pub const CARGO_HOME_BEFORE: &str = "CLTLAB_CARGO_HOME";
 
 /// In the child: what a cell starts finds the user's `CARGO_HOME`.
 pub fn give_back_cargo_home() {
     // SAFETY: called at the start of the process, before another thread.
     unsafe {
-        match std::env::var_os(CARGO_HOME_BEFORE) {
-            Some(home) => std::env::set_var("CARGO_HOME", home),
-            None => std::env::remove_var("CARGO_HOME"),
+        match environment::get(environment::CARGO_HOME_BEFORE) {
+            Some(home) => environment::set("CARGO_HOME", home),
+            None => environment::remove("CARGO_HOME"),
         }
     }
 }
@@ -65,8 +62,7 @@ fn quoted(path: &Path) -> String {
 }
 
 pub fn find(tool: &str) -> Option<PathBuf> {
-    let paths = std::env::var_os("PATH")?;
-    std::env::split_paths(&paths).map(|folder| folder.join(tool)).find(|path| path.is_file())
+    environment::program_folders().into_iter().map(|folder| folder.join(tool)).find(|path| path.is_file())
 }
 
 fn line_of(program: &Path, arguments: &[&str]) -> Option<String> {

@@ -141,7 +141,7 @@ def arguments(random):
         return Attack("arguments", name, expect, lambda place: words)
 
     attribute = ["attribute", *both, "-o", "out/g.json"]
-    integers = {"--max-logits": attribute, "--max-features": attribute, "--batch-size": attribute, "--supernodes": attribute, "--paths": attribute, "--targets": attribute, "--update-interval": [*attribute, "--max-features", "9"]}
+    integers = {"--max-logits": attribute, "--max-features": attribute, "--batch": attribute, "--supernodes": attribute, "--paths": attribute, "--targets": attribute, "--rank-every": [*attribute, "--max-features", "9"]}
     check = ["check", *both, "-o", "out/c.json"]
     integers.update({"--controls": check, "--seed": check, "--top": ["run", "--model", str(MODEL), "--tokens", "1"], "--max-tokens": ["generate", "--model", str(MODEL), "--tokens", "1"], "--top-k": ["generate", "--model", str(MODEL), "--tokens", "1", "--temperature", "1"]})
     attention = ["attention", *both]
@@ -154,11 +154,11 @@ def arguments(random):
     for option, words in {"--logit-mass": attribute, "--node-threshold": attribute, "--edge-threshold": attribute, "--temperature": ["generate", "--model", str(MODEL), "--tokens", "1"], "--top-p": ["generate", "--model", str(MODEL), "--tokens", "1", "--temperature", "1"], "--factors": check}.items():
         for number in reals:
             yield one(f"{words[0]} {option} {number!r}", "bad" if number in ("nan", "inf", "-inf", "x", "") else "any", [*words, option, number])
-    for place in ["", "0", "0,0", "0,0,0", "0,0,0=", "0,0,0=nan", "0,0,0=inf", "9,0,0=1", "0,9,0=1", "0,0,9999999=1", "0,:,0=1,1", "-1,0,0=1", "0,3:1,0=1", f"0,{2**64},0=1", f"0,:{2**64 - 1},0=1", f"0,{2**64 - 1}:,0=1", "0,1:1,0=1", "a,b,c=d", "\x1b,0,0=1", "0,0,0=1e39", "0,0,0==1"]:
+    for place in ["", "0", "0_0", "0_0_0", "0_0_0=", "0_0_0=nan", "0_0_0=inf", "9_0_0=1", "0_0_9=1", "0_9999999_0=1", "0_0_:=1,1", "-1_0_0=1", "0_0_3:1=1", f"0_0_{2**64}=1", f"0_0_:{2**64 - 1}=1", f"0_0_{2**64 - 1}:=1", "0_0_1:1=1", "a_b_c=d", "\x1b_0_0=1", "0_0_0=1e39", "0_0_0==1", "0,0,0=1", "0_0_0_0=1"]:
         for option in ["--set", "--scale", "--add"]:
             yield one(f"intervene {option} {place!r}", "bad", ["intervene", *both, option, place])
     for layers in ["", ":", "1", "1:1", "2:1", "0:9", f"0:{2**64}", "a:b", "-1:2"]:
-        yield one(f"intervene --layers {layers!r}", "any" if layers in (":", "0:9", "1") else "bad", ["intervene", *both, "--set", "0,1,1=1", "--layers", layers])
+        yield one(f"intervene --layers {layers!r}", "any" if layers in (":", "0:9", "1") else "bad", ["intervene", *both, "--set", "0_1_1=1", "--layers", layers])
     for tokens in ["", ",", "1,", "-1", "128", str(2**32), str(2**64), "1," * 200 + "1", "x", "1;2", "\x1b"]:
         yield one(f"run --tokens {tokens[:20]!r}", "bad", ["run", "--model", str(MODEL), "--tokens", tokens])
     for prompt in ["", "\0x"[1:] * 100_000, "\u200b", "\x1b]0;x\x07", "w1 " * 100]:

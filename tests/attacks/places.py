@@ -43,7 +43,7 @@ class Bases:
 
 def recipe(store=True):
     """A training on the store, or on a file of activations, of so few steps that it takes no time."""
-    source = '[model]\nname = "model"\n[text]\nfile = "text.txt"\nheld_out = 0.0\n[activations]\nstore = "store"\n[store]\ncontext = 16\n' if store else '[activations]\nfile = "activations.safetensors"\n'
+    source = '[model]\nsource = "model"\n[text]\nsource = "text.txt"\nheld_out = 0.0\n[activations]\nstore = "store"\n[store]\ncontext = 16\n' if store else '[activations]\nfile = "activations.safetensors"\n'
     folder = "out/stored" if store else "out/run"
     return f'{source}[clt]\nfeatures = 24\nactivation = {{ top_k = {{ k = 4 }} }}\n[train]\nsteps = 3\nbatch_tokens = 16\ncheckpoint_every = 3\n[output]\nfolder = "{folder}"\n'
 

@@ -176,10 +176,10 @@ def streaming(emulated, folder):
     for device, place, steps in (("cpu", None, 24), ("cuda", emulated, 24), ("cuda", emulated, 96)):
         (folder / "s.toml").write_text(
             f"""[model]
-name = "{FIXTURES / 'llama/model'}"
+source = "{FIXTURES / 'llama/model'}"
 dtype = "f32"
 [text]
-file = "text.txt"
+source = "text.txt"
 held_out = 0.0
 [stream]
 context = 32
@@ -218,7 +218,7 @@ def memory(emulated, folder):
     write_activations(folder / "m.safetensors", 3, 600, 64)
     file = '[activations]\nfile = "m.safetensors"\n'
     (folder / "words.txt").write_text(" ".join(f"w{i * 7919 % 89 + 1}" for i in range(9000)))
-    stream = f'[model]\nname = "{FIXTURES / "llama/model"}"\ndtype = "bf16"\n[text]\nfile = "words.txt"\nheld_out = 0.0\n[stream]\nbuffer_tokens = 1024\n'
+    stream = f'[model]\nsource = "{FIXTURES / "llama/model"}"\ndtype = "bf16"\n[text]\nsource = "words.txt"\nheld_out = 0.0\n[stream]\nbuffer_tokens = 1024\n'
     cases = [
         ("TopK, bf16 and eight bits", "top_k = { k = 16 }", 'weights = "bf16"\nmoments = "eight_bit"', "", file),
         ("BatchTopK, nested", "batch_top_k = { k = 16 }", "matryoshka = [100, 400]", "", file),

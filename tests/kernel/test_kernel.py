@@ -41,14 +41,18 @@ class Kernel:
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
 
-    def run(self, code, timeout=180, on_output=lambda message: None):
+    def run(self, code, timeout=180, on_output=lambda message: None, answer=None):
+        """`answer` gets each question of the cell and gives its reply; without it the front end cannot answer."""
         outputs = []
 
         def keep(message):
             outputs.append((time.time(), message["msg_type"], message["content"]))
             on_output(message)
 
-        reply = self.client.execute_interactive(code, timeout=timeout, output_hook=keep)
+        def on_question(message):
+            self.client.input(answer(message["content"]))
+
+        reply = self.client.execute_interactive(code, timeout=timeout, output_hook=keep, allow_stdin=answer is not None, stdin_hook=on_question)
         return reply["content"], [output for output in outputs if output[1] not in ("status", "execute_input")]
 
     def value(self, code):
@@ -187,8 +191,9 @@ def test_two_kernels_at_once(kernel):
     with Kernel() as other:
         first = other.client.execute("let shared_name = 111; shared_name")
         kernel.run("let shared_name = 222;")
-        while other.client.get_shell_msg(timeout=180)["parent_header"].get("msg_id") != first:
+        while (reply := other.client.get_shell_msg(timeout=180))["parent_header"].get("msg_id") != first:
             pass
+        assert reply["content"]["status"] == "ok", reply["content"]
         assert other.value("shared_name") == "111"
         assert kernel.value("shared_name") == "222"
 

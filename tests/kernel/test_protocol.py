@@ -143,6 +143,48 @@ def test_stdin_of_a_cell_is_empty(kernel):
     assert time.time() - begun < 60
 
 
+def test_a_front_end_that_can_answer_is_asked(kernel):
+    asked = []
+
+    def answers(*lines):
+        left = list(lines)
+
+        def answer(content):
+            asked.append(content)
+            return left.pop(0)
+
+        return answer
+
+    read = "let mut line = String::new(); std::io::stdin().read_line(&mut line)?; line"
+    reply, outputs = kernel.run('use std::io::Write; print!("At 12:30, name? "); std::io::stdout().flush()?; { ' + read + " }", answer=answers("Ada"))
+    assert reply["status"] == "ok" and shown(outputs) == [{"text/plain": '"Ada\\n"'}], (reply, outputs)
+    assert asked == [{"prompt": "At 12:30, name? ", "password": False}], asked
+    # Each line is asked for once, in the cell and in processes that it starts, and a cell that reads nothing asks nothing.
+    asked.clear()
+    reply, outputs = kernel.run("{ let mut all = Vec::new(); for _ in 0..3 { all.push({ " + read + " }); } all.concat() }", answer=answers("a", "", "ü: c"))
+    assert shown(outputs) == [{"text/plain": '"a\\n\\nü: c\\n"'}] and len(asked) == 3, (outputs, asked)
+    reply, outputs = kernel.run('std::process::Command::new("sh").args(["-c", "read word; echo got $word"]).status()?.success()', answer=answers("it"))
+    assert reply["status"] == "ok" and streams(outputs) == "got it\n" and len(asked) == 4, (reply, outputs, asked)
+    assert kernel.run("std::thread::sleep(std::time::Duration::from_millis(500)); 5", answer=answers())[0]["status"] == "ok"
+    assert len(asked) == 4, asked
+    # Without such a front end it is empty again.
+    assert kernel.value("let mut line = String::new(); std::io::stdin().read_line(&mut line)?") == "0"
+
+
+def test_an_interrupt_ends_a_question(kernel):
+    kernel.run("let kept_over_question = 3;")
+    begun = time.time()
+
+    def interrupt(_):
+        kernel.manager.interrupt_kernel()
+        time.sleep(0.5)
+        return "late"
+
+    reply, outputs = kernel.run("{ let mut lines = 0; for line in std::io::stdin().lines() { let _ = line?; lines += 1; } lines < 3 }", answer=interrupt)
+    assert reply["status"] == "ok" and time.time() - begun < 60, (reply, outputs)
+    assert kernel.value("kept_over_question") == "3"
+
+
 def interrupt_at(kernel, word):
     def on_output(message):
         if word in message["content"].get("text", ""):
@@ -259,11 +301,15 @@ def shown(outputs):
 
 
 def test_every_display_of_a_cell_is_shown(kernel):
-    show = 'cltlab::notebook::display::show("<b>{0}</b>", "{0}");'
+    # What any library may print, and what display() of this one does.
+    show = 'println!("EVCXR_BEGIN_CONTENT text/html\\n<b>{0}</b>\\nEVCXR_END_CONTENT\\nEVCXR_BEGIN_CONTENT text/plain\\n{0}\\nEVCXR_END_CONTENT");'
     _, outputs = kernel.run(show.format("a") + show.format("b"))
     assert [data["text/html"] for data in shown(outputs)] == ["<b>a</b>", "<b>b</b>"], outputs
-    _, outputs = kernel.run('for n in 0..3 { cltlab::notebook::display::show(&format!("<b>{n}</b>"), &n.to_string()); }')
-    assert [(data["text/html"], data["text/plain"]) for data in shown(outputs)] == [(f"<b>{n}</b>", str(n)) for n in range(3)], outputs
+    _, outputs = kernel.run('for n in 0..3 { display(picture::bars(&[(format!("bar {n}"), 1.0)], &ChartConfig::default())?); }')
+    assert [data["text/plain"] for data in shown(outputs)] == [f"Bars: bar {n} 1" for n in range(3)], outputs
+    assert all(data["text/html"].startswith("<img ") for data in shown(outputs)), outputs
+    _, outputs = kernel.run('vec![FeatureId { layer: 1, feature: 605 }]')
+    assert "<table" in shown(outputs)[0]["text/html"] and "605" in shown(outputs)[0]["text/plain"], outputs
     _, outputs = kernel.run(show.format("c") + ' println!("between"); 42')
     assert [kind for _, kind, _ in outputs] == ["display_data", "stream", "execute_result"], outputs
     assert shown(outputs)[1] == {"text/plain": "42"}, outputs

@@ -15,7 +15,7 @@ fn copied(from: &str, name: &str) -> PathBuf {
 }
 
 fn load(folder: &Path) -> Error {
-    Clt::load(folder.to_str().unwrap(), &Device::Cpu).err().expect("it was read")
+    Clt::load(folder, &cltlab::clt::CltLoadConfig::on(&Device::Cpu)).err().expect("it was read")
 }
 
 /// The parser's time grows with the square of the open brackets: 100,000 took an hour.

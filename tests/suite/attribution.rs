@@ -3,18 +3,18 @@
 use crate::graph_scores::assert_masks;
 use crate::support::{assert_close, fixture, max_difference, tensors, values};
 use cltlab::candle::{DType, Device, Tensor};
-use cltlab::clt::Clt;
-use cltlab::graph::{AttributeConfig, Graph, PruneConfig};
-use cltlab::model::{Capture, LayerRun};
+use cltlab::clt::{Clt, CltLoadConfig};
+use cltlab::graph::{AttributeConfig, Graph, PruneConfig, Target};
+use cltlab::model::{Capture, LayerRun, LoadConfig};
 use cltlab::replacement::Replacement;
-use cltlab::{ErrorKind, Model};
+use cltlab::{ErrorKind, Model, Prompt};
 use std::collections::HashMap;
 
 /// Model and CLT of a fixture.
 pub fn replacement(arch: &str) -> Replacement {
     let folder = fixture(&format!("attribution/{arch}"));
-    let model = Model::load(&folder.join("model").to_string_lossy(), &Device::Cpu).unwrap();
-    let clt = Clt::load(&folder.join("clt").to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(folder.join("model"), &LoadConfig::on(&Device::Cpu)).unwrap();
+    let clt = Clt::load(folder.join("clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     Replacement::new(&model, &clt).unwrap()
 }
 
@@ -45,7 +45,7 @@ fn assert_adjacency(what: &str, graph: &Graph, expected: &Tensor) {
 #[test]
 fn local_replacement_model() {
     for arch in ["gpt2", "llama"] {
-        let local = replacement(arch).local(&TOKENS, &[0]).unwrap();
+        let local = replacement(arch).local(&TOKENS, &Default::default()).unwrap();
         let want = expected(arch, "expected");
         let active: Vec<u32> = local.active().iter().flat_map(|f| [f.layer as u32, f.position as u32, f.feature as u32]).collect();
         assert_eq!(active, ids(&want["active_features"]), "{arch}: active features");
@@ -60,7 +60,7 @@ fn local_replacement_model() {
 fn whole_graphs() {
     for arch in ["gpt2", "llama"] {
         let config = AttributeConfig { max_features: None, batch: 64, ..AttributeConfig::default() };
-        let graph = replacement(arch).attribute_tokens(&TOKENS, &config).unwrap();
+        let graph = replacement(arch).attribute(&TOKENS, &config).unwrap();
         let want = expected(arch, "expected");
         println!("{graph}");
         assert!(graph.complete());
@@ -74,7 +74,7 @@ fn whole_graphs() {
         assert_masks(&graph, &want, "0.8_0.98", &PruneConfig::default());
         assert_masks(&graph, &want, "0.6_0.9", &PruneConfig { node_threshold: 0.6, edge_threshold: 0.9 });
         // Another size of block gives the same effects.
-        let other = replacement(arch).attribute_tokens(&TOKENS, &AttributeConfig { batch: 7, ..config }).unwrap();
+        let other = replacement(arch).attribute(&TOKENS, &AttributeConfig { batch: 7, ..config }).unwrap();
         assert_close("blocks of 7 against 64", &dense(&other), &dense(&graph), 1e-5);
     }
 }
@@ -84,7 +84,7 @@ fn budgeted_graphs() {
     for arch in ["gpt2", "llama"] {
         let config =
             AttributeConfig { max_features: Some(96), batch: 16, rank_every: Some(32), max_logits: 5, logit_mass: 0.8, ..AttributeConfig::default() };
-        let graph = replacement(arch).attribute_tokens(&TOKENS, &config).unwrap();
+        let graph = replacement(arch).attribute(&TOKENS, &config).unwrap();
         let want = expected(arch, "expected_top96");
         let number: HashMap<_, u32> = graph.active_features().iter().copied().zip(0..).collect();
         let selected: Vec<u32> = graph.nodes.iter().filter_map(|node| node.feature()).map(|feature| number[&feature]).collect();
@@ -99,8 +99,13 @@ fn prompts_and_tokens_agree() {
     let replacement = replacement("gpt2");
     let text = TOKENS[1..].iter().map(|token| format!("w{token}")).collect::<Vec<_>>().join(" ");
     let by_text = replacement.attribute(&text, &AttributeConfig::default()).unwrap();
-    let by_tokens = replacement.attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap();
+    let by_tokens = replacement.attribute(&TOKENS, &AttributeConfig::default()).unwrap();
     assert_eq!(by_text.tokens(), TOKENS);
+    // Each of the forms that a prompt has.
+    let forms: [Prompt; 5] = [text.clone().into(), text.as_str().into(), TOKENS.into(), TOKENS[..].into(), TOKENS.to_vec().into()];
+    for form in &forms {
+        assert_eq!(replacement.tokens(form).unwrap(), TOKENS, "{form:?}");
+    }
     assert_eq!(by_text.edges(), by_tokens.edges());
     assert_eq!(by_text.prompt(), text);
 }
@@ -108,9 +113,9 @@ fn prompts_and_tokens_agree() {
 #[test]
 fn chosen_targets() {
     let replacement = replacement("llama");
-    let config = AttributeConfig { target_tokens: Some(vec![3, 80]), ..AttributeConfig::default() };
-    let graph = replacement.attribute_tokens(&TOKENS, &config).unwrap();
-    let whole = replacement.attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap();
+    let config = AttributeConfig { targets: Some(vec![Target::logit(3), Target::logit(80)]), ..AttributeConfig::default() };
+    let graph = replacement.attribute(&TOKENS, &config).unwrap();
+    let whole = replacement.attribute(&TOKENS, &AttributeConfig::default()).unwrap();
     assert_eq!(graph.logits().iter().map(|logit| logit.token).collect::<Vec<_>>(), [3, 80]);
     // Effects on the same output are the same whatever else is explained.
     if let Some(k) = whole.logits().iter().position(|logit| logit.token == 80) {
@@ -125,7 +130,7 @@ fn chosen_targets() {
 fn bad_input() {
     let gpt2 = replacement("gpt2");
     let refused = |tokens: &[u32], config: AttributeConfig, kind: ErrorKind, word: &str| {
-        let error = gpt2.attribute_tokens(tokens, &config).unwrap_err();
+        let error = gpt2.attribute(tokens, &config).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(word), "'{error}' does not say '{word}'");
     };
@@ -138,8 +143,8 @@ fn bad_input() {
     refused(&TOKENS, AttributeConfig { batch: 0, ..config() }, ErrorKind::BadConfig, "batch");
     refused(&TOKENS, AttributeConfig { max_logits: 0, ..config() }, ErrorKind::BadConfig, "max_logits");
     refused(&TOKENS, AttributeConfig { logit_mass: 1.01, ..config() }, ErrorKind::BadConfig, "logit_mass");
-    refused(&TOKENS, AttributeConfig { target_tokens: Some(vec![]), ..config() }, ErrorKind::BadConfig, "target_tokens");
-    refused(&TOKENS, AttributeConfig { target_tokens: Some(vec![128]), ..config() }, ErrorKind::BadInput, "target_tokens");
+    refused(&TOKENS, AttributeConfig { targets: Some(vec![]), ..config() }, ErrorKind::BadConfig, "targets");
+    refused(&TOKENS, AttributeConfig { targets: Some(vec![Target::logit(128)]), ..config() }, ErrorKind::BadInput, "targets");
     refused(&TOKENS, AttributeConfig { zero_positions: vec![12], ..config() }, ErrorKind::BadInput, "zero_positions");
     assert_eq!(gpt2.attribute("", &config()).unwrap_err().kind(), ErrorKind::BadInput);
 }
@@ -150,14 +155,14 @@ fn replacement_model_recomputes_features() {
     for arch in ["gpt2", "llama"] {
         let replacement = replacement(arch);
         let (model, clt) = (replacement.model(), replacement.clt());
-        let run = replacement.run(&TOKENS, Capture::default()).unwrap();
-        let own = model.run_tokens(&TOKENS, Capture::default()).unwrap();
+        let run = replacement.run(&TOKENS, &Capture::default()).unwrap();
+        let own = model.run(&TOKENS, &Capture::default()).unwrap();
         let width = model.width();
         let site = |layer: &LayerRun| values(layer.mlp_out.as_ref().unwrap());
         let mut codes = Vec::new();
         for (l, layer) in run.layers.iter().enumerate() {
             codes.push(clt.encode_layer(l, clt.input(layer).unwrap()).unwrap());
-            let reconstruction = values(&clt.decode_target(&codes, l).unwrap());
+            let reconstruction = values(&clt.decode_target(&codes, l, None).unwrap());
             assert_close(&format!("{arch} layer {l}"), &site(layer)[width..], &reconstruction[width..], 1e-5);
         }
         // Attention of layer 0 sees nothing replaced; position 0 keeps its MLP there.
@@ -181,10 +186,10 @@ fn an_interrupt_leaves_a_graph() {
 #[ignore = "run by an_interrupt_leaves_a_graph"]
 fn interrupted() {
     let replacement = replacement("llama");
-    let whole = replacement.attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap();
+    let whole = replacement.attribute(&TOKENS, &AttributeConfig::default()).unwrap();
     cltlab::progress::request_stop();
     for max_features in [None, Some(96)] {
-        let graph = replacement.attribute_tokens(&TOKENS, &AttributeConfig { max_features, ..AttributeConfig::default() }).unwrap();
+        let graph = replacement.attribute(&TOKENS, &AttributeConfig { max_features, ..AttributeConfig::default() }).unwrap();
         assert!(!graph.complete() && graph.nodes.iter().all(|node| node.feature().is_none()));
         let (first, last) = (graph.nodes.len() - graph.logits().len(), whole.nodes.len() - whole.logits().len());
         let (_, weights) = graph.edges().into(first);

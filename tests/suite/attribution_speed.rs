@@ -7,6 +7,7 @@ use crate::support::scratch;
 use cltlab::candle::{safetensors, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
 use cltlab::graph::{AttributeConfig, PruneConfig};
+use cltlab::model::LoadConfig;
 use cltlab::replacement::Replacement;
 use cltlab::Model;
 use std::collections::HashMap;
@@ -26,7 +27,7 @@ pub fn random_gpt2(layers: usize, d: usize, vocab: usize, context: usize) -> Mod
 fn random_heads(layers: usize, d: usize, heads: usize, vocab: usize, context: usize) -> Model {
     let folder = scratch(&format!("gpt2-{layers}-{d}-{heads}"));
     save_heads(layers, d, heads, vocab, context, &folder);
-    let model = Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap();
     std::fs::remove_dir_all(folder).unwrap();
     model
 }
@@ -87,11 +88,11 @@ fn measure(layers: usize, d: usize, features: usize, l0: usize, tokens: usize, b
     for _ in 0..2 {
         let config = AttributeConfig { max_features: budget, ..AttributeConfig::default() };
         let start = Instant::now();
-        let graph = replacement.attribute_tokens(&ids, &config).unwrap();
+        let graph = replacement.attribute(&ids, &config).unwrap();
         let attributed = start.elapsed().as_secs_f64();
         let pruned = graph.prune(&PruneConfig::default()).unwrap();
         let cut = start.elapsed().as_secs_f64();
-        pruned.save_json(scratch("speed").join("graph.json")).unwrap();
+        pruned.save(scratch("speed").join("graph.json"), &Default::default()).unwrap();
         let total = start.elapsed().as_secs_f64();
         let rows = graph.nodes.iter().filter(|node| node.feature().is_some()).count() + graph.logits().len();
         println!(
@@ -114,7 +115,7 @@ fn edges_are_effects_on_longer_prompts() {
         let replacement = Replacement::new(&random_heads(3, d, heads, 500, 256), &random_clt(3, d, 64, 3)).unwrap();
         let ids: Vec<u32> = (0..tokens as u32).map(|i| (i * 97) % 500).collect();
         for budget in [Some(60), None].into_iter().take(if tokens > 100 { 1 } else { 2 }) {
-            let graph = replacement.attribute_tokens(&ids, &AttributeConfig { max_features: budget, ..AttributeConfig::default() }).unwrap();
+            let graph = replacement.attribute(&ids, &AttributeConfig { max_features: budget, ..AttributeConfig::default() }).unwrap();
             let check = replacement.verify_edges(&graph, 20, 9).unwrap();
             println!("d {d}, {heads} heads, {tokens} tokens: {check}");
             // A row at the wrong place is off by all of it; what is left is the forward passes' rounding.

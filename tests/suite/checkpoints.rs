@@ -1,8 +1,9 @@
 //! Nothing is lost: changed bytes, killed processes, full disks, and data that goes round.
 
-use crate::support::{scratch, shared};
+use crate::support::{says, scratch, small_model, words};
 use crate::train_command::{lines, recipe, said};
 use cltlab::candle::Device;
+use cltlab::files::lock::FolderLock;
 use cltlab::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -91,11 +92,9 @@ fn arrays(path: &Path) -> BTreeMap<String, Vec<u8>> {
 /// Passes and fillings of the buffer end in the middle of steps; a rate that JSON would round.
 #[test]
 fn a_stream_goes_on_where_it_was() {
-    let Some(path) = shared("data/stories260k/model.bin") else { return };
-    let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
-    let text: String = (0..60).map(|n| format!("Once upon a time there were {n} cats. They ran to tree number {}.\n", n * 7)).collect();
+    let model = small_model();
     let stream = StreamConfig { context: 16, buffer_tokens: Some(100), passes: 2, ..StreamConfig::default() };
-    let activations = Activations::stream_with(&model, &Corpus::from_texts(vec![text]).unwrap(), &stream).unwrap();
+    let activations = Activations::stream(&model, &Corpus::from_texts(vec![words(1500, 1)]).unwrap(), &stream).unwrap();
     for activation in [Activation::BatchTopK { k: 4 }, Activation::TopK { k: 4 }, Activation::Relu, Activation::JumpRelu { threshold: 0.1, bandwidth: 0.3 }] {
         let shape = CltConfig { features: 32, activation: activation.clone(), ..CltConfig::for_model(&model) };
         let config = TrainConfig { steps: 14, batch_tokens: 48, lr: 0.0012345678901234567, dead_window: 100, ..TrainConfig::default() };
@@ -183,7 +182,7 @@ fn a_polite_stop_writes_everything() {
     let done = report["steps"].as_u64().unwrap();
     assert!(done >= 1, "{report}");
     assert_eq!(report["stopped"].as_bool().unwrap(), done < 4000);
-    Clt::load(stopped.join("run/clt").to_str().unwrap(), &Device::Cpu).unwrap();
+    Clt::load(stopped.join("run/clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     assert!(start(&stopped, &[&["--resume"], &steps[..]].concat()).wait().unwrap().success());
     assert!(start(&whole, &steps).wait().unwrap().success());
     assert!(clt_files(&whole) == clt_files(&stopped), "other weights after a stop at step {done}");
@@ -218,10 +217,35 @@ fn the_last_good_weights_are_written() {
     let folder = recipe("train-nan", "lr = 1e30\nwarmup = 0.0");
     let output = crate::train_command::cltlab(&["train", folder.join("train.toml").to_str().unwrap()]);
     assert!(!output.status.success() && said(&output).contains("training step") && said(&output).contains("lr"), "{}", said(&output));
-    let clt = Clt::load(folder.join("run/clt").to_str().unwrap(), &Device::Cpu).unwrap();
-    assert!(clt.encoder(0).flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|w| w.is_finite()));
+    let clt = Clt::load(folder.join("run/clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
+    assert!(clt.encoder(0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|w| w.is_finite()));
     let steps = lines(&folder).len();
     assert_eq!(names(&folder.join("run/checkpoints")), [format!("step-{steps:08}.safetensors")]);
-    let activations = Activations::load(folder.join("activations.safetensors")).unwrap();
+    let activations = Activations::load(folder.join("activations.safetensors"), &Default::default()).unwrap();
     assert_eq!(Trainer::resume(folder.join("run/checkpoints"), &activations).unwrap().steps(), steps);
+}
+
+#[test]
+fn two_trainers_of_one_process_do_not_write_into_one_folder() {
+    let folder = scratch("one-folder");
+    let config = TrainConfig { steps: 2, batch_tokens: 8, checkpoint_every: 1, checkpoint_dir: Some(folder.clone()), ..TrainConfig::default() };
+    let trainer = |config: &TrainConfig| Trainer::new(&tiny(), &tiny_shape(), config).unwrap();
+    let names = || std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+    // By another path to the same folder.
+    let mut first = trainer(&config);
+    first.set_lock(FolderLock::take(folder.join("..").join(folder.file_name().unwrap())).unwrap());
+    let mut second = trainer(&config);
+    for error in [second.run().unwrap_err(), second.run_steps(1).unwrap_err(), second.save(&folder).unwrap_err()] {
+        says(&error, ErrorKind::BadInput, &["another training writes here", "this one", "one-folder"]);
+    }
+    assert_eq!((second.steps(), names()), (0, vec![".cltlab.lock".to_string()]));
+    first.run().unwrap();
+    first.save(&folder).unwrap();
+    assert!(second.run().is_err());
+    drop(first);
+    second.run().unwrap();
+    assert!(!folder.join(".cltlab.lock").exists() && folder.join("step-00000002.safetensors").exists());
+    // What writes no checkpoints needs no folder.
+    let _held = FolderLock::take(&folder).unwrap();
+    trainer(&TrainConfig { checkpoint_every: 0, ..config }).run().unwrap();
 }

@@ -1,9 +1,9 @@
 //! Encode and decode against loops written out.
 
 use crate::numbers::Numbers;
-use crate::support::{scratch, worse};
+use crate::support::{assert_close, says, scratch, worse};
 use candle_core::{DType, Device, Tensor};
-use cltlab::clt::{Activation, Clt, CltConfig, LayerCode, LayerWeights, SparseCode};
+use cltlab::clt::{Activation, Clt, CltConfig, CltLoadConfig, CltSaveConfig, FeatureId, LayerCode, LayerWeights, SparseCode};
 use cltlab::ErrorKind;
 
 pub fn random_clt(activation: Activation, layers: usize, width: usize, features: usize, seed: u64) -> Clt {
@@ -32,7 +32,7 @@ fn encode_and_decode_equal_loops() {
         let codes: Vec<LayerCode> = x.iter().enumerate().map(|(i, x)| clt.encode_layer(i, x).unwrap()).collect();
         let mut dense = vec![vec![vec![0f64; f]; t]; l];
         for i in 0..l {
-            let w = clt.encoder(i).to_vec2::<f32>().unwrap();
+            let w = clt.encoder(i).unwrap().to_vec2::<f32>().unwrap();
             let b = clt.encoder_bias(i).to_vec1::<f32>().unwrap();
             let rows = x[i].to_vec2::<f32>().unwrap();
             for p in 0..t {
@@ -57,7 +57,7 @@ fn encode_and_decode_equal_loops() {
                 }
             }
         }
-        let decoded = clt.decode(&SparseCode { layers: codes }).unwrap();
+        let decoded = clt.decode(&SparseCode { layers: codes }, &[]).unwrap();
         let (mut worst, mut largest) = (0f64, 0f64);
         for target in 0..l {
             let bias = clt.decoder_bias(target).to_vec1::<f32>().unwrap();
@@ -66,7 +66,7 @@ fn encode_and_decode_equal_loops() {
                 for c in 0..d {
                     let mut expected = bias[c] as f64;
                     for source in 0..=target {
-                        let w = clt.decoder(source).to_vec3::<f32>().unwrap();
+                        let w = clt.decoder(source).unwrap().to_vec3::<f32>().unwrap();
                         expected += (0..f).map(|j| dense[source][p][j] * w[j][target - source][c] as f64).sum::<f64>();
                     }
                     worst = worse(worst, (got[p][c] as f64 - expected).abs());
@@ -125,10 +125,10 @@ fn bad_inputs_have_typed_errors() {
     let nan = Tensor::new(&[[f32::NAN; 8]], &Device::Cpu).unwrap();
     assert_eq!(clt.encode_layer(0, &nan).unwrap_err().kind(), ErrorKind::NotFinite);
     assert_eq!(clt.decoder_rows(0, &[16]).unwrap_err().kind(), ErrorKind::BadInput);
-    assert_eq!(clt.decode(&SparseCode::default()).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(clt.decode(&SparseCode::default(), &[]).unwrap_err().kind(), ErrorKind::BadInput);
     let mut beyond = LayerCode::empty(1);
     beyond.set(0, 99, 1.0).unwrap();
-    assert_eq!(clt.decode_target(&[beyond], 0).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(clt.decode_target(&[beyond], 0, None).unwrap_err().kind(), ErrorKind::BadInput);
     for (config, field) in [
         (CltConfig { features: 0, ..CltConfig::default() }, "features"),
         (CltConfig { layers: 0, ..CltConfig::default() }, "layers"),
@@ -140,8 +140,50 @@ fn bad_inputs_have_typed_errors() {
         assert!(error.to_string().contains(field), "{error}");
     }
     let place = scratch("clt_bad");
-    assert!(clt.save(place.join("a")).is_ok());
-    assert_eq!(clt.save("/proc/nowhere/clt").unwrap_err().kind(), ErrorKind::MissingFile);
+    assert!(clt.save(place.join("a"), &Default::default()).is_ok());
+    assert_eq!(clt.save("/proc/nowhere/clt", &Default::default()).unwrap_err().kind(), ErrorKind::MissingFile);
+}
+
+#[test]
+fn codes_are_checked_where_they_are_made() {
+    let nan = [f32::NAN, 1.0, 1.0];
+    let bad: [(&[u32], &[u32], &[f32], ErrorKind, &[&str]); 11] = [
+        (&[], &[], &[], ErrorKind::BadInput, &["offsets", "none"]),
+        (&[1, 3], &[0, 1, 2], &[1.0; 3], ErrorKind::BadInput, &["offsets[0]", "got 1"]),
+        (&[0, 2, 1, 3], &[0, 1, 2], &[1.0; 3], ErrorKind::BadInput, &["offsets[2]", "got 1", "offsets[1], 2"]),
+        (&[0, u32::MAX, 3], &[0, 1, 2], &[1.0; 3], ErrorKind::BadInput, &["offsets[2]", "got 3", "4294967295"]),
+        (&[0, 2], &[0, 1, 2], &[1.0; 3], ErrorKind::BadInput, &["offsets[1], the last", "got 2", "3"]),
+        (&[0, 1000], &[0, 1, 2], &[1.0; 3], ErrorKind::BadInput, &["offsets[1], the last", "got 1000", "3"]),
+        (&[0], &[0], &[1.0], ErrorKind::BadInput, &["offsets[0], the last", "got 0", "1"]),
+        (&[0, 3], &[0, 1, 2], &[1.0; 2], ErrorKind::BadInput, &["values", "got 2", "3"]),
+        (&[0, 2, 3], &[1, 1, 0], &[1.0; 3], ErrorKind::BadInput, &["features of token 0", "1 after 1"]),
+        (&[0, 1, 3], &[5, 2, 0], &[1.0; 3], ErrorKind::BadInput, &["features of token 1", "0 after 2"]),
+        (&[0, 2, 3], &[0, 1, 2], &nan, ErrorKind::NotFinite, &["feature 0 at token 0", "NaN"]),
+    ];
+    for (offsets, features, values, kind, words) in bad {
+        says(&LayerCode::new(offsets.to_vec(), features.to_vec(), values.to_vec()).unwrap_err(), kind, words);
+    }
+    says(&LayerCode::empty(1).set(0, 0, f32::INFINITY).unwrap_err(), ErrorKind::NotFinite, &["LayerCode::set", "inf"]);
+    assert_eq!(LayerCode::new(vec![0], vec![], vec![]).unwrap(), LayerCode::default());
+    // Taken apart and put together again, and what it decodes to against the sum by hand.
+    let clt = random_clt(Activation::Relu, 1, 8, 16, 4);
+    let code = LayerCode::new(vec![0, 2, 2, 3], vec![3, 15, 0], vec![0.5, -2.0, 1.5]).unwrap();
+    assert_eq!(LayerCode::new(code.offsets().to_vec(), code.features().to_vec(), code.values().to_vec()).unwrap(), code);
+    let rows = clt.decoder(0).unwrap().reshape((16, 8)).unwrap().to_vec2::<f32>().unwrap();
+    let bias = clt.decoder_bias(0).to_vec1::<f32>().unwrap();
+    let by_hand: Vec<f32> = [vec![(3, 0.5), (15, -2.0)], vec![], vec![(0, 1.5f32)]]
+        .iter()
+        .flat_map(|token| (0..8).map(|i| bias[i] + token.iter().map(|&(f, value): &(usize, f32)| value * rows[f][i]).sum::<f32>()).collect::<Vec<_>>())
+        .collect();
+    let decoded = clt.decode_target(std::slice::from_ref(&code), 0, None).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_close("decoded", &decoded, &by_hand, 1e-6);
+    // Codes of unequal length, and a feature that the CLT does not have.
+    let clt = random_clt(Activation::Relu, 2, 8, 16, 5);
+    let unequal = SparseCode { layers: vec![code.clone(), LayerCode::empty(2)] };
+    says(&clt.decode(&unequal, &[]).unwrap_err(), ErrorKind::BadInput, &["code of layer 1: rows", "got 2", "3"]);
+    let beyond = SparseCode { layers: vec![code, LayerCode::new(vec![0, 0, 0, 1], vec![16], vec![1.0]).unwrap()] };
+    says(&clt.decode(&beyond, &[]).unwrap_err(), ErrorKind::BadInput, &["code of layer 1: feature", "got 16", "less than 16"]);
+    assert_eq!(beyond.value(0, FeatureId { layer: 0, feature: 3 + (1 << 32) }), 0.0);
 }
 
 #[test]
@@ -149,22 +191,22 @@ fn half_precision_files_hold_rounded_matrices_and_exact_vectors() {
     let clt = random_clt(Activation::JumpRelu { threshold: 0.1, bandwidth: 0.1 }, 2, 24, 40, 3);
     for (dtype, name) in [(DType::BF16, "bf16"), (DType::F16, "f16")] {
         let folder = scratch("clt-half").join(name);
-        clt.save_half(&folder, dtype).unwrap();
+        clt.save(&folder, &CltSaveConfig { dtype, ..Default::default() }).unwrap();
         // What candle's own reader and rounding say.
         let rounded = |tensor: &Tensor| tensor.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let encoder = candle_core::safetensors::load(folder.join("W_enc_1.safetensors"), &Device::Cpu).unwrap();
         let decoder = candle_core::safetensors::load(folder.join("W_dec_0.safetensors"), &Device::Cpu).unwrap();
         assert_eq!((encoder["W_enc_1"].dtype(), decoder["W_dec_0"].dtype(), decoder["W_dec_0"].dims()), (dtype, dtype, &[40, 2, 24][..]));
         assert_eq!((encoder["b_enc_1"].dtype(), encoder["threshold_1"].dtype()), (DType::F32, DType::F32));
-        let back = Clt::load(folder.to_str().unwrap(), &Device::Cpu).unwrap();
+        let back = Clt::load(folder, &CltLoadConfig::on(&Device::Cpu)).unwrap();
         let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for l in 0..2 {
-            assert_eq!(values(back.encoder(l)), rounded(clt.encoder(l)));
-            assert_eq!(values(back.decoder(l)), rounded(clt.decoder(l)));
+            assert_eq!(values(back.encoder(l).unwrap()), rounded(clt.encoder(l).unwrap()));
+            assert_eq!(values(back.decoder(l).unwrap()), rounded(clt.decoder(l).unwrap()));
             assert_eq!(values(back.threshold(l).unwrap()), values(clt.threshold(l).unwrap()));
             assert_eq!(values(back.encoder_bias(l)), values(clt.encoder_bias(l)));
         }
     }
-    let refused = clt.save_half(scratch("clt-half").join("f64"), DType::F64).unwrap_err();
+    let refused = clt.save(scratch("clt-half").join("f64"), &CltSaveConfig { dtype: DType::F64, ..Default::default() }).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
 }

@@ -4,7 +4,7 @@ use crate::foreign::folder;
 use crate::support::{copy_all, fixture, says, scratch, tensors};
 use cltlab::candle::safetensors::save;
 use cltlab::candle::{DType, Device, Tensor};
-use cltlab::clt::{Clt, ImportConfig};
+use cltlab::clt::{Clt, CltLoadConfig};
 use cltlab::ErrorKind;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn copied(from: &Path, name: &str) -> PathBuf {
 }
 
 fn load(folder: &Path) -> cltlab::Result<Clt> {
-    Clt::load(folder.to_str().unwrap(), &Device::Cpu)
+    Clt::load(folder, &CltLoadConfig::on(&Device::Cpu))
 }
 
 #[track_caller]
@@ -51,10 +51,10 @@ fn names_of_layers_stay_below_the_folder() {
     }
     // Before anything is fetched, and only when that is asked for.
     list("'hf://owner/name/file.safetensors'");
-    refused(&place, ErrorKind::Unsupported, &["config.yaml: transcoders", "hf://owner/name/file.safetensors", "ImportConfig::fetch"]);
-    let fetch = ImportConfig { fetch: true, ..ImportConfig::default() };
+    refused(&place, ErrorKind::Unsupported, &["config.yaml: transcoders", "hf://owner/name/file.safetensors", "CltLoadConfig::fetch"]);
+    let fetch = CltLoadConfig { fetch: true, ..CltLoadConfig::default() };
     list("'hf://owner/../x'");
-    assert!(Clt::load_with(place.to_str().unwrap(), &fetch, &Device::Cpu).is_err());
+    assert!(Clt::load(&place, &CltLoadConfig { device: Some(Device::Cpu), ..fetch.clone() }).is_err());
     list("layer_0.safetensors");
     assert_eq!(load(&place).unwrap().layers(), 3);
 }
@@ -143,6 +143,12 @@ fn a_list_is_not_an_object() {
         std::fs::write(&path, "[]").unwrap();
         refused(&place, ErrorKind::BadFile, &[path.file_name().unwrap().to_str().unwrap(), "a JSON list"]);
     }
+    for metadata in [serde_json::json!([]), serde_json::json!(["m", "blocks.0.hook_mlp_in", "h", "h", "h"]), "x".into()] {
+        let place = copied(Path::new(&folder("saelens_relu")), "list-metadata");
+        let layer = std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().path().join("cfg.json")).find(|path| path.exists()).unwrap();
+        edit(&layer, |config| config["metadata"] = metadata);
+        refused(&place, ErrorKind::BadFile, &["cfg.json", "metadata", "an object"]);
+    }
     let place = copied(&fixture("attribution/llama/clt"), "list-yaml");
     std::fs::write(place.join("config.yaml"), "[m, cross_layer_transcoder, hook_resid_mid, hook_mlp_out]").unwrap();
     refused(&place, ErrorKind::BadFile, &["config.yaml", "mapping"]);
@@ -189,6 +195,67 @@ fn members_of_numpy_archives_are_known_and_there_once() {
     refused(&place, ErrorKind::BadFile, &["params.npz", "3.8 GiB"]);
 }
 
+/// A number that is none is named where it lies, when the CLT is loaded or, where its file stays mapped, when it is used.
+#[test]
+fn weights_are_finite_floats_in_every_format() {
+    let spoil = |path: &Path, name: &str, odd: f32| {
+        alter(path, |all| {
+            let tensor = all[name].clone();
+            let mut values = crate::support::values(&tensor);
+            let last = values.len() - 1;
+            values[last] = odd;
+            all.insert(name.to_string(), Tensor::from_vec(values, tensor.dims(), &Device::Cpu).unwrap());
+        });
+    };
+    let integers = |path: &Path, name: &str| alter(path, |all| drop(all.insert(name.to_string(), all[name].to_dtype(DType::U32).unwrap())));
+    let cases = ["clt_forge_clt", "clt_forge_shards", "crosslayer_coding_jumprelu", "crosslayer_transcoder_folded", "gemma_scope_2_clt", "gemma_scope_2_plt", "saelens_jumprelu_skip", "sparsify_untied"];
+    let mut tried = 0;
+    for case in cases {
+        let from = Path::new(&folder(case)).to_path_buf();
+        let mut files = Vec::new();
+        let mut open = vec![from.clone()];
+        while let Some(at) = open.pop() {
+            for entry in std::fs::read_dir(at).unwrap().map(|entry| entry.unwrap().path()) {
+                if entry.is_dir() { open.push(entry) } else if entry.extension().is_some_and(|end| end == "safetensors") { files.push(entry) }
+            }
+        }
+        let file = files.iter().min().unwrap().strip_prefix(&from).unwrap().to_path_buf();
+        let ending = file.file_name().unwrap().to_str().unwrap().to_string();
+        let mut names: Vec<String> = tensors(&from.join(&file)).keys().filter(|name| name.to_lowercase().contains("enc")).cloned().collect();
+        names.sort();
+        for name in &names {
+            let place = copied(&from, "numbers");
+            spoil(&place.join(&file), name, f32::NAN);
+            refused(&place, ErrorKind::NotFinite, &[&ending, name, "NaN"]);
+            let place = copied(&from, "numbers");
+            integers(&place.join(&file), name);
+            refused(&place, ErrorKind::BadTensor, &[&ending, name, "U32", "BF16"]);
+            tried += 1;
+        }
+    }
+    assert!(tried >= cases.len());
+    // Ours: small tensors at once, encoders and decoders when they are used.
+    let model = cltlab::Model::load(fixture("attribution/llama/model"), &cltlab::model::LoadConfig::on(&Device::Cpu)).unwrap();
+    for odd in [f32::NAN, f32::INFINITY] {
+        for name in ["b_enc_1", "b_dec_1", "threshold_1"] {
+            let place = copied(&fixture("attribution/llama/clt"), "numbers-own");
+            spoil(&place.join("W_enc_1.safetensors"), name, odd);
+            refused(&place, ErrorKind::NotFinite, &["W_enc_1.safetensors", name]);
+        }
+        for name in ["W_enc_1", "W_dec_1"] {
+            let place = copied(&fixture("attribution/llama/clt"), "numbers-mapped");
+            let path = place.join(format!("{name}.safetensors"));
+            alter(&path, |all| {
+                let tensor = all[name].clone();
+                all.insert(name.to_string(), Tensor::full(odd, tensor.dims(), &Device::Cpu).unwrap());
+            });
+            let replacement = cltlab::Replacement::new(&model, &load(&place).unwrap()).unwrap();
+            let error = replacement.attribute("w1 w2 w3 w4", &cltlab::graph::AttributeConfig::default()).err().expect("NaN was taken");
+            says(&error, ErrorKind::NotFinite, &[&format!("{name}.safetensors"), name]);
+        }
+    }
+}
+
 /// A folder that links to itself many times is read once.
 #[test]
 fn folders_that_link_to_themselves() {
@@ -199,6 +266,13 @@ fn folders_that_link_to_themselves() {
     let started = std::time::Instant::now();
     assert!(load(&place).is_ok());
     assert!(started.elapsed().as_secs() < 10);
+}
+
+#[test]
+fn the_folder_of_a_run_names_its_clt() {
+    let run = scratch("run1");
+    copy_all(&fixture("attribution/llama/clt"), &run.join("clt"));
+    refused(&run, ErrorKind::BadFile, &["run1", "the folder of a training", "give the CLT in it", "run1/clt"]);
 }
 
 #[test]

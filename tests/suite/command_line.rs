@@ -6,7 +6,7 @@ use cltlab::candle::{DType, Tensor};
 use std::path::Path;
 use std::process::{Command, Output};
 
-fn run(arch: &str, command: &str, more: &[&str]) -> Output {
+pub fn run(arch: &str, command: &str, more: &[&str]) -> Output {
     let folder = fixture(&format!("attribution/{arch}"));
     let tokens = TOKENS.map(|token| token.to_string()).join(",");
     let tokens: &[&str] = if more.contains(&"--tokens") || more.contains(&"--prompt") { &[] } else { &["--tokens", &tokens] };
@@ -19,12 +19,12 @@ fn run(arch: &str, command: &str, more: &[&str]) -> Output {
         .unwrap()
 }
 
-fn done(output: &Output) -> String {
+pub fn done(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn refused(output: &Output, words: &[&str]) {
+pub fn refused(output: &Output, words: &[&str]) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "not refused: {words:?}");
     assert!(!text.contains("panicked"), "{text}");
@@ -89,7 +89,7 @@ fn attribute_equals_circuit_tracer() {
 
         // The budgeted run: circuit-tracer's batches of 16 ranked anew every 2; the default step is the same.
         let budget = ["-o", json_text, "--raw", raw_text, "--max-features", "96", "--max-logits", "5", "--logit-mass", "0.8"];
-        for more in [&[][..], &["--batch-size", "16", "--update-interval", "2"]] {
+        for more in [&[][..], &["--batch", "16", "--rank-every", "32"]] {
             done(&run(arch, "attribute", &[&budget[..], more].concat()));
             assert_raw(&format!("{arch} 96 features {more:?}"), &raw, arch, "expected_top96", "0.8_0.98", Some(&all["top96"]));
         }
@@ -108,9 +108,9 @@ fn intervene_equals_circuit_tracer() {
         let want = tensors(&fixture(&format!("attribution/{arch}/expected_interventions.safetensors")));
         let tokens = TOKENS.len();
         for one in expected(arch)["interventions"].as_array().unwrap() {
-            let place = format!("{},{},{}={}", one["layer"], one["pos"], one["feature"], one["value"]);
-            let mode = one["mode"].as_str().unwrap();
-            let text = done(&run(arch, "intervene", &["--set", &place, "--mode", mode, "--raw", raw.to_str().unwrap()]));
+            let place = format!("{}_{}_{}={}", one["layer"], one["feature"], one["pos"], one["value"]);
+            let mode = one["mode"].as_str().unwrap().replace("frozen_attn", "frozen-attention");
+            let text = done(&run(arch, "intervene", &["--set", &place, "--mode", &mode, "--raw", raw.to_str().unwrap()]));
             let logits = &tensors(&raw)["logits"];
             assert_eq!(logits.dims(), [tokens, 128]);
             let last = values(&logits.get(tokens - 1).unwrap());
@@ -122,13 +122,13 @@ fn intervene_equals_circuit_tracer() {
             values(&tensors(&raw)["logits"])
         };
         // Slices are their positions one by one; scale and add are what they say.
-        let some = last(&["--set", "1,4:7,5=1.5"]);
-        assert_eq!(some, last(&["--set", "1,4,5=1.5", "--set", "1,5,5=1.5", "--set", "1,6,5=1.5"]));
-        assert_eq!(last(&["--add", "1,9:,5=-1e-1"]), last(&["--add", "1,9:12,5=-0.1"]));
-        assert_eq!(last(&["--scale", "0,:,5=0"]), last(&["--set", "0,0:12,5=0"]));
+        let some = last(&["--set", "1_5_4:7=1.5"]);
+        assert_eq!(some, last(&["--set", "1_5_4=1.5", "--set", "1_5_5=1.5", "--set", "1_5_6=1.5"]));
+        assert_eq!(last(&["--add", "1_5_9:=-1e-1"]), last(&["--add", "1_5_9:12=-0.1"]));
+        assert_eq!(last(&["--scale", "0_5_:=0"]), last(&["--set", "0_5_0:12=0"]));
         // Every layer constrained is the direct mode.
         let mode = |more: &[&str]| {
-            done(&run(arch, "intervene", &[&["--set", "0,3:,25=2", "--raw", raw.to_str().unwrap()], more].concat()));
+            done(&run(arch, "intervene", &[&["--set", "0_25_3:=2", "--raw", raw.to_str().unwrap()], more].concat()));
             values(&tensors(&raw)["logits"])
         };
         assert_eq!(mode(&["--layers", "0:3"]), mode(&["--mode", "direct"]));
@@ -140,8 +140,8 @@ fn intervene_equals_circuit_tracer() {
 fn intervene_goes_on() {
     for arch in ["gpt2", "llama"] {
         let want = tensors(&fixture(&format!("attribution/{arch}/expected_generation.safetensors")));
-        let text = done(&run(arch, "intervene", &["--set", "0,4:,25=3", "--mode", "direct", "--generate", "12"]));
-        let ids: Vec<&str> = text.lines().skip(1).step_by(2).map(str::trim).collect();
+        let text = done(&run(arch, "intervene", &["--set", "0_25_4:=3", "--mode", "direct", "--generate", "12"]));
+        let ids: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("token ids ")).collect();
         for (ids, name) in ids.iter().zip(["plain.tokens", "slice_direct.tokens"]) {
             let all: Vec<String> = numbers(&want[name])[TOKENS.len()..].iter().map(i64::to_string).collect();
             assert_eq!(*ids, all.join(","), "{arch} {name}");
@@ -211,20 +211,25 @@ fn what_cannot_be_explained_is_refused() {
     refused(&attribute(&["--logit-mass", "NaN"]), &["logit_mass"]);
     refused(&attribute(&["--node-threshold", "1.1"]), &["node_threshold"]);
     refused(&attribute(&["--edge-threshold=-0.1"]), &["edge_threshold"]);
-    refused(&attribute(&["--update-interval", "0"]), &["rank_every"]);
-    refused(&attribute(&["--targets", "500"]), &["target_tokens"]);
+    refused(&attribute(&["--rank-every", "0"]), &["rank_every"]);
+    refused(&attribute(&["--update-interval", "2"]), &["--update-interval", "--rank-every"]);
+    refused(&attribute(&["--batch-size", "2"]), &["--batch-size", "is now --batch"]);
+    refused(&attribute(&["--max-features", "some"]), &["a number or all"]);
+    refused(&attribute(&["--targets", "500"]), &["AttributeConfig::targets", "vocabulary"]);
+    refused(&attribute(&["--targets", "w1 w2"]), &["2 tokens"]);
     assert!(!Path::new(out).exists(), "a refused graph left a file");
     let intervene = |more: &[&str]| run("gpt2", "intervene", more);
     refused(&intervene(&[]), &["none"]);
-    refused(&intervene(&["--set", "0,1"]), &["layer,positions,feature"]);
-    refused(&intervene(&["--set", "0,a,1=2"]), &["positions"]);
-    refused(&intervene(&["--set", "9,1,1=2"]), &["layer"]);
-    refused(&intervene(&["--set", "0,12,1=2"]), &["positions"]);
-    refused(&intervene(&["--set", "0,1,1=NaN"]), &["value"]);
-    refused(&intervene(&["--set", "0,12,1=2", "--generate", "3"]), &["positions"]);
-    refused(&intervene(&["--set", "0,20:,1=2", "--generate", "3"]), &["positions", "15"]);
-    refused(&intervene(&["--set", "0,1,1=2", "--layers", "2"]), &["--layers", "A:B"]);
-    refused(&intervene(&["--set", "0,1,1=2", "--layers", "2:9"]), &["mode", "2..9"]);
+    refused(&intervene(&["--set", "0,1"]), &["layer_feature_position"]);
+    refused(&intervene(&["--set", "0,2:5,1=2"]), &["layer_feature_position", "write 0_1_2:5"]);
+    refused(&intervene(&["--set", "0_1_a=2"]), &["positions"]);
+    refused(&intervene(&["--set", "9_1_1=2"]), &["layer"]);
+    refused(&intervene(&["--set", "0_1_12=2"]), &["positions"]);
+    refused(&intervene(&["--set", "0_1_1=NaN"]), &["value"]);
+    refused(&intervene(&["--set", "0_1_12=2", "--generate", "3"]), &["positions"]);
+    refused(&intervene(&["--set", "0_1_20:=2", "--generate", "3"]), &["positions", "14"]);
+    refused(&intervene(&["--set", "0_1_1=2", "--layers", "2"]), &["--layers", "A:B"]);
+    refused(&intervene(&["--set", "0_1_1=2", "--layers", "2:9"]), &["mode", "2..9"]);
 }
 
 /// A CLT of another model, by shape; NaN in the CLT's and in the model's weights.

@@ -7,7 +7,7 @@ use cltlab::ErrorKind;
 use std::collections::BTreeMap;
 
 fn graph(arch: &str, tokens: &[u32]) -> Graph {
-    replacement(arch).attribute_tokens(tokens, &AttributeConfig { max_features: None, ..AttributeConfig::default() }).unwrap()
+    replacement(arch).attribute(tokens, &AttributeConfig { max_features: None, ..AttributeConfig::default() }).unwrap()
 }
 
 /// The same prompt with other tokens in the middle, and one that is shorter at the start.
@@ -117,7 +117,7 @@ fn files_and_graphs_that_do_not_fit() {
     let folder = scratch("compare");
     let difference = first.difference(&second, &Alignment::FromEnd).unwrap();
     difference.save(folder.join("raw.json")).unwrap();
-    difference.graph.prune(&PruneConfig::default()).unwrap().save_json(folder.join("viewer.json")).unwrap();
+    difference.graph.prune(&PruneConfig::default()).unwrap().save(folder.join("viewer.json"), &Default::default()).unwrap();
     let raw: serde_json::Value = cltlab::files::read_json(folder.join("raw.json")).unwrap();
     assert_eq!(raw["edges"].as_array().unwrap().len(), difference.graph.edges().len());
     for edge in raw["edges"].as_array().unwrap().iter().take(200) {

@@ -15,8 +15,8 @@ use std::path::Path;
 const HALVES: [(DType, f32); 2] = [(DType::BF16, 1.0 / 256.0), (DType::F16, 1.0 / 2048.0)];
 
 fn load(folder: &Path, dtype: DType) -> Model {
-    let config = LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu) };
-    Model::load_with(&folder.to_string_lossy(), &config).unwrap_or_else(|error| panic!("{error}"))
+    let config = LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu), ..LoadConfig::default() };
+    Model::load(&folder, &config).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn prompts(expected: &std::collections::HashMap<String, Tensor>) -> Vec<Vec<u32>> {
@@ -25,7 +25,7 @@ fn prompts(expected: &std::collections::HashMap<String, Tensor>) -> Vec<Vec<u32>
 
 /// Logits of all prompts, flattened.
 fn logits(model: &Model, prompts: &[Vec<u32>]) -> Vec<f32> {
-    let run = |prompt: &Vec<u32>| values(&model.run_tokens(prompt, Capture::logits()).unwrap().logits.unwrap());
+    let run = |prompt: &Vec<u32>| values(&model.run(prompt, &Capture::logits()).unwrap().logits.unwrap());
     prompts.iter().flat_map(run).collect()
 }
 
@@ -90,14 +90,14 @@ fn halves_are_f32_arithmetic_on_rounded_weights() {
             assert_eq!((half.dtype(), half.fingerprint()), (dtype, load(&folder, DType::F32).fingerprint()), "one model whatever its dtype");
             let all = prompts(&tensors(&folder.join("expected.safetensors")));
             for prompt in [&all[0][..], &all[0][..5], &all[0][..1]] {
-                let (got, expected) = [&half, &single].map(|model| sites(&model.run_tokens(prompt, Capture::default()).unwrap())).into();
+                let (got, expected) = [&half, &single].map(|model| sites(&model.run(prompt, &Capture::default()).unwrap())).into();
                 for ((name, got), (_, expected)) in got.iter().zip(&expected) {
                     let off = max_difference(got, expected) / largest(expected).max(1.0);
                     assert!(off <= 1e-5, "{family} {dtype:?}, {} tokens: {name} differs by {off}", prompt.len());
                 }
             }
             let config = GenerateConfig { max_tokens: 8, ..GenerateConfig::default() };
-            let made = [&half, &single].map(|model| model.generate_tokens(&all[0][..6], &config).unwrap());
+            let made = [&half, &single].map(|model| model.generate(&all[0][..6], &config).unwrap().tokens);
             assert_eq!(made[0], made[1], "{family} {dtype:?}");
         }
     }
@@ -109,10 +109,10 @@ fn edges_are_effects_in_bf16() {
     for family in ["gpt2", "gpt_neox", "llama", "gemma2_sliding"] {
         let model = load(&fixture(&format!("parity/{family}")), DType::BF16);
         let replacement = Replacement::new(&model, &lively_clt(&model, false, |_| ())).unwrap();
-        let graph = replacement.attribute_tokens(&[0, 17, 5, 90, 42, 17, 63, 8, 71], &AttributeConfig::default()).unwrap();
+        let graph = replacement.attribute(&[0, 17, 5, 90, 42, 17, 63, 8, 71], &AttributeConfig::default()).unwrap();
         let check = replacement.verify_edges(&graph, 40, 7).unwrap();
         let which = QkConfig { layer: 1, head: 1, query: 7, key: 3, ..QkConfig::default() };
-        let split = replacement.attribute_attention_tokens(&[0, 17, 5, 90, 42, 17, 63, 8, 71], &which).unwrap();
+        let split = replacement.attribute_attention(&[0, 17, 5, 90, 42, 17, 63, 8, 71], &which).unwrap();
         println!("{family}: {check}; an attention score {:.4}, its parts {:.4}", split.score, split.sum());
         assert!((split.sum() - split.score).abs() <= 1e-4 * split.score.abs().max(1.0), "{family}: {split}");
         assert!(check.holds(2e-5) && check.features.effects > 1_000, "{family}: {check}");
@@ -121,18 +121,18 @@ fn edges_are_effects_in_bf16() {
 
 /// Half the bytes, by the summary and by its words; SmolLM2's next tokens stay what they are.
 #[test]
+#[ignore = "needs .cltlab/models/SmolLM2-135M-Instruct.Q4_1.gguf, ../shared/data/smollm2/reference.json"]
 fn smollm2_in_bf16() {
-    let (Some(path), Some(reference)) = (smollm2(), shared("data/smollm2/reference.json")) else { return };
-    let model = load(&path, DType::BF16);
+    let model = load(&smollm2(), DType::BF16);
     let summary = model.summary();
     let (half, single) = (summary.memory(DType::BF16) as f64, summary.memory(DType::F32) as f64);
     assert!((0.5..0.501).contains(&(half / single)), "{half} of {single}");
     assert!(summary.to_string().contains("held in bf16") && model.to_string().ends_with("in bf16"), "{summary}");
-    let reference: serde_json::Value = cltlab::files::read_json(reference).unwrap();
+    let reference: serde_json::Value = cltlab::files::read_json(shared("data/smollm2/reference.json")).unwrap();
     for prompt in reference["prompts"].as_array().unwrap() {
         let ids: Vec<u32> = serde_json::from_value(prompt["ids"].clone()).unwrap();
         let top = &prompt["top5"].as_array().unwrap()[0];
-        let run = model.run_tokens(&ids, Capture::last_logits()).unwrap();
+        let run = model.run(&ids, &Capture::last_logits()).unwrap();
         let last = values(&run.logits.unwrap());
         let (got, expected) = (last[top["id"].as_u64().unwrap() as usize], top["logit"].as_f64().unwrap() as f32);
         println!("{:?}: top logit {got:.3}, in f32 {expected:.3}", prompt["prompt"]);
@@ -144,8 +144,8 @@ fn smollm2_in_bf16() {
 #[test]
 fn what_cannot_be_held_is_refused() {
     let folder = fixture("parity/gpt2");
-    let config = |dtype| LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu) };
-    let error = Model::load_with(&folder.to_string_lossy(), &config(DType::F64)).unwrap_err();
+    let config = |dtype| LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu), ..LoadConfig::default() };
+    let error = Model::load(&folder, &config(DType::F64)).unwrap_err();
     assert!(error.kind() == ErrorKind::BadConfig && error.to_string().contains("LoadConfig::dtype") && error.to_string().contains("f64"), "{error}");
     let copy = scratch("too-large");
     std::fs::copy(folder.join("config.json"), copy.join("config.json")).unwrap();
@@ -155,8 +155,8 @@ fn what_cannot_be_held_is_refused() {
     let large = (all[&name].to_dtype(DType::F32).unwrap() * 1e7).unwrap();
     all.insert(name, large);
     safetensors::save(&all, copy.join("model.safetensors")).unwrap();
-    let error = Model::load_with(&copy.to_string_lossy(), &config(DType::F16)).unwrap_err();
+    let error = Model::load(&copy, &config(DType::F16)).unwrap_err();
     assert!(error.kind() == ErrorKind::BadConfig && error.to_string().contains("bf16"), "{error}");
-    assert!(Model::load_with(&copy.to_string_lossy(), &config(DType::BF16)).is_ok());
+    assert!(Model::load(&copy, &config(DType::BF16)).is_ok());
     assert_eq!(Summary::read(&folder.to_string_lossy()).unwrap().dtype, None);
 }

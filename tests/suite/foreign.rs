@@ -7,7 +7,7 @@ use crate::support::{assert_close, fixture, scratch, tensors, values};
 use cltlab::activations::InputSite;
 use cltlab::candle::safetensors::save;
 use cltlab::candle::{DType, Device, Tensor};
-use cltlab::clt::{Activation, Clt, CltConfig, Format, ImportConfig, LayerWeights, SparseCode};
+use cltlab::clt::{Activation, Clt, CltConfig, CltLoadConfig, CltSaveConfig, Format, LayerWeights, SparseCode};
 use cltlab::model::OutputSite;
 use cltlab::ErrorKind;
 
@@ -38,20 +38,20 @@ pub fn folder(case: &str) -> String {
 }
 
 fn load(case: &str) -> Clt {
-    Clt::load(&folder(case), &Device::Cpu).unwrap()
+    Clt::load(&folder(case), &CltLoadConfig::on(&Device::Cpu)).unwrap()
 }
 
 /// The code of inputs, layer by layer, and what it decodes to.
 fn run(clt: &Clt, x: &[Tensor]) -> (SparseCode, Vec<Tensor>) {
     let layers = x.iter().enumerate().map(|(l, x)| clt.encode_layer(l, x).unwrap()).collect();
     let code = SparseCode { layers };
-    let decoded = clt.decode_with(&code, x).unwrap();
+    let decoded = clt.decode(&code, x).unwrap();
     (code, decoded)
 }
 
 fn dense(code: &SparseCode, layer: usize, features: usize) -> Vec<f32> {
     let code = &code.layers[layer];
-    (0..code.tokens).flat_map(|p| (0..features as u32).map(move |f| code.value(p, f))).collect()
+    (0..code.tokens()).flat_map(|p| (0..features as u32).map(move |f| code.value(p, f))).collect()
 }
 
 fn assert_equals_program(case: &str, clt: &Clt) {
@@ -79,8 +79,8 @@ fn formats_equal_their_programs() {
         let c = clt.config();
         assert_eq!((c.layers, c.width, c.features, c.per_layer, c.skip), (3, 8, 12, per_layer, skip), "{case}");
         assert_equals_program(case, &clt);
-        let said = ImportConfig { format: Some(format), model_name: Some("mine".into()), input: Some(InputSite::MlpIn), ..ImportConfig::default() };
-        let again = Clt::load_with(&folder(case), &said, &Device::Cpu).unwrap();
+        let said = CltLoadConfig { format: Some(format), model_name: Some("mine".into()), input: Some(InputSite::MlpIn), ..CltLoadConfig::default() };
+        let again = Clt::load(&folder(case), &CltLoadConfig { device: Some(Device::Cpu), ..said.clone() }).unwrap();
         assert_eq!((again.config().model_name.as_str(), again.config().input), ("mine", InputSite::MlpIn), "{case}");
     }
     assert_equals_program("saelens_relu", &load("saelens_relu"));
@@ -109,10 +109,10 @@ pub fn sample(activation: Activation, per_layer: bool, skip: bool, input: InputS
     let clt = random_clt(activation, 3, 8, 12, 5);
     let mut numbers = Numbers::new(9);
     let layers = (0..3).map(|l| LayerWeights {
-        encoder: clt.encoder(l).clone(),
+        encoder: clt.encoder(l).unwrap().clone(),
         encoder_bias: clt.encoder_bias(l).clone(),
         threshold: clt.threshold(l).cloned(),
-        decoder: if per_layer { clt.decoder(l).narrow(1, 0, 1).unwrap().contiguous().unwrap() } else { clt.decoder(l).clone() },
+        decoder: if per_layer { clt.decoder(l).unwrap().narrow(1, 0, 1).unwrap().contiguous().unwrap() } else { clt.decoder(l).unwrap().clone() },
         decoder_bias: clt.decoder_bias(l).clone(),
         skip: skip.then(|| Tensor::from_vec(numbers.take(64), (8, 8), &Device::Cpu).unwrap()),
     });
@@ -151,12 +151,12 @@ fn exports_come_in_as_they_went_out() {
         let what = format!("{format} {} {per_layer} {skip}", activation.label());
         let clt = sample(activation, per_layer, skip, input, output);
         let out = scratch(&format!("export-{number}"));
-        clt.save_as(&out, format).unwrap();
+        clt.save(&out, &CltSaveConfig { format: Some(format), ..Default::default() }).unwrap();
         // Twice: what is there is replaced.
-        clt.save_as(&out, format).unwrap();
+        clt.save(&out, &CltSaveConfig { format: Some(format), ..Default::default() }).unwrap();
         let path = out.to_string_lossy();
         assert_eq!(Format::of(&path).unwrap(), format, "{what}");
-        let back = Clt::load(&path, &Device::Cpu).unwrap();
+        let back = Clt::load(&*path, &CltLoadConfig::on(&Device::Cpu)).unwrap();
         assert_eq!((back.config().input, back.config().output), (input, output), "{what}");
         // A PLT in a format of CLTs is the CLT whose other decoders are zero.
         assert_eq!(back.config().per_layer, per_layer && format != Format::CrosslayerCoding, "{what}");
@@ -196,26 +196,26 @@ fn what_a_format_has_no_place_for_is_named() {
     ];
     let out = scratch("no-place").join("clt");
     for (format, activation, per_layer, skip, input, output, words) in cases {
-        let error = sample(activation, per_layer, skip, input, output).save_as(&out, format).unwrap_err();
+        let error = sample(activation, per_layer, skip, input, output).save(&out, &CltSaveConfig { format: Some(format), ..Default::default() }).unwrap_err();
         assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains(&format!("export to {format}: {words}")), "{error}");
         assert!(!out.exists(), "{format} left files");
     }
     // Activations below 0, which only circuit-tracer's formats have.
     let clt = sample(JUMP, false, false, ResidMid, AfterNorm);
     let below = (0..3).map(|l| LayerWeights {
-        encoder: clt.encoder(l).clone(),
+        encoder: clt.encoder(l).unwrap().clone(),
         encoder_bias: clt.encoder_bias(l).clone(),
         threshold: Some(clt.threshold(l).unwrap().neg().unwrap()),
-        decoder: clt.decoder(l).clone(),
+        decoder: clt.decoder(l).unwrap().clone(),
         decoder_bias: clt.decoder_bias(l).clone(),
         skip: None,
     });
     let below = Clt::new(clt.config().clone(), below.collect()).unwrap();
     for format in [Format::CrosslayerCoding, Format::CrosslayerTranscoder, Format::GemmaScope2] {
-        let error = below.save_as(&out, format).unwrap_err();
-        assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("threshold of feature 0/"), "{error}");
+        let error = below.save(&out, &CltSaveConfig { format: Some(format), ..Default::default() }).unwrap_err();
+        assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("threshold of feature 0_"), "{error}");
     }
-    below.save_as(&out, Format::CircuitTracer).unwrap();
+    below.save(&out, &CltSaveConfig { format: Some(Format::CircuitTracer), ..Default::default() }).unwrap();
     assert!("clt_forge".parse::<Format>().unwrap_err().to_string().contains("clt-forge"));
 }
 
@@ -237,9 +237,9 @@ fn at_the_threshold() {
             (name, new)
         });
         save(&all.collect(), out.join(file)).unwrap();
-        let clt = Clt::load(&out.to_string_lossy(), &Device::Cpu).unwrap();
+        let clt = Clt::load(&out, &CltLoadConfig::on(&Device::Cpu)).unwrap();
         let code = clt.encode_layer(0, &Tensor::ones((1, 8), DType::F32, &Device::Cpu).unwrap()).unwrap();
-        assert_eq!(code.values, vec![1.0; active], "{case}");
+        assert_eq!(code.values(), vec![1.0; active], "{case}");
     }
 }
 
@@ -256,11 +256,11 @@ fn float_types() {
             let cast = tensors(format!("{from}/sae_weights.safetensors").as_ref()).into_iter().map(|(name, tensor)| (name, tensor.to_dtype(dtype).unwrap()));
             save(&cast.collect(), path(l)).unwrap();
         }
-        let (clt, want) = (Clt::load(&out.to_string_lossy(), &Device::Cpu).unwrap(), load("saelens_relu"));
+        let (clt, want) = (Clt::load(&out, &CltLoadConfig::on(&Device::Cpu)).unwrap(), load("saelens_relu"));
         let nearest = |tensor: &Tensor| values(&tensor.to_dtype(dtype).unwrap());
         for l in 0..3 {
-            assert_eq!(values(clt.decoder(l)), nearest(want.decoder(l)), "{dtype:?}");
-            assert!(!exact || values(clt.encoder(l)) == values(want.encoder(l)));
+            assert_eq!(values(clt.decoder(l).unwrap()), nearest(want.decoder(l).unwrap()), "{dtype:?}");
+            assert!(!exact || values(clt.encoder(l).unwrap()) == values(want.encoder(l).unwrap()));
         }
     }
 }
@@ -292,7 +292,7 @@ fn on_the_command_line() {
     let raw = place.join("raw.safetensors");
     let text = run(&["encode", &own("clt"), "--model", &own("model"), "--tokens", "0,17,5,99", "--raw", raw.to_str().unwrap()]).unwrap();
     assert!(text.starts_with("4 tokens"), "{text}");
-    let (raw, clt) = (tensors(&raw), Clt::load(&own("clt"), &Device::Cpu).unwrap());
+    let (raw, clt) = (tensors(&raw), Clt::load(&own("clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap());
     let x: Vec<Tensor> = (0..3).map(|l| raw[&format!("x.{l}")].clone()).collect();
     let (code, decoded) = self::run(&clt, &x);
     for l in 0..3 {
@@ -316,7 +316,7 @@ fn listed_files_of_gemma_scope() {
         let list: Vec<String> = (0..3).map(|l| format!("- {}", place(l))).collect();
         let yaml = format!("model_name: g\nmodel_kind: {kind}\nfeature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\ntranscoders:\n{}\n", list.join("\n"));
         std::fs::write(out.join("config.yaml"), yaml).unwrap();
-        let clt = Clt::load(&out.to_string_lossy(), &Device::Cpu).unwrap();
+        let clt = Clt::load(&out, &CltLoadConfig::on(&Device::Cpu)).unwrap();
         assert_eq!((clt.config().input, clt.config().model_name.as_str()), (InputSite::MlpIn, "g"));
         assert_equals_program(case, &clt);
     }

@@ -5,7 +5,7 @@ use crate::foreign::folder;
 use crate::support::{copy_all, scratch, tensors};
 use cltlab::candle::safetensors::save;
 use cltlab::candle::{DType, Device, Tensor};
-use cltlab::clt::{Clt, Format, ImportConfig};
+use cltlab::clt::{Clt, Format, CltLoadConfig};
 use cltlab::ErrorKind;
 use std::collections::HashMap;
 use std::io::Write;
@@ -19,7 +19,7 @@ fn copy(case: &str, name: &str) -> PathBuf {
 }
 
 fn refused(folder: &Path, kind: ErrorKind, words: &[&str]) {
-    let error = Clt::load(&folder.to_string_lossy(), &Device::Cpu).unwrap_err();
+    let error = Clt::load(&folder, &CltLoadConfig::on(&Device::Cpu)).unwrap_err();
     let text = error.to_string();
     assert!(error.kind() == kind, "{kind:?} expected: {:?}: {text}", error.kind());
     words.iter().for_each(|word| assert!(text.contains(word), "'{text}' does not say '{word}'"));
@@ -96,8 +96,8 @@ fn missing_files_and_pickles() {
         let weights = place.join(file);
         std::fs::rename(&weights, weights.with_extension("pt")).unwrap();
         let format = Format::of(&folder(case)).unwrap();
-        let said = ImportConfig { format: Some(format), ..ImportConfig::default() };
-        let error = Clt::load_with(&place.to_string_lossy(), &said, &Device::Cpu).unwrap_err();
+        let said = CltLoadConfig { format: Some(format), ..CltLoadConfig::default() };
+        let error = Clt::load(&place, &CltLoadConfig { device: Some(Device::Cpu), ..said.clone() }).unwrap_err();
         // One layer's file is missed; where all are gone, the pickle is named.
         let gap = matches!(format, Format::Sparsify | Format::GemmaScope2 | Format::SaeLens);
         if gap {
@@ -140,9 +140,9 @@ fn crosslayer_coding_that_cannot_be_represented() {
     std::fs::remove_file(place.join("norm_stats.json")).unwrap();
     refused(&place, ErrorKind::MissingFile, &["norm_stats.json", "copy it"]);
     edit(&cfg, |cfg| cfg["mlp_input_template"] = "transformer.h.{}.attn.input".into());
-    refused(&place, ErrorKind::Unsupported, &["attn.input", "ImportConfig::input"]);
+    refused(&place, ErrorKind::Unsupported, &["attn.input", "CltLoadConfig::input"]);
     edit(&cfg, |cfg| cfg["num_features"] = 0.into());
-    refused(&place, ErrorKind::Unsupported, &["ImportConfig::input"]);
+    refused(&place, ErrorKind::Unsupported, &["CltLoadConfig::input"]);
     // Sizes that no memory holds are compared, not reserved.
     let place = copy("crosslayer_coding_jumprelu", "huge");
     edit(&place.join("cfg.json"), |cfg| cfg["num_layers"] = (1u64 << 60).into());

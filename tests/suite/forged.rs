@@ -23,6 +23,19 @@ fn forge(path: &Path, note: &str, change: impl FnOnce(&mut serde_json::Value)) {
     std::fs::write(path, bytes).unwrap();
 }
 
+/// Puts the checksum of tensor `name` right, whose bytes were changed from those of `whole`, and that of the header.
+fn reseal(bytes: &mut [u8], whole: &[u8], name: &str) {
+    let (start, header) = safetensors::SafeTensors::read_metadata(whole).unwrap();
+    let (from, to) = header.info(name).unwrap().data_offsets;
+    let sum = |bytes: &[u8]| format!("{:016x}", twox_hash::XxHash64::oneshot(0, &bytes[start + 8 + from..start + 8 + to])).into_bytes();
+    let (old, new) = (sum(whole), sum(bytes));
+    let place = format!("{name}\\\":\\\"");
+    let at = bytes.windows(place.len()).position(|window| window == place.as_bytes()).unwrap() + place.len();
+    assert_eq!(bytes[at..at + 16], old[..]);
+    bytes[at..at + 16].copy_from_slice(&new);
+    seal(bytes);
+}
+
 pub fn tiny() -> Activations {
     let wave = |phase: f32| (0..40).map(|i| (i as f32 * phase).sin()).collect::<Vec<f32>>();
     Activations::from_memory(vec![wave(0.7)], vec![wave(0.3)], 2).unwrap()
@@ -55,8 +68,28 @@ fn numbers_of_a_checkpoint() {
     }
 }
 
+/// With scales of 0 every value would be the mean, and the FVU 0.
+#[test]
+fn scales_of_a_checkpoint() {
+    let activations = tiny();
+    let shape = CltConfig { layers: 1, width: 2, features: 4, activation: Activation::Relu, ..CltConfig::default() };
+    let path = checkpoint("forged-scales", &activations, &shape);
+    let whole = std::fs::read(&path).unwrap();
+    let (start, header) = safetensors::SafeTensors::read_metadata(&whole).unwrap();
+    for name in ["0.scale.input", "0.scale.target"] {
+        for value in [0.0f32, -1.0, f32::NAN, f32::INFINITY] {
+            let mut bytes = whole.clone();
+            let end = start + 8 + header.info(name).unwrap().data_offsets.1;
+            bytes[end - 4..end].copy_from_slice(&value.to_le_bytes());
+            reseal(&mut bytes, &whole, name);
+            std::fs::write(&path, bytes).unwrap();
+            says(&Trainer::resume(&path, &activations).err().expect("it was taken"), ErrorKind::BadFile, &["step-00000002", name]);
+        }
+    }
+}
+
 fn tiny_model() -> Model {
-    Model::load(fixture("attribution/gpt2/model").to_str().unwrap(), &Device::Cpu).unwrap()
+    Model::load(fixture("attribution/gpt2/model"), &LoadConfig::on(&Device::Cpu)).unwrap()
 }
 
 /// A store of a tiny model's activations.
@@ -71,7 +104,7 @@ pub fn store(name: &str) -> PathBuf {
 #[test]
 fn numbers_of_a_store() {
     let folder = store("forged-store");
-    let activations = Activations::open(&folder).unwrap();
+    let activations = Activations::load(&folder, &Default::default()).unwrap();
     let shape = CltConfig { features: 24, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&tiny_model()) };
     let path = checkpoint("forged-place", &activations, &shape);
     let whole = std::fs::read(&path).unwrap();
@@ -89,9 +122,9 @@ fn numbers_of_a_store() {
         other[field] = value.into();
         std::fs::write(&manifest, other.to_string()).unwrap();
         forge(&shard, "cltlab_store", |note| note[0][field] = value.into());
-        says(&Activations::open(&folder).unwrap_err(), ErrorKind::BadFile, &["activations.json", field]);
+        says(&Activations::load(&folder, &Default::default()).unwrap_err(), ErrorKind::BadFile, &["activations.json", field]);
         std::fs::write(&shard, &original).unwrap();
     }
     std::fs::write(&manifest, "[]").unwrap();
-    says(&Activations::open(&folder).unwrap_err(), ErrorKind::BadFile, &["activations.json", "a JSON list"]);
+    says(&Activations::load(&folder, &Default::default()).unwrap_err(), ErrorKind::BadFile, &["activations.json", "a JSON list"]);
 }

@@ -4,7 +4,7 @@
 use crate::numbers::Numbers;
 use crate::support::{assert_close, scratch, values};
 use cltlab::candle::{Device, Tensor};
-use cltlab::model::Capture;
+use cltlab::model::{Capture, LoadConfig};
 use cltlab::Model;
 use std::collections::HashMap;
 use std::path::Path;
@@ -112,14 +112,14 @@ fn logits(weights: &Weights, tokens: &[u32]) -> Vec<f32> {
 fn forward_equals_plain_sums() {
     let folder = scratch("forward");
     let weights = write(&folder);
-    let model = Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap();
     for count in [1, 7, 8, 15, 16, 17, 33, 48, 49, 97, 150] {
         let tokens: Vec<u32> = (0..count).map(|place| (place * 37 + 11) % VOCAB as u32).collect();
         let wanted = logits(&weights, &tokens);
         let tolerance = 1e-5 * wanted.iter().fold(0.0_f32, |top, logit| top.max(logit.abs()));
         // With patterns kept, attention goes another way.
         for capture in [Capture::logits(), Capture::default()] {
-            let run = model.run_tokens(&tokens, capture).unwrap();
+            let run = model.run(&tokens, &capture).unwrap();
             assert_close(&format!("{count} tokens, patterns {}", capture.patterns), &values(&run.logits.unwrap()), &wanted, tolerance);
         }
     }

@@ -2,18 +2,18 @@
 
 use crate::attribution::{replacement, TOKENS};
 use crate::support::{assert_close, fixture, scratch, tensors, values};
-use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, LogitTarget, PruneConfig};
+use cltlab::graph::{AttributeConfig, Edges, Graph, GraphFormat, GraphParts, GraphSaveConfig, LogitTarget, PruneConfig};
 use cltlab::ErrorKind;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 fn whole(arch: &str) -> Graph {
-    replacement(arch).attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap()
+    replacement(arch).attribute(&TOKENS, &AttributeConfig::default()).unwrap()
 }
 
 fn written(graph: &Graph, name: &str) -> Value {
     let path = scratch(&format!("json {name}")).join(format!("{name}.json"));
-    graph.save_json(&path).unwrap();
+    graph.save(&path, &Default::default()).unwrap();
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
@@ -127,16 +127,17 @@ fn numbers_that_are_none_are_refused() {
     broken.nodes[2].cumulative = f32::INFINITY;
     let path = scratch("nan").join("graph.json");
     std::fs::write(&path, "before").unwrap();
-    assert_eq!(broken.save_json(&path).unwrap_err().kind(), ErrorKind::NotFinite);
+    assert_eq!(broken.save(&path, &Default::default()).unwrap_err().kind(), ErrorKind::NotFinite);
+    assert_eq!(graph.save(path.with_extension("svg"), &Default::default()).unwrap_err().kind(), ErrorKind::BadInput);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "before");
-    assert_eq!(graph.save_json(path.with_file_name("missing").join("graph.json")).unwrap_err().kind(), ErrorKind::MissingFile);
+    assert_eq!(graph.save(path.with_file_name("missing").join("graph.json"), &Default::default()).unwrap_err().kind(), ErrorKind::MissingFile);
 }
 
 #[test]
 fn arrays_read_back() {
     let graph = whole("llama");
     let path = scratch("raw").join("graph.safetensors");
-    graph.save_raw(&path, &PruneConfig::default()).unwrap();
+    graph.save(&path, &GraphSaveConfig { format: Some(GraphFormat::Arrays), ..Default::default() }).unwrap();
     let (got, want) = (tensors(&path), tensors(&fixture("attribution/llama/expected.safetensors")));
     for name in ["active_features", "activation_values", "selected_features", "logit_token_ids", "logit_probabilities", "adjacency_matrix", "node_influence"] {
         assert_eq!(got[name].dims(), want[name].dims(), "{name}");
@@ -150,5 +151,5 @@ fn arrays_read_back() {
     assert!((f64::from(values(&got["replacement_score"])[0]) - graph.scores().replacement).abs() < 1e-6);
     assert!((f64::from(values(&got["completeness_score"])[0]) - graph.scores().completeness).abs() < 1e-6);
     let pruned = graph.prune(&PruneConfig::default()).unwrap();
-    assert_eq!(pruned.save_raw(&path, &PruneConfig::default()).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(pruned.save(&path, &GraphSaveConfig { format: Some(GraphFormat::Arrays), ..Default::default() }).unwrap_err().kind(), ErrorKind::BadInput);
 }

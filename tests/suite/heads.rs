@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 fn whole(arch: &str) -> Graph {
     let config = AttributeConfig { max_features: Some(40), max_logits: 3, ..AttributeConfig::default() };
-    replacement(arch).attribute_tokens(&TOKENS, &config).unwrap()
+    replacement(arch).attribute(&TOKENS, &config).unwrap()
 }
 
 /// The effect of `source` on `target` when the run's patterns are changed.
 fn effect(arch: &str, graph: &Graph, source: usize, target: usize, blank: impl Fn(usize, usize) -> bool) -> f64 {
     let given = replacement(arch);
-    let local = given.local(&TOKENS, &[0]).unwrap();
+    let local = given.local(&TOKENS, &Default::default()).unwrap();
     let mut run: Run = local.run().clone();
     for (l, layer) in run.layers.iter_mut().enumerate() {
         let pattern = layer.attn_pattern.clone().unwrap();

@@ -6,7 +6,7 @@ use crate::numbers::Numbers;
 use crate::support::{fixture, scratch, tensors, values};
 use cltlab::candle::{safetensors, DType, Device, Tensor};
 use cltlab::clt::{Activation, Clt, CltConfig, InputSite, LayerWeights};
-use cltlab::model::{Capture, Freeze, OutputSite};
+use cltlab::model::{Capture, Freeze, LoadConfig, OutputSite};
 use cltlab::replacement::{LocalReplacement, Replacement};
 use cltlab::Model;
 
@@ -84,7 +84,7 @@ pub fn with_rows(family: &str) -> (Model, Vec<u32>) {
     }
     weights.insert(name.to_string(), Tensor::new(rows, &Device::Cpu).unwrap());
     safetensors::save(&weights, folder.join("model.safetensors")).unwrap();
-    (Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap(), others)
+    (Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap(), others)
 }
 
 /// What is added to an MLP's output: layer, position, vector.
@@ -113,7 +113,7 @@ impl Shown {
 impl Held {
     pub fn new(model: &Model, clt: &Clt, prompt: &[u32]) -> Self {
         let replacement = Replacement::new(model, clt).unwrap();
-        Held { local: replacement.local(prompt, &[0]).unwrap(), replacement }
+        Held { local: replacement.local(prompt, &Default::default()).unwrap(), replacement }
     }
 
     /// A pass over `tokens` with `freeze`; MLP outputs are the run's if `outputs` are held.
@@ -121,7 +121,7 @@ impl Held {
         let (clt, run) = (self.replacement.clt(), self.local.run());
         let (mut pre, mut reads) = (Vec::new(), Vec::new());
         let width = clt.config().width;
-        let out = self.replacement.model().run_spliced(tokens, Capture::last_logits(), freeze, &mut |layer, site| {
+        let out = self.replacement.model().run_spliced(tokens, &Capture::last_logits(), freeze, &mut |layer, site| {
             let x = clt.config().input.of(site)?;
             pre.push(values(&clt.pre_activations(layer, &x)?));
             reads.push(values(&x));

@@ -99,7 +99,7 @@ fn content() -> PathBuf {
 fn fetched_once_and_taken_up_where_it_broke_off() {
     let (folder, cache) = (content(), support::scratch("hub-cache"));
     let (address, heard) = serve(folder.clone());
-    let repo = HubRepo::open_with("lab/tiny", config(&address, &cache)).unwrap();
+    let repo = HubRepo::open("lab/tiny", &config(&address, &cache)).unwrap();
     let path = repo.file("big.bin").unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(folder.join("big.bin")).unwrap());
     let asked: Vec<String> = heard.lock().unwrap().iter().filter(|line| line.contains("big.bin") && !line.contains("0-0")).cloned().collect();
@@ -109,13 +109,13 @@ fn fetched_once_and_taken_up_where_it_broke_off() {
     assert_eq!(repo.file("big.bin").unwrap(), path);
     assert_eq!(heard.lock().unwrap().len(), before, "what is cached is not asked for");
     // Offline the same file is there and another is not.
-    let offline = HubRepo::open_with("lab/tiny", HubConfig { offline: true, ..config(&address, &cache) }).unwrap();
+    let offline = HubRepo::open("lab/tiny", &HubConfig { offline: true, ..config(&address, &cache) }).unwrap();
     assert_eq!(offline.file("big.bin").unwrap(), path);
     let error = offline.file("config.json").unwrap_err();
     assert!(error.kind() == ErrorKind::MissingFile && error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
     assert_eq!(heard.lock().unwrap().len(), before);
     // Another revision has a folder of its own.
-    let other = HubRepo::open_with("lab/tiny@v1", config(&address, &cache)).unwrap().file("config.json").unwrap();
+    let other = HubRepo::open("lab/tiny@v1", &config(&address, &cache)).unwrap().file("config.json").unwrap();
     assert!(other.to_string_lossy().contains("commit-v1"), "{}", other.display());
 }
 
@@ -125,7 +125,7 @@ fn each_refusal_has_a_kind_and_says_what_to_do() {
     let (address, _) = serve(folder);
     let error = |source: &str, token: Option<&str>, file: &str| {
         let config = HubConfig { token: token.map(str::to_string), ..config(&address, &cache) };
-        HubRepo::open_with(source, config).and_then(|repo| repo.file(file)).unwrap_err()
+        HubRepo::open(source, &config).and_then(|repo| repo.file(file)).unwrap_err()
     };
     for (source, token, file, kind, words) in [
         ("lab/gated", None, "config.json", ErrorKind::AccessDenied, "set HF_TOKEN"),
@@ -141,11 +141,11 @@ fn each_refusal_has_a_kind_and_says_what_to_do() {
         assert!(error.kind() == kind && error.to_string().contains(words), "{source} {file}: {:?} {error}", error.kind());
     }
     let right = HubConfig { token: Some("right".to_string()), ..config(&address, &cache) };
-    let repo = HubRepo::open_with("lab/gated", right).unwrap();
+    let repo = HubRepo::open("lab/gated", &right).unwrap();
     assert!(repo.file("config.json").is_ok());
     assert_eq!(repo.optional("absent.json").unwrap(), None);
     let nobody = HubConfig { endpoint: "http://127.0.0.1:9".to_string(), ..config(&address, &cache) };
-    let error = HubRepo::open_with("lab/tiny", nobody).unwrap().file("README.md").unwrap_err();
+    let error = HubRepo::open("lab/tiny", &nobody).unwrap().file("README.md").unwrap_err();
     assert!(error.kind() == ErrorKind::Network && error.to_string().contains("check the network"), "{error}");
 }
 
@@ -190,16 +190,16 @@ fn a_file_of_a_dataset() {
     std::fs::create_dir_all(folder.join("data")).unwrap();
     std::fs::write(folder.join("data/a.jsonl"), "{\"story\": \"One.\"}\n{\"story\": \"Two.\"}\n").unwrap();
     let (address, heard) = serve(folder);
-    let path = HubRepo::dataset_with("lab/texts@v1", config(&address, &cache)).unwrap().file("data/a.jsonl").unwrap();
+    let path = HubRepo::dataset("lab/texts@v1", &config(&address, &cache)).unwrap().file("data/a.jsonl").unwrap();
     assert!(heard.lock().unwrap().iter().any(|line| line.contains("/datasets/lab/texts/resolve/v1/data/a.jsonl")));
     assert!(path.to_string_lossy().contains("datasets--lab--texts"), "{}", path.display());
     let config = cltlab::text::TextConfig { field: "story".into(), ..Default::default() };
-    assert_eq!(cltlab::Corpus::load_with(&path, &config).unwrap().texts(), ["One.", "Two."]);
-    for name in ["texts", "lab/texts@refs/convert"] {
-        let error = cltlab::Corpus::hub(name, &config).unwrap_err();
-        assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("owner/name/path"), "{error}");
+    assert_eq!(cltlab::Corpus::load(&path, &config).unwrap().texts(), ["One.", "Two."]);
+    for (name, kind) in [("texts", ErrorKind::MissingFile), ("lab/texts@refs/convert", ErrorKind::BadInput)] {
+        let error = cltlab::Corpus::load(name, &config).unwrap_err();
+        assert!(error.kind() == kind && error.to_string().contains("owner/name/path"), "{error}");
     }
-    let error = HubRepo::dataset("lab/../texts").err().unwrap();
+    let error = HubRepo::dataset("lab/../texts", &Default::default()).err().unwrap();
     assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("dataset"), "{error}");
 }
 
@@ -214,7 +214,7 @@ fn files_of_a_dataset() {
     }
     std::fs::write(folder.join("data.tokens"), "Seven.").unwrap();
     let (address, heard) = serve(folder);
-    let repo = HubRepo::dataset_with("lab/texts", config(&address, &cache)).unwrap();
+    let repo = HubRepo::dataset("lab/texts", &config(&address, &cache)).unwrap();
     let texts = |repo: &HubRepo, path: &str, most: Option<u64>| {
         let config = cltlab::text::TextConfig { max_bytes: most, ..Default::default() };
         cltlab::Corpus::from_hub(repo, path, &config).map(|corpus| corpus.texts().to_vec())
@@ -228,10 +228,10 @@ fn files_of_a_dataset() {
     assert_eq!(texts(&repo, "data.tokens", None).unwrap(), ["Seven."]);
     let error = texts(&repo, "data/validation", None).unwrap_err();
     assert!(error.kind() == ErrorKind::MissingFile && error.to_string().contains("data/test-00000.jsonl") && error.to_string().contains("lab/texts"), "{error}");
-    let error = texts(&HubRepo::dataset_with("lab/nothing", config(&address, &cache)).unwrap(), "", None).unwrap_err();
+    let error = texts(&HubRepo::dataset("lab/nothing", &config(&address, &cache)).unwrap(), "", None).unwrap_err();
     assert!(error.kind() == ErrorKind::MissingFile && error.to_string().contains("lab/nothing"), "{error}");
     // Offline: what lies in the cache.
-    let offline = |name: &str| HubRepo::dataset_with(name, HubConfig { offline: true, ..config(&address, &cache) }).unwrap();
+    let offline = |name: &str| HubRepo::dataset(name, &HubConfig { offline: true, ..config(&address, &cache) }).unwrap();
     let before = heard.lock().unwrap().len();
     assert_eq!(texts(&offline("lab/texts"), "data/train", None).unwrap(), ["One.", "Two.", "Three.", "Four."]);
     let error = texts(&offline("lab/other"), "", None).unwrap_err();

@@ -44,7 +44,7 @@ fn whole(body: &str, range: &str, etag: &str, commit: &str) -> String {
 
 fn open(port: u16, cache: &Path, token: Option<&str>) -> HubRepo {
     let config = HubConfig { endpoint: format!("http://127.0.0.1:{port}"), cache: cache.to_path_buf(), token: token.map(str::to_string), offline: false };
-    HubRepo::open_with("lab/tiny", config).unwrap()
+    HubRepo::open("lab/tiny", &config).unwrap()
 }
 
 fn is_empty(folder: &Path) -> bool {
@@ -68,7 +68,7 @@ fn names_that_lead_elsewhere_are_refused_before_anything_is_asked() {
     }
     assert!(heard.lock().unwrap().is_empty() && is_empty(&cache) && !outside.exists());
     for revision in ["/etc", "a//b", "..", "./main", "a/../b"] {
-        assert_eq!(HubRepo::open(&format!("lab/tiny@{revision}")).err().unwrap().kind(), ErrorKind::BadInput, "{revision}");
+        assert_eq!(HubRepo::open(&format!("lab/tiny@{revision}"), &Default::default()).err().unwrap().kind(), ErrorKind::BadInput, "{revision}");
     }
     assert!(repo.file("a folder/b-1.2_c.json").is_ok(), "plain names are asked for");
 }
@@ -116,14 +116,14 @@ fn neither_token_nor_password_is_shown() {
     let cache = scratch("hub-secrets");
     for endpoint in [format!("http://me:pass@127.0.0.1:{port}"), "http://me:pass@127.0.0.1:9".into(), "http://me:pass@nowhere.invalid".into(), "nonsense://me:pass@x".into(), "http://me:pass/pass@x".into(), "http://me:pass@pass@127.0.0.1:9".into(), "http://me:pass@[::x".into()] {
         let config = HubConfig { endpoint: endpoint.clone(), cache: cache.clone(), token: Some("hf_secret".into()), offline: false };
-        let repo = HubRepo::open_with("lab/tiny", config).unwrap();
+        let repo = HubRepo::open("lab/tiny", &config).unwrap();
         for error in [repo.file("config.json").unwrap_err(), repo.list().unwrap_err()] {
             let text = error.to_string();
             assert!(!text.contains("pass") && !text.contains("hf_secret") && !text.chars().any(char::is_control), "{endpoint}: {text}");
         }
     }
     let config = HubConfig { endpoint: "http://127.0.0.1:9".into(), cache, token: Some("hf_sec\nret".into()), offline: false };
-    let error = HubRepo::open_with("lab/tiny", config).err().unwrap();
+    let error = HubRepo::open("lab/tiny", &config).err().unwrap();
     assert!(!error.to_string().contains("hf_sec"), "{error}");
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Import order is reading order is data flow.
 const WALK: &[&str] = &[
-    "error", "device", "files", "progress", "hub", "text", "model", "activations", "clt", "train", "replacement", "eval", "graph",
+    "error", "environment", "device", "files", "progress", "hub", "text", "model", "activations", "clt", "train", "replacement", "eval", "graph",
     "intervene", "features", "picture", "selftest", "notebook", "prelude", "guide",
 ];
 
@@ -63,6 +63,25 @@ fn modules_import_only_from_above() {
     assert!(checked > 20, "only {checked} imports were found: the reader of imports is broken");
 }
 
+/// Each part of the project has one file that reads the environment.
+#[test]
+fn one_file_reads_the_environment() {
+    let reads = ["env::var", "env::vars", "env::set_var", "env::remove_var", "env::home_dir", "env::temp_dir", "use std::env", "getenv"];
+    for (folder, own) in [("crate/src", "crate/src/environment.rs"), ("cli/src", "cli/src/environment.rs"), ("kernel/src", "kernel/src/environment.rs")] {
+        let mut files = Vec::new();
+        sources(&root().join(folder), &mut files);
+        let mut found = 0;
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let count = text.lines().filter(|line| !line.trim_start().starts_with("//") && reads.iter().any(|read| line.contains(read))).count();
+            let is_own = file == root().join(own);
+            assert!(is_own || count == 0, "{}: reads the environment {count} times; {own} is the place", file.display());
+            found += count;
+        }
+        assert!(found > 0, "{folder}: {own} reads nothing: the reader of sources is broken");
+    }
+}
+
 #[test]
 fn files_are_read_in_one_sitting() {
     let mut files = Vec::new();
@@ -73,4 +92,22 @@ fn files_are_read_in_one_sitting() {
         let lines = std::fs::read_to_string(&file).unwrap().lines().count();
         assert!(lines <= 400, "{}: {lines} lines, at most 400", file.display());
     }
+}
+
+/// The version that a manifest gives its package.
+fn version(manifest: &str) -> String {
+    let text = std::fs::read_to_string(root().join(manifest)).unwrap();
+    let line = text.lines().find(|line| line.starts_with("version = ")).unwrap_or_else(|| panic!("{manifest} has no version"));
+    line.split('"').nth(1).unwrap().to_string()
+}
+
+#[test]
+fn all_packages_have_one_version_and_the_library_of_cells_is_named_by_it() {
+    let library = version("Cargo.toml");
+    for manifest in ["cli/Cargo.toml", "kernel/Cargo.toml", "kernel/cells/Cargo.toml"] {
+        assert_eq!(version(manifest), library, "{manifest}");
+    }
+    let cells = std::fs::read_to_string(root().join("kernel/cells/Cargo.toml")).unwrap();
+    let name = format!("name = \"cltlab_{}\"", library.replace('.', "_"));
+    assert!(cells.contains(&name), "kernel/cells/Cargo.toml has no {name}");
 }

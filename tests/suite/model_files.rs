@@ -4,7 +4,8 @@
 use crate::families::{largest, FAMILIES};
 use crate::support::{fixture, max_difference, says, scratch, tensors, values};
 use cltlab::candle::{safetensors, DType, Device, Tensor};
-use cltlab::model::{Capture, ARCHITECTURES};
+use cltlab::model::{ARCHITECTURES, Capture, LoadConfig};
+use cltlab::text::ChatConfig;
 use cltlab::{Error, ErrorKind, Model};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -14,17 +15,17 @@ fn gguf_files_equal_transformers() {
     for name in [
         "gpt2", "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "gptneox", "gptneox_serial", "phi2", "olmo2", "qwen3_yarn",
     ] {
-        let model = Model::load(&fixture(&format!("gguf/{name}.gguf")).to_string_lossy(), &Device::Cpu).unwrap();
+        let model = Model::load(fixture(&format!("gguf/{name}.gguf")), &LoadConfig::on(&Device::Cpu)).unwrap();
         let expected = tensors(&fixture(&format!("gguf/{name}.safetensors")));
         let ids = expected["input_ids"].to_dtype(DType::U32).unwrap().to_vec2::<u32>().unwrap();
         let top = largest(&values(&expected["logits"]));
         for (row, prompt) in ids.iter().enumerate() {
-            let logits = model.run_tokens(prompt, Capture::logits()).unwrap().logits.unwrap();
+            let logits = model.run(prompt, &Capture::logits()).unwrap().logits.unwrap();
             let off = max_difference(&values(&logits), &values(&expected["logits"].get(row).unwrap())) / top;
             println!("{name}.gguf: largest error {off:.1e} of the largest logit");
             assert!(off <= 1e-5, "{name}: {off}");
         }
-        assert_eq!(model.run("text").unwrap_err().kind(), ErrorKind::MissingFile);
+        assert_eq!(model.run("text", &Default::default()).unwrap_err().kind(), ErrorKind::MissingFile);
     }
 }
 
@@ -41,7 +42,7 @@ fn spoilt(family: &str, change: impl Fn(&mut HashMap<String, Tensor>), config: s
 }
 
 fn load(folder: &std::path::Path) -> Result<Model, Error> {
-    Model::load(&folder.to_string_lossy(), &Device::Cpu)
+    Model::load(&folder, &LoadConfig::on(&Device::Cpu))
 }
 
 #[test]
@@ -109,7 +110,7 @@ fn generation_configs_are_read() {
     let own = model.generate_config();
     assert_eq!((own.temperature, own.top_k, own.top_p, own.max_tokens), (0.6, 50, 0.9, 9));
     assert_eq!(model.config().stop_tokens, [5, 7]);
-    let ids = model.generate_tokens(&[1, 2, 3], &cltlab::model::GenerateConfig { max_tokens: 60, temperature: 5.0, ..own }).unwrap();
+    let ids = model.generate(&[1, 2, 3], &cltlab::model::GenerateConfig { max_tokens: 60, temperature: 5.0, ..own }).unwrap().tokens;
     assert!(ids.iter().rev().skip(1).all(|id| ![5, 7].contains(id)), "{ids:?}");
     write(serde_json::json!({"temperature": 0.6, "do_sample": false}));
     let model = load(&folder).unwrap();
@@ -141,6 +142,6 @@ fn a_tokenizer_beside_a_gguf_file_takes_the_chat_template_from_it() {
         load(&path)
     };
     let model = with(Value::Array(vec![Value::String("a".to_string())])).unwrap();
-    assert_eq!(model.tokenizer().unwrap().chat(&[("user", "Hello")], true).unwrap(), "Hello!");
+    assert_eq!(model.tokenizer().unwrap().chat(&[("user", "Hello")], &ChatConfig::default()).unwrap(), "Hello!");
     says(&with(Value::Array(vec![Value::U32(7)])).unwrap_err(), ErrorKind::BadFile, &["model.gguf", "tokenizer.ggml.tokens"]);
 }

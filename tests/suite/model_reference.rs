@@ -1,10 +1,10 @@
-//! The base models against reference results: numpy float32 for SmolLM2 and stories260K, the
-//! trainer's own activations for gpt-nano-sort, Hugging Face transformers for the tiny models.
+//! The base models against reference results: numpy float32 for SmolLM2 and stories260K, TransformerLens for a
+//! llama2.c file, the trainer's own activations for gpt-nano-sort.
 
 use crate::support::{self, assert_close, values};
 use base64::Engine;
 use cltlab::candle::{self as candle_core, Device, Tensor};
-use cltlab::model::{Capture, Freeze, GenerateConfig};
+use cltlab::model::{Capture, Freeze, GenerateConfig, LoadConfig};
 use cltlab::Model;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -25,36 +25,69 @@ fn check_prompts(model: &Model, prompts: &serde_json::Value, tolerance: f32) {
         if !text.is_empty() {
             assert_eq!(model.tokens(text).unwrap(), ids, "ids of {text:?}");
         }
-        let run = model.run_tokens(&ids, Capture::default()).unwrap();
+        let run = model.run(&ids, &Capture::default()).unwrap();
         let last = values(&run.logits.unwrap().get(ids.len() - 1).unwrap());
         let top = prompt["top5"].as_array().unwrap();
         let got: Vec<f32> = top.iter().map(|entry| last[entry["id"].as_u64().unwrap() as usize]).collect();
         let expected: Vec<f32> = top.iter().map(|entry| entry["logit"].as_f64().unwrap() as f32).collect();
         assert_close(&format!("top-5 logits of {text:?}"), &got, &expected, tolerance);
         let wanted = numbers(&prompt["greedy_ids"]);
-        assert_eq!(model.generate_tokens(&ids, &greedy(wanted.len())).unwrap(), wanted, "greedy ids of {text:?}");
+        assert_eq!(model.generate(&ids, &greedy(wanted.len())).unwrap().tokens, wanted, "greedy ids of {text:?}");
     }
 }
 
 #[test]
+#[ignore = "needs .cltlab/models/SmolLM2-135M-Instruct.Q4_1.gguf, ../shared/data/smollm2/reference.json"]
 fn smollm2_equals_numpy() {
-    let (Some(path), Some(reference)) = (support::smollm2(), support::shared("data/smollm2/reference.json")) else { return };
-    let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
-    let reference: serde_json::Value = cltlab::files::read_json(reference).unwrap();
+    let model = Model::load(&support::smollm2(), &LoadConfig::on(&Device::Cpu)).unwrap();
+    let reference: serde_json::Value = cltlab::files::read_json(support::shared("data/smollm2/reference.json")).unwrap();
     check_prompts(&model, &reference["prompts"], 2e-3);
 }
 
 #[test]
+#[ignore = "needs ../shared/data/stories260k"]
 fn stories260k_equals_numpy() {
-    let Some(folder) = support::shared("data/stories260k") else { return };
-    let model = Model::load(&folder.join("model.bin").to_string_lossy(), &Device::Cpu).unwrap();
+    let folder = support::shared("data/stories260k");
+    let model = Model::load(&folder.join("model.bin"), &LoadConfig::on(&Device::Cpu)).unwrap();
     let reference: serde_json::Value = cltlab::files::read_json(folder.join("reference.json")).unwrap();
     check_prompts(&model, &reference, 1e-3);
     let first = &reference[0];
-    let ids = model.generate_tokens(&[1], &greedy(first["greedy_ids"].as_array().unwrap().len())).unwrap();
+    let ids = model.generate(&[1], &greedy(first["greedy_ids"].as_array().unwrap().len())).unwrap().tokens;
     let all: Vec<u32> = [1].into_iter().chain(ids).collect();
     let text = model.tokenizer().unwrap().decode(&all[1..]).unwrap();
     assert_eq!(text.trim_start(), first["text"].as_str().unwrap().trim_start());
+}
+
+/// The committed Llama as a llama2.c checkpoint, whose heads rotate neighbours: TransformerLens's logits.
+#[test]
+fn a_llama2c_file_equals_transformer_lens() {
+    let tensors = support::tensors(&support::small_folder().join("model.safetensors"));
+    let rows = |name: &str| -> Vec<f32> { values(&tensors[name]) };
+    let (d, head) = (32, 8);
+    // Row 2i of a head is the i-th of its first half, row 2i + 1 that of its second.
+    let rotated = |all: Vec<f32>| -> Vec<f32> {
+        let of = |at: usize| at / head * head + at % head / 2 + at % 2 * (head / 2);
+        (0..all.len() / d).flat_map(|at| all[of(at) * d..][..d].to_vec()).collect()
+    };
+    let mut numbers = rows("model.embed_tokens.weight");
+    for name in ["input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp.gate_proj", "mlp.down_proj", "mlp.up_proj"] {
+        for layer in 0..3 {
+            let all = rows(&format!("model.layers.{layer}.{name}.weight"));
+            numbers.extend(if name.ends_with("q_proj") || name.ends_with("k_proj") { rotated(all) } else { all });
+        }
+    }
+    numbers.extend(rows("model.norm.weight"));
+    numbers.extend(vec![0.0; 64 * head]);
+    numbers.extend(rows("lm_head.weight"));
+    // A negative vocabulary: the unembedding is not the embedding.
+    let words = [d as i32, 96, 3, 4, 2, -128, 64];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).chain(numbers.iter().flat_map(|number| number.to_le_bytes())).collect();
+    let path = support::scratch("llama2c-lens").join("model.bin");
+    std::fs::write(&path, bytes).unwrap();
+    let expected = support::tensors(&support::fixture("attribution/llama/expected.safetensors"));
+    let prompt: Vec<u32> = expected["input_tokens"].to_vec1::<i64>().unwrap().into_iter().map(|id| id as u32).collect();
+    let run = Model::load(path.to_str().unwrap(), &LoadConfig::on(&Device::Cpu)).unwrap().run(&prompt, &Capture::default()).unwrap();
+    assert_close("logits", &values(&run.logits.unwrap()), &values(&expected["tl_logits"]), 1e-4);
 }
 
 /// llm-viz's JSON of tensors: base64 of little-endian f32.
@@ -92,15 +125,16 @@ fn nano_sort_folder(json: &Path) -> PathBuf {
 }
 
 #[test]
+#[ignore = "needs ../shared/data/gpt-nano-sort"]
 fn nano_sort_equals_its_trainer() {
-    let Some(data) = support::shared("data/gpt-nano-sort") else { return };
-    let model = Model::load(&nano_sort_folder(&data.join("gpt-nano-sort-model.json")).to_string_lossy(), &Device::Cpu).unwrap();
+    let data = support::shared("data/gpt-nano-sort");
+    let model = Model::load(&nano_sort_folder(&data.join("gpt-nano-sort-model.json")), &LoadConfig::on(&Device::Cpu)).unwrap();
     let partials = json_tensors(&data.join("gpt-nano-sort-t0-partials.json"));
     let (shape, ids) = &partials["idx"];
     let (batch, tokens) = (shape[0], shape[1]);
     for row in 0..batch {
         let prompt: Vec<u32> = ids[row * tokens..(row + 1) * tokens].iter().map(|id| *id as u32).collect();
-        let run = model.run_tokens(&prompt, Capture::default()).unwrap();
+        let run = model.run(&prompt, &Capture::default()).unwrap();
         let expected = |name: &str| {
             let (shape, numbers) = &partials[name];
             let size = shape[1..].iter().product::<usize>();
@@ -122,10 +156,10 @@ fn nano_sort_equals_its_trainer() {
 #[test]
 fn frozen_backward_is_the_transpose_of_the_frozen_forward() {
     for family in ["gpt2", "llama"] {
-        let Some(folder) = support::shared(&format!("fixtures/parity/{family}")) else { return };
-        let model = Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+        let folder = support::fixture(&format!("parity/{family}"));
+        let model = Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap();
         let prompt = [1_u32, 5, 9, 2, 7, 3];
-        let run = model.run_tokens(&prompt, Capture::default()).unwrap();
+        let run = model.run(&prompt, &Capture::default()).unwrap();
         let (tokens, width) = (prompt.len(), model.width());
         let push = Tensor::randn(0.0_f32, 1.0, (tokens, width), &Device::Cpu).unwrap();
         let probe = Tensor::randn(0.0_f32, 1.0, (tokens, width), &Device::Cpu).unwrap();
@@ -135,7 +169,7 @@ fn frozen_backward_is_the_transpose_of_the_frozen_forward() {
                 let out = run.layers[layer].mlp_out.clone().unwrap();
                 Ok(Some(if layer == 0 { (out + (&push * scale)?)? } else { out }))
             };
-            let pushed = model.run_spliced(&prompt, Capture::default(), Freeze::all(&run), &mut hold).unwrap();
+            let pushed = model.run_spliced(&prompt, &Capture::default(), Freeze::all(&run), &mut hold).unwrap();
             pushed.layers[1].resid_mid.clone().unwrap()
         };
         let difference = (moved(1.0) - moved(0.0)).unwrap();

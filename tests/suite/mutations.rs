@@ -134,19 +134,19 @@ fn tried(targets: &[Target], seed: u64, count: usize, limit: Duration) {
 }
 
 fn model(folder: &Path, _: &Path) -> Result<()> {
-    load(folder)?.run_tokens(&[1, 2, 3], Capture::logits()).map(|_| ())
+    load(folder)?.run([1, 2, 3], &Capture::logits()).map(|_| ())
 }
 
 fn model_file(_: &Path, path: &Path) -> Result<()> {
     let tokens = Tokenizer::from_gguf(path).and_then(|tokenizer| tokenizer.encode("a b"));
-    load(path)?.run_tokens(&[1, 2, 3], Capture::logits())?;
+    load(path)?.run([1, 2, 3], &Capture::logits())?;
     // A fixture without a vocabulary is a model all the same.
     drop(tokens);
     Ok(())
 }
 
 fn checkpoint_file(_: &Path, path: &Path) -> Result<()> {
-    load(path)?.run_tokens(&[1, 2, 3], Capture::logits()).map(|_| ())
+    load(path)?.run([1, 2, 3], &Capture::logits()).map(|_| ())
 }
 
 fn models() -> Vec<Target> {
@@ -171,11 +171,11 @@ fn ggufs() -> Vec<Target> {
 }
 
 fn clt(folder: &Path, _: &Path) -> Result<()> {
-    let clt = Clt::load(folder.to_str().unwrap(), &Device::Cpu)?;
+    let clt = Clt::load(folder, &CltLoadConfig::on(&Device::Cpu))?;
     for l in 0..clt.layers() {
         let inputs = cltlab::candle::Tensor::ones((2, clt.config().width), DType::F32, &Device::Cpu)?;
         clt.encode_layer(l, &inputs)?;
-        clt.decoder(l).sum_all()?;
+        clt.decoder(l)?.sum_all()?;
     }
     Ok(())
 }
@@ -217,7 +217,7 @@ fn tokenizer(_: &Path, path: &Path) -> Result<()> {
 fn template(_: &Path, path: &Path) -> Result<()> {
     let text = cltlab::files::read_text(path)?;
     let tokenizer = Tokenizer::from_file(fixture("attribution/llama/model/tokenizer.json"))?;
-    tokenizer.with_chat_template(text).chat(&[("system", "short"), ("user", "hello"), ("assistant", "a \"b\"")], true).map(|_| ())
+    tokenizer.chat_template(&text).chat(&[("system", "short"), ("user", "hello"), ("assistant", "a \"b\"")], &Default::default()).map(|_| ())
 }
 
 fn tokenizers() -> Vec<Target> {
@@ -243,7 +243,7 @@ fn tokenizers() -> Vec<Target> {
 }
 
 fn corpus(_: &Path, path: &Path) -> Result<()> {
-    Corpus::load(path).map(|_| ())
+    Corpus::load(path, &Default::default()).map(|_| ())
 }
 
 fn texts() -> Vec<Target> {
@@ -278,7 +278,7 @@ fn texts() -> Vec<Target> {
 }
 
 fn activations(_: &Path, path: &Path) -> Result<()> {
-    Trainer::new(&Activations::load(path)?, &shape(), &TrainConfig { steps: 1, batch_tokens: 8, ..TrainConfig::default() })?.run().map(|_| ())
+    Trainer::new(&Activations::load(path, &Default::default())?, &shape(), &TrainConfig { steps: 1, batch_tokens: 8, ..TrainConfig::default() })?.run().map(|_| ())
 }
 
 fn shape() -> CltConfig {
@@ -286,7 +286,7 @@ fn shape() -> CltConfig {
 }
 
 fn store(folder: &Path, _: &Path) -> Result<()> {
-    let activations = Activations::open(folder)?;
+    let activations = Activations::load(folder, &Default::default())?;
     let shape = CltConfig { features: 24, layers: activations.layers(), width: activations.width(), activation: Activation::TopK { k: 4 }, ..CltConfig::default() };
     Trainer::new(&activations, &shape, &TrainConfig { steps: 1, batch_tokens: 8, ..TrainConfig::default() })?.run().map(|_| ())
 }

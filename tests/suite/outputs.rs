@@ -74,7 +74,7 @@ fn a_pipe_is_written_to_and_stays() {
         }
         assert!(std::fs::metadata(&fifo).unwrap().file_type().is_fifo());
     }
-    assert_eq!(names(&folder), ["fifo", "plain.json", "plain.safetensors"]);
+    assert_eq!(names(&folder), ["fifo", "graph-metadata.json", "plain.json", "plain.safetensors"]);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn modes_follow_the_umask() {
         for (command, path) in [
             (format!("run --model {model} --tokens 1,2 --raw"), at("run")),
             (format!("clt encode {clt} --model {model} --tokens 1,2,3,4 --raw"), at("encode")),
-            (format!("intervene {both} --set 0,1,3=2 --raw"), at("intervene")),
+            (format!("intervene {both} --set 0_3_1=2 --raw"), at("intervene")),
             (format!("attribute {both} --raw {} -o", at("raw").display()), at("attribute")),
             (format!("clt convert {clt}"), at("convert")),
         ] {

@@ -6,10 +6,11 @@ use crate::attribution::{dense, TOKENS};
 use crate::support::{assert_close, fixture, largest, max_difference, scratch, tensors, values, worse};
 use cltlab::candle::safetensors::save;
 use cltlab::candle::{DType, Device, Tensor};
-use cltlab::clt::{Activation, Clt, CltConfig, LayerWeights};
+use cltlab::clt::{Activation, Clt, CltConfig, CltLoadConfig, LayerWeights};
 use cltlab::graph::{AttributeConfig, PruneConfig};
 use cltlab::intervene::{InterveneConfig, Intervention, Mode};
-use cltlab::replacement::{FeatureNode, Replacement};
+use cltlab::model::LoadConfig;
+use cltlab::replacement::{FeatureNode, LocalConfig, Replacement};
 use cltlab::{ErrorKind, Model};
 use std::collections::HashMap;
 
@@ -21,11 +22,11 @@ const KINDS: [&str; 4] = ["gpt2", "llama", "gpt2_skip", "llama_skip"];
 
 fn model(arch: &str) -> Model {
     let arch = arch.trim_end_matches("_skip");
-    Model::load(&fixture(&format!("attribution/{arch}/model")).to_string_lossy(), &Device::Cpu).unwrap()
+    Model::load(fixture(&format!("attribution/{arch}/model")), &LoadConfig::on(&Device::Cpu)).unwrap()
 }
 
 fn replacement(arch: &str) -> (Replacement, HashMap<String, Tensor>) {
-    let clt = Clt::load(&folder(arch), &Device::Cpu).unwrap();
+    let clt = Clt::load(&folder(arch), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     (Replacement::new(&model(arch), &clt).unwrap(), tensors(&fixture(&format!("per_layer/{arch}/expected.safetensors"))))
 }
 
@@ -42,7 +43,7 @@ fn graphs_of_circuit_tracer() {
         assert!(config.per_layer && config.slots(0) == 1 && config.decoders() == 3);
         assert_eq!(matches!(config.activation, Activation::JumpRelu { .. }), arch.starts_with("llama"));
         assert_eq!((config.activation == Activation::TopK { k: 4 }, config.skip), (arch == "gpt2_skip", arch.ends_with("skip")));
-        let graph = replacement.attribute_tokens(&TOKENS, &AttributeConfig { max_features: None, ..AttributeConfig::default() }).unwrap();
+        let graph = replacement.attribute(&TOKENS, &AttributeConfig { max_features: None, ..AttributeConfig::default() }).unwrap();
         println!("{arch}: {graph}");
         let active: Vec<usize> = graph.active_features().iter().flat_map(|f| [f.layer, f.position, f.feature]).collect();
         assert_eq!(active, ids(&want["active_features"]));
@@ -57,7 +58,7 @@ fn graphs_of_circuit_tracer() {
         assert!(check.holds(1e-5), "{check}");
         // A budget ranks and selects as for CLTs.
         let few = AttributeConfig { max_features: Some(40), ..AttributeConfig::default() };
-        assert!(replacement.verify_edges(&replacement.attribute_tokens(&TOKENS, &few).unwrap(), 10, 4).unwrap().holds(1e-5));
+        assert!(replacement.verify_edges(&replacement.attribute(&TOKENS, &few).unwrap(), 10, 4).unwrap().holds(1e-5));
     }
 }
 
@@ -69,7 +70,7 @@ fn interventions_of_circuit_tracer() {
         let set = Intervention::set(FeatureNode { layer, position, feature }, values(&want["value"])[0]);
         let modes = [("logits_after", Mode::FrozenAttention), ("logits_direct", Mode::Direct), ("logits_layers", Mode::Layers { start: 0, end: 2 })];
         for (name, mode) in modes.into_iter().take(if arch.ends_with("skip") { 3 } else { 1 }) {
-            let effect = replacement.intervene_tokens(&TOKENS, &[set], &InterveneConfig { mode, ..InterveneConfig::default() }).unwrap();
+            let effect = replacement.intervene(&TOKENS, &[set], &InterveneConfig { mode, ..InterveneConfig::default() }).unwrap();
             assert_close(&format!("{arch} {name}"), effect.logits_after(), &values(&want[name]), 1e-4);
             // Held all through, the outputs follow the edges exactly.
             let exact = effect.outputs.iter().fold(0.0, |worst, output| worse(worst, (output.predicted - output.measured).abs()));
@@ -88,7 +89,7 @@ fn later_layers_answer_in_predictions() {
         let add = Intervention::add(FeatureNode { layer, position, feature }, 1.5);
         let predicted = |mode| -> Vec<f64> {
             let config = InterveneConfig { mode, top: 200, ..InterveneConfig::default() };
-            let mut outputs = replacement.intervene_tokens(&TOKENS, &[add], &config).unwrap().outputs;
+            let mut outputs = replacement.intervene(&TOKENS, &[add], &config).unwrap().outputs;
             outputs.sort_by_key(|output| output.token);
             outputs.iter().map(|output| output.predicted).collect()
         };
@@ -109,23 +110,23 @@ fn a_plt_is_a_clt_with_zeros() {
         let (given, _) = replacement(arch);
         let plt = given.clt();
         let out = scratch(&format!("per-layer-{arch}"));
-        plt.save(&out).unwrap();
+        plt.save(&out, &Default::default()).unwrap();
         std::fs::remove_file(out.join("cltlab.json")).unwrap();
         let layers = plt.layers();
         let padded = (0..layers).map(|l| LayerWeights {
-            encoder: plt.encoder(l).clone(),
+            encoder: plt.encoder(l).unwrap().clone(),
             encoder_bias: plt.encoder_bias(l).clone(),
             threshold: plt.threshold(l).cloned(),
-            decoder: plt.decoder(l).pad_with_zeros(1, 0, layers - l - 1).unwrap(),
+            decoder: plt.decoder(l).unwrap().pad_with_zeros(1, 0, layers - l - 1).unwrap(),
             decoder_bias: plt.decoder_bias(l).clone(),
             skip: plt.skip(l).cloned(),
         });
         let clt = Clt::new(CltConfig { per_layer: false, ..plt.config().clone() }, padded.collect()).unwrap();
         let config = AttributeConfig::default();
-        let graph = given.attribute_tokens(&TOKENS, &config).unwrap();
-        for other in [clt, Clt::load(&out.to_string_lossy(), &Device::Cpu).unwrap()] {
+        let graph = given.attribute(&TOKENS, &config).unwrap();
+        for other in [clt, Clt::load(&out, &CltLoadConfig::on(&Device::Cpu)).unwrap()] {
             let again = Replacement::new(given.model(), &other).unwrap();
-            let other = again.attribute_tokens(&TOKENS, &config).unwrap();
+            let other = again.attribute(&TOKENS, &config).unwrap();
             assert_eq!(other.active_features(), graph.active_features());
             assert_close("effects", &dense(&other), &dense(&graph), 1e-5);
             assert_close("logits", &values(&again.logits(&TOKENS).unwrap()), &values(&given.logits(&TOKENS).unwrap()), 1e-5);
@@ -137,7 +138,7 @@ fn a_plt_is_a_clt_with_zeros() {
 fn plts_that_cannot_be_read() {
     let (given, _) = replacement("gpt2");
     let out = scratch("per-layer-bad");
-    let load = || Clt::load(&out.to_string_lossy(), &Device::Cpu);
+    let load = || Clt::load(&out, &CltLoadConfig::on(&Device::Cpu));
     let yaml = |more: &str| {
         let head = "model_name: m\nmodel_kind: transcoder_set\nfeature_input_hook: hook_resid_mid\nfeature_output_hook: hook_mlp_out\n";
         std::fs::write(out.join("config.yaml"), format!("{head}{more}")).unwrap();
@@ -183,10 +184,10 @@ fn skip_connections_of_a_clt() {
     let layers = plt.layers();
     let weights = |skip: bool| {
         let layer = |l: usize| LayerWeights {
-            encoder: plt.encoder(l).clone(),
+            encoder: plt.encoder(l).unwrap().clone(),
             encoder_bias: plt.encoder_bias(l).clone(),
             threshold: plt.threshold(l).cloned(),
-            decoder: plt.decoder(l).repeat((1, layers - l, 1)).unwrap(),
+            decoder: plt.decoder(l).unwrap().repeat((1, layers - l, 1)).unwrap(),
             decoder_bias: plt.decoder_bias(l).clone(),
             skip: plt.skip(l).cloned().filter(|_| skip),
         };
@@ -196,20 +197,20 @@ fn skip_connections_of_a_clt() {
     let clt = Clt::new(config.clone(), weights(true)).unwrap();
     assert_eq!(clt.config().parameters(), CltConfig { skip: false, ..config.clone() }.parameters() + (layers * plt.config().width * plt.config().width) as u64);
     let folder = scratch("skip-clt");
-    clt.save(&folder).unwrap();
+    clt.save(&folder, &Default::default()).unwrap();
     for own in [true, false] {
         if !own {
             std::fs::remove_file(folder.join("cltlab.json")).unwrap();
         }
-        let again = Clt::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+        let again = Clt::load(&folder, &CltLoadConfig::on(&Device::Cpu)).unwrap();
         assert!(again.config().skip && !again.config().per_layer);
         (0..layers).for_each(|l| assert_eq!(values(again.skip(l).unwrap()), values(clt.skip(l).unwrap())));
     }
     // What the skip adds, by loops; and what lacks it is refused.
-    let local = Replacement::new(given.model(), &clt).unwrap().local(&TOKENS, &[]).unwrap();
+    let local = Replacement::new(given.model(), &clt).unwrap().local(&TOKENS, &LocalConfig { zero_positions: Vec::new() }).unwrap();
     let inputs: Vec<Tensor> = local.run().layers.iter().map(|layer| clt.input(layer).unwrap().clone()).collect();
     let plain = Clt::new(CltConfig { skip: false, ..config.clone() }, weights(false)).unwrap();
-    let (with, without) = (clt.decode_with(local.code(), &inputs).unwrap(), plain.decode(local.code()).unwrap());
+    let (with, without) = (clt.decode(local.code(), &inputs).unwrap(), plain.decode(local.code(), &[]).unwrap());
     let width = config.width;
     for (l, (with, without)) in with.iter().zip(&without).enumerate() {
         let (skip, x, mut expected) = (values(clt.skip(l).unwrap()), values(&inputs[l]), values(without));
@@ -219,13 +220,13 @@ fn skip_connections_of_a_clt() {
             }
         }
         assert_close("skip added", &values(with), &expected, 1e-5);
-        assert_close("one target", &values(&clt.decode_target_with(&local.code().layers[..=l], l, &inputs[l]).unwrap()), &values(with), 1e-6);
-        assert_eq!(clt.decode_target(&local.code().layers[..=l], l).unwrap_err().kind(), ErrorKind::BadInput);
+        assert_close("one target", &values(&clt.decode_target(&local.code().layers[..=l], l, Some(&inputs[l])).unwrap()), &values(with), 1e-6);
+        assert_eq!(clt.decode_target(&local.code().layers[..=l], l, None).unwrap_err().kind(), ErrorKind::BadInput);
     }
-    assert_eq!(clt.decode(local.code()).unwrap_err().kind(), ErrorKind::BadInput);
-    assert_eq!(clt.decode_with(local.code(), &inputs[1..]).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(clt.decode(local.code(), &[]).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(clt.decode(local.code(), &inputs[1..]).unwrap_err().kind(), ErrorKind::BadInput);
     let short = inputs[0].narrow(0, 0, 3).unwrap();
-    assert_eq!(clt.decode_target_with(&local.code().layers[..1], 0, &short).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(clt.decode_target(&local.code().layers[..1], 0, Some(&short)).unwrap_err().kind(), ErrorKind::BadInput);
     assert_eq!(Clt::new(config.clone(), weights(false)).unwrap_err().kind(), ErrorKind::BadTensor);
     assert_eq!(Clt::new(CltConfig { skip: false, ..config }, weights(true)).unwrap_err().kind(), ErrorKind::BadTensor);
 }

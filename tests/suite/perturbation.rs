@@ -25,7 +25,7 @@ use crate::support::{fixture, scratch, tensors, values, worse};
 use cltlab::candle::{safetensors, Device, Tensor};
 use cltlab::clt::InputSite;
 use cltlab::graph::{AttributeConfig, Graph, NodeKind};
-use cltlab::model::OutputSite;
+use cltlab::model::{LoadConfig, OutputSite};
 use cltlab::Model;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -80,7 +80,7 @@ fn verify(what: &str, model: &Model, kind: Kind, features: usize, prompt: &[u32]
     let clt = transcoder(model, kind, features, 11);
     let held = Held::new(model, &clt, prompt);
     let config = AttributeConfig { max_features: None, ..AttributeConfig::default() };
-    let graph = held.replacement.attribute_tokens(prompt, &config).unwrap();
+    let graph = held.replacement.attribute(prompt, &config).unwrap();
     let base = held.frozen(prompt, &[]);
     let mut bounds = [Bound::default(), Bound::default()];
     let doubled = |node: usize| -> Vec<Write> {
@@ -206,7 +206,7 @@ fn sixteen_layers() {
     }
     assert!(weights.keys().filter(|name| name.contains("layers.0.")).all(|name| tensors(&fixture("parity/gemma2_sliding/model.safetensors")).contains_key(name)));
     safetensors::save(&weights, folder.join("model.safetensors")).unwrap();
-    let model = Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap();
+    let model = Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap();
     let kind = Kind { name: "JumpReLU PLT", ..KINDS[4] };
     assert!(kind.input == InputSite::MlpIn && kind.output == OutputSite::BeforeNorm);
     let [features, logits] = verify("16 layers", &model, kind, 4 * width, &TOKENS, &OTHERS);

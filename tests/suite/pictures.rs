@@ -1,21 +1,18 @@
-//! Pictures and displays: hostile text never becomes markup, SVG is well-formed XML, curves keep
-//! their ends, parameters have their precedence. The reader of XML here is this file's own.
+//! Pictures and pages: hostile text never becomes markup, SVG is well-formed XML, curves keep
+//! their ends. The reader of HTML here is this file's own.
 
 use crate::attribution::{replacement, TOKENS};
 use crate::support::scratch;
 use cltlab::eval::{LayerReport, Report};
 use cltlab::graph::{Alignment, AttributeConfig, Edges, Graph, GraphParts, LogitTarget, PruneConfig, QkConfig};
 use cltlab::intervene::{Intervention, SupernodeConfig};
-use cltlab::notebook::display::blocks;
-use cltlab::notebook::live::{line, Course};
-use cltlab::notebook::param::param;
-use cltlab::picture::{chart, html, thin, training, Picture};
+use cltlab::picture::{bars, lines, ChartConfig, Html, Picture, Show};
 use cltlab::progress::TrainSample;
 use cltlab::replacement::FeatureNode;
 use cltlab::train::History;
 use cltlab::ErrorKind;
 
-const HOSTILE: [&str; 7] = [
+pub const HOSTILE: [&str; 7] = [
     "<script>alert(1)</script>",
     "\"><img src=x onerror='alert(2)'>",
     "a\nEVCXR_END_CONTENT\nb",
@@ -27,7 +24,7 @@ const HOSTILE: [&str; 7] = [
 
 /// Reads XML (or HTML of the same rules, with `void` elements) and returns its element names.
 /// Panics where it is not well-formed.
-fn elements(text: &str, void: &[&str]) -> Vec<String> {
+pub fn elements(text: &str, void: &[&str]) -> Vec<String> {
     let allowed = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
     assert!(text.chars().all(allowed), "a character that XML forbids");
     let (mut open, mut names, mut rest) = (Vec::<String>::new(), Vec::new(), text);
@@ -80,9 +77,10 @@ fn references(text: &str) {
     }
 }
 
-fn assert_svg(picture: &Picture) {
+pub fn assert_svg(picture: &Picture) {
     let names = elements(picture.svg(), &[]);
     assert_eq!(names[0], "svg");
+    roxmltree::Document::parse(picture.svg()).unwrap();
     for forbidden in ["script", "img", "image", "foreignObject", "a"] {
         assert!(!names.iter().any(|name| name == forbidden), "{forbidden} in a picture");
     }
@@ -91,9 +89,10 @@ fn assert_svg(picture: &Picture) {
     }
 }
 
-fn assert_html(text: &str) {
+pub fn assert_html(html: &Html) {
+    let text = html.as_str();
     let names = elements(text, &["img", "wbr", "meta"]);
-    let known = ["div", "img", "small", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "bdi", "code", "wbr", "html", "head", "meta", "title", "body"];
+    let known = ["div", "img", "small", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "bdi", "code", "wbr", "b", "html", "head", "meta", "title", "body"];
     names.iter().for_each(|name| assert!(known.contains(&name.as_str()), "unexpected <{name}>"));
     let images = text.matches("<img").count();
     assert_eq!(text.matches("src=\"data:image/svg+xml;base64,").count(), images);
@@ -131,14 +130,17 @@ pub fn hostile_graph() -> Graph {
 #[test]
 fn hostile_text_is_only_text() {
     for text in HOSTILE {
-        let escaped = html::escape(text);
-        assert!(!escaped.contains(['<', '>', '"', '\'', '\n', '\u{0}', '\u{1b}', '\u{202e}']), "{escaped}");
-        references(&escaped);
-        assert_html(&html::facts(text, &[("name", text.to_string())]));
-        assert_html(&html::card(text, &html::table(&[(text, html::Align::Left)], &[vec![html::token(text)]])));
-        assert_html(&html::bar(Some(0.5), text));
-        assert_html(&html::details(text, &html::token(text)));
-        assert_svg(&training(&[TrainSample { step: 1, tokens: 9, reconstruction: 1.0, ..TrainSample::default() }], text));
+        let escaped = Html::text(text);
+        assert!(!escaped.as_str().contains(['<', '>', '"', '\'', '\n', '\u{0}', '\u{1b}', '\u{202e}']), "{escaped}");
+        references(escaped.as_str());
+        let config = ChartConfig { title: text.into(), x: text.into(), y: text.into(), ..ChartConfig::default() };
+        for picture in [bars(&[(text, 1.0), (text, -2.0)], &config).unwrap(), lines(&[(text, vec![(0.0, 1.0), (1.0, 2.0)]), ("b", vec![(0.5, 0.0)])], &config).unwrap()] {
+            assert_svg(&picture);
+            assert_svg(&picture.clone().titled(&HOSTILE.concat()));
+            assert_html(&picture.html());
+        }
+        let report = Report { layers: vec![LayerReport::default()], ..Report::default() };
+        assert_html(&[(text, report)].html());
     }
     let graph = hostile_graph();
     assert!(!graph.edges().is_empty());
@@ -155,38 +157,37 @@ fn hostile_text_is_only_text() {
     }
 }
 
-#[test]
-fn blocks_end_where_they_should() {
-    for text in HOSTILE {
-        let written = blocks(&format!("<b>{text}</b>"), text);
-        assert_eq!(written.lines().filter(|line| line.starts_with("EVCXR_BEGIN_CONTENT")).count(), 2);
-        assert_eq!(written.lines().filter(|line| *line == "EVCXR_END_CONTENT").count(), 2, "{written}");
-        assert!(written.ends_with("\nEVCXR_END_CONTENT\n"));
-    }
-    let plain = blocks("", HOSTILE[5]);
-    assert!(!plain.contains(['\u{0}', '\u{1}', '\u{1b}']), "control characters reach the terminal");
+/// The words of a picture, in its order.
+pub fn words(picture: &Picture) -> Vec<String> {
+    let document = roxmltree::Document::parse(picture.svg()).unwrap();
+    document.descendants().filter(|node| node.has_tag_name("text")).map(|node| node.text().unwrap_or_default().trim().to_string()).collect()
 }
 
 #[test]
 fn graphs_and_effects_of_real_models() {
     let replacement = replacement("gpt2");
-    let graph = replacement.attribute_tokens(&TOKENS, &AttributeConfig::default()).unwrap();
+    let graph = replacement.attribute(&TOKENS, &AttributeConfig::default()).unwrap();
     let picture = graph.picture();
     assert_svg(&picture);
     assert_eq!(graph.picture(), picture, "the same graph gives the same picture");
     assert_html(&graph.html());
     let top = graph.top_features(1)[0];
-    assert!(picture.svg().contains(&format!(">{}/{}<", top.layer, top.feature)), "the most influential feature has its name");
-    let effect = replacement.intervene_tokens(&TOKENS, &[Intervention::ablate(top)], &Default::default()).unwrap();
+    assert!(words(&picture).contains(&format!("{}/{}", top.layer, top.feature)), "the most influential feature has its name");
+    assert_html(&graph.top_features(5).html());
+    assert_svg(&graph.top_features(5).picture().unwrap());
+    let many: Vec<Intervention> = graph.top_features(52).into_iter().map(Intervention::ablate).collect();
+    let effect = replacement.intervene(&TOKENS, &many, &Default::default()).unwrap();
     assert_svg(&effect.picture());
     assert_html(&effect.html());
-    let mut split = replacement.attribute_attention_tokens(&TOKENS, &QkConfig { layer: 2, head: 1, query: 9, key: 5, ..QkConfig::default() }).unwrap();
+    assert!(effect.picture().alt().len() < 400, "{}", effect.picture().alt());
+    let mut split = replacement.attribute_attention(&TOKENS, &QkConfig { layer: 2, head: 1, query: 9, key: 5, ..QkConfig::default() }).unwrap();
     split.token_text = vec![HOSTILE.concat(); TOKENS.len()];
     split.pairs[1].weight = f64::NAN;
     assert_svg(&split.picture());
     assert_html(&split.html());
     let mut groups = graph.supernodes(3);
     groups[0].name = HOSTILE.concat();
+    assert_html(&groups.html());
     let mut check = replacement.check_supernodes(&graph, &groups, &SupernodeConfig::default()).unwrap();
     check.outputs[0].1 = HOSTILE.concat();
     check.effects[1].measured[0] = f64::NAN;
@@ -195,75 +196,86 @@ fn graphs_and_effects_of_real_models() {
 }
 
 #[test]
+fn a_difference_names_both_graphs() {
+    let replacement = replacement("gpt2");
+    let mut tokens = TOKENS;
+    tokens[3] = 7;
+    let graphs = [TOKENS, tokens].map(|tokens| replacement.attribute(&tokens, &AttributeConfig::default()).unwrap());
+    let picture = graphs[0].difference(&graphs[1], &Alignment::FromEnd).unwrap().picture();
+    let words = words(&picture);
+    for legend in ["larger in the first", "larger in the second"] {
+        assert!(words.iter().any(|word| word == legend), "{words:?}");
+    }
+    assert!(!words.iter().any(|word| word.contains("raises")), "{words:?}");
+    // The likeliest output of the first graph stands with its own probability, not with a mean.
+    let top = &graphs[0].logits()[0];
+    let own = format!("{:.1} % / ", 100.0 * top.probability);
+    assert!(words.iter().any(|word| word.contains(&own)), "{own} in {words:?}");
+}
+
+#[test]
 fn pictures_are_saved() {
     let folder = scratch("pictures");
-    let picture = chart::fvu_per_layer(&[0.4, f64::NAN, 0.9]);
+    let layer = |fvu| LayerReport { fvu, l0: 12.0, dead: 0.1 };
+    let report = |fvu: &[f64]| Report { layers: fvu.iter().copied().map(layer).collect(), tokens: 64, fidelity_tokens: 8, ..Report::default() };
+    let picture = report(&[0.4, f64::NAN, 0.9]).fvu_picture();
     assert_svg(&picture);
     assert!(picture.svg().contains("mean predictor"));
     picture.save(folder.join("a.svg")).unwrap();
     picture.save(folder.join("a.html")).unwrap();
+    picture.save(folder.join("a.png")).unwrap();
     assert_eq!(std::fs::read_to_string(folder.join("a.svg")).unwrap(), picture.svg());
-    assert_html(&std::fs::read_to_string(folder.join("a.html")).unwrap());
-    assert_eq!(picture.save(folder.join("a.png")).unwrap_err().kind(), ErrorKind::BadInput);
-    let layers = vec![LayerReport { fvu: 0.4, l0: 12.0, dead: 0.1 }; 3];
-    assert_html(&Report { layers, tokens: 64, fidelity_tokens: 8, ..Report::default() }.html());
-    [chart::l0_per_layer(&[]), chart::dead_per_layer(&[0.0, 0.0]), chart::fvu_per_layer(&[]), History::default().picture()].iter().for_each(assert_svg);
+    let page = std::fs::read_to_string(folder.join("a.html")).unwrap();
+    assert!(elements(&page, &["img", "wbr", "meta"]).contains(&"img".to_string()));
+    assert_eq!(picture.save(folder.join("a.pdf")).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_html(&report(&[0.4, 0.4]).html());
+    let empty = report(&[]);
+    [empty.l0_picture(), empty.dead_picture(), empty.fvu_picture(), History::default().picture()].iter().for_each(assert_svg);
 }
 
-fn sample(step: usize) -> TrainSample {
+pub fn sample(step: usize) -> TrainSample {
     let x = step as f64;
     TrainSample { step, steps: 10_000, tokens: 512 * step as u64, reconstruction: 3.0 / x + 0.2, sparsity: 0.1, l0: 40.0, fvu: 0.5, dead: 0.02, ..TrainSample::default() }
 }
 
 #[test]
 fn curves_are_thin_and_keep_their_ends() {
-    for (length, most) in [(1, 10), (2, 2), (10, 10), (11, 10), (401, 400), (100_000, 400)] {
-        let all: Vec<usize> = (0..length).collect();
-        let few = thin(&all, most);
-        assert!(few.len() <= most && few[0] == 0 && *few.last().unwrap() == length - 1, "{length} to {most}");
-        assert!(few.windows(2).all(|pair| pair[0] < pair[1]));
-    }
-    let mut course = Course::default();
-    (1..=9_999).for_each(|step| course.push(&sample(step)));
-    let samples = course.samples();
-    assert!(samples.len() <= 2_050, "{} samples are kept", samples.len());
-    assert_eq!((samples[0].step, samples[samples.len() - 1].step), (1, 9_999));
-    let begun = std::time::Instant::now();
-    let picture = training(&samples, "Training");
-    println!("a redraw: {:.1} ms, {} kB of SVG, {} kB of HTML", begun.elapsed().as_secs_f64() * 1e3, picture.svg().len() / 1000, picture.html().len() / 1000);
+    let history = History { samples: (1..=9_999).map(sample).collect(), ..History::default() };
+    let picture = history.picture();
     assert_svg(&picture);
-    assert!(picture.html().len() < 150_000);
-    // Another training begins a new course.
-    course.push(&sample(1));
-    assert_eq!(course.samples().len(), 1);
+    assert!(picture.html().as_str().len() < 150_000);
+    let document = roxmltree::Document::parse(picture.svg()).unwrap();
+    let curves: Vec<Vec<&str>> = document.descendants().filter_map(|node| Some(node.attribute("points")?.split_whitespace().collect())).collect();
+    let longest = curves.iter().map(Vec::len).max().unwrap();
+    assert_eq!(longest, 400, "points of a curve");
+    // Each curve runs over the whole width of its panel: from the first sample to the last.
+    let across = |points: &Vec<&str>| points.iter().map(|point| point.split_once(',').unwrap().0.parse::<f64>().unwrap()).collect::<Vec<_>>();
+    let spans: Vec<f64> = curves.iter().filter(|points| points.len() == 400).map(|points| across(points)[399] - across(points)[0]).collect();
+    assert_eq!(spans.len(), 8, "a raw and a mean curve in each of four panels");
+    assert!(spans.iter().all(|span| *span > 240.0 * 8.0), "{spans:?}");
     // Values that a logarithm or an axis has no place for.
-    let broken = [TrainSample { reconstruction: 0.0, ..sample(1) }, TrainSample { reconstruction: f64::NAN, l0: f64::INFINITY, ..sample(2) }, sample(3)];
-    assert!(training(&broken, "").svg().contains("Reconstruction"));
-    assert!(line(&sample(7)).contains("step 7/10000"));
+    let broken = vec![TrainSample { reconstruction: 0.0, ..sample(1) }, TrainSample { reconstruction: f64::NAN, l0: f64::INFINITY, ..sample(2) }, sample(3)];
+    let picture = History { samples: broken, ..History::default() }.picture();
+    assert_svg(&picture);
+    assert!(picture.svg().contains("Reconstruction"));
 }
 
 #[test]
-fn parameters_in_their_order() {
-    let file = scratch("params").join("params.json");
-    std::fs::write(&file, r#"{"suite_steps": 300, "suite_rate": "0.5", "suite_word": " two words ", "suite_flag": true}"#).unwrap();
-    assert_eq!(param("suite_steps", 100usize).unwrap(), 100, "the default");
-    std::env::set_var("CLTLAB_PARAMS", &file);
-    assert_eq!(param("suite_steps", 100usize).unwrap(), 300, "the file over the default");
-    assert_eq!(param("suite_rate", 0.1f64).unwrap(), 0.5);
-    assert_eq!(param("suite_word", String::new()).unwrap(), " two words ");
-    assert!(param("suite_flag", false).unwrap());
-    assert_eq!(param("suite_absent", 7u32).unwrap(), 7);
-    std::env::set_var("CLTLAB_SUITE_STEPS", "42");
-    assert_eq!(param("suite_steps", 100usize).unwrap(), 42, "the environment over the file");
-    std::env::set_var("CLTLAB_SUITE_STEPS", "many");
-    let error = param("suite_steps", 100usize).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::BadInput);
-    for word in ["suite_steps", "\"many\"", "usize"] {
-        assert!(error.to_string().contains(word), "'{error}' does not say {word}");
-    }
-    std::fs::write(&file, "[1]").unwrap();
-    assert_eq!(param("suite_absent", 7u32).unwrap_err().kind(), ErrorKind::BadFile);
-    std::env::remove_var("CLTLAB_PARAMS");
-    assert_eq!(param("suite absent", 7u32).unwrap_err().kind(), ErrorKind::BadInput);
-    assert_eq!(param("params", 7u32).unwrap_err().kind(), ErrorKind::BadInput);
+fn the_mean_curve_lies_in_the_middle_of_a_noisy_one() {
+    // A step down in the middle: a centred mean crosses half way exactly there, a running one later.
+    let samples = (1..=1001).map(|step| TrainSample { sparsity: 0.0, fvu: if step < 501 { 1.0 } else if step == 501 { 0.6 } else { 0.2 }, ..sample(step) }).collect();
+    let picture = History { samples, ..History::default() }.picture();
+    let document = roxmltree::Document::parse(picture.svg()).unwrap();
+    let curves = document.descendants().filter_map(|node| Some((node.attribute("stroke-width")?, node.attribute("points")?)));
+    // Raw and mean of the second panel are the third and fourth of the thick and thin curves.
+    let curves: Vec<Vec<(f64, f64)>> = curves
+        .filter(|(_, points)| points.split_whitespace().count() == 400)
+        .map(|(_, points)| points.split_whitespace().filter_map(|point| point.split_once(',')).map(|(x, y)| (x.parse().unwrap(), y.parse().unwrap())).collect())
+        .collect();
+    let mean = &curves[3];
+    let (top, foot) = (mean[0].1, mean[399].1);
+    assert!(foot - top > 400.0, "the curve falls");
+    let half = mean.iter().position(|(_, y)| *y >= 0.5 * (top + foot)).unwrap();
+    let middle = 0.5 * (mean[0].0 + mean[399].0);
+    assert!((mean[half].0 - middle).abs() < 0.01 * (mean[399].0 - mean[0].0), "half way at {} of {middle}", mean[half].0);
 }

@@ -1,7 +1,7 @@
 //! What a training will take and last: bytes and flops against counts one by one, memory against `MemoryNeed`, the CPU's time against
 //! a training's, the table of cards against what must hold of it; `cltlab train --dry-run` writes nothing.
 
-use crate::support::shared;
+use crate::support::small_folder;
 use crate::train_command::{cltlab, recipe, said};
 use cltlab::candle::Device;
 use cltlab::model::{LoadConfig, Summary};
@@ -192,7 +192,7 @@ fn a_streamed_model_is_part_of_the_plan() {
         let clt = CltConfig { features: 128, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&model) };
         let config = TrainConfig { steps: 3, batch_tokens: 48, ..TrainConfig::default() };
         let plan = Trainer::new(&activations, &clt, &config).unwrap().plan();
-        let need = MemoryNeed::of(&clt, &config).with_buffer(&activations);
+        let need = MemoryNeed::of(&clt, &config).buffered(&activations);
         assert_eq!((plan.cpu.weights, plan.cpu.step, plan.cpu.buffer), (need.weights, need.step, need.buffer));
         assert_eq!((plan.tokens, plan.text_tokens, plan.here.fits), (144, Some(1500), Some(true)));
         // Twenty blocks of fifteen tokens; a GPU holds two fillings, in bf16 where the model runs in it; as here it runs in f32.
@@ -262,7 +262,7 @@ fn a_dry_run_writes_nothing() {
     assert_eq!((json["cpu"]["weights"].as_u64(), json["cards"].as_array().map(Vec::len)), (Some(12 * weights), Some(7)));
     assert!(json["here"]["seconds_per_step"].as_f64().unwrap() > 0.0);
     // What would be refused is refused here too; a device that is not here is no fault of the recipe.
-    for (set, words) in [("clt.features=0", "CltConfig::features"), ("train.stepps=3", "'steps'"), ("clt.width=8", "CltConfig::width"), ("activations.file=nowhere.safetensors", "nowhere.safetensors")] {
+    for (set, words) in [("clt.features=0", "CltConfig::features"), ("train.stepps=3", "'steps'"), ("clt.width=8", "[clt] features"), ("activations.file=nowhere.safetensors", "nowhere.safetensors")] {
         let output = run(&["--set", set]);
         assert!(!output.status.success() && said(&output).contains(words), "{set}: {}", said(&output));
     }
@@ -281,15 +281,14 @@ fn a_dry_run_writes_nothing() {
 /// A model by name: only its configuration is read.
 #[test]
 fn a_dry_run_reads_no_weights() {
-    let Some(model) = shared("data/stories260k/model.bin") else { return };
     let folder = crate::support::scratch("dry-run-model");
     // A Hugging Face folder with a configuration and no weights.
     let config = serde_json::json!({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024});
     std::fs::create_dir(folder.join("gpt2")).unwrap();
     cltlab::files::write_json(folder.join("gpt2/config.json"), &config).unwrap();
     let parameters = Summary::read(folder.join("gpt2").to_str().unwrap()).unwrap().parameters();
-    for (name, layers, width) in [(folder.join("gpt2"), 12, 768), (model, 5, 64)] {
-        let text = format!("preset = \"openclt\"\n[model]\nname = {:?}\n[text]\nfile = \"stories.txt\"\n[stream]\nbuffer_tokens = 4000\n[output]\nfolder = \"run\"\n", name.to_str().unwrap());
+    for (name, layers, width) in [(folder.join("gpt2"), 12, 768), (small_folder(), 3, 32)] {
+        let text = format!("preset = \"openclt\"\n[model]\nsource = {:?}\n[text]\nsource = \"stories.txt\"\n[stream]\ncontext = 64\nbuffer_tokens = 4000\n[output]\nfolder = \"run\"\n", name.to_str().unwrap());
         std::fs::write(folder.join("train.toml"), text).unwrap();
         let output = cltlab(&["train", folder.join("train.toml").to_str().unwrap(), "--dry-run", "--json"]);
         assert!(output.status.success(), "{}", said(&output));

@@ -66,7 +66,7 @@ fn a_file_names_its_preset() {
     done(&["--set", "train.seed=3"]);
     // The preset's rate without warm-up, and its shape: 12 · 32 features, of which 7 are 2 %.
     assert!(lines(&folder).iter().all(|line| line["lr"] == 1e-4 && line["l0"] == 7.0));
-    let clt = Clt::load(folder.join("run/clt").to_str().unwrap(), &Device::Cpu).unwrap();
+    let clt = Clt::load(folder.join("run/clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     assert_eq!((clt.features(), &clt.config().activation), (384, &Activation::TopK { k: 7 }));
     // What was written beside it names the preset too, and trains the same.
     let again = folder.join("run/config.toml");
@@ -75,8 +75,8 @@ fn a_file_names_its_preset() {
     let other = format!("output.folder={}", folder.join("again").display());
     let output = cltlab(&["train", again.to_str().unwrap(), "--set", &other]);
     assert!(output.status.success(), "{}", said(&output));
-    let second = Clt::load(folder.join("again/clt").to_str().unwrap(), &Device::Cpu).unwrap();
-    let weights = |clt: &Clt| clt.decoder(0).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let second = Clt::load(folder.join("again/clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
+    let weights = |clt: &Clt| clt.decoder(0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert!(weights(&clt) == weights(&second));
     done(&["--set", "preset=anthropic", "--set", "clt.features=64", "--set", "clt.tied=no", "--set", "clt.input=mlp_in", "--set", &format!("output.folder={}", folder.join("third").display())]);
     for (set, words) in [("preset=opencl", ["'opencl'", "did you mean 'openclt'?"]), ("preset=", ["preset", "anthropic"]), ("presett.x=1", ["[presett]", "'preset'"])] {

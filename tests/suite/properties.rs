@@ -39,7 +39,7 @@ fn a_changed_code_is_the_dense_array() {
                 dense[p][feature as usize] = value;
             }
         }
-        prop_assert_eq!(code.offsets.len(), 5);
+        prop_assert_eq!(code.offsets().len(), 5);
         prop_assert_eq!(code.active(), dense.iter().flatten().filter(|value| **value != 0.0).count());
         for (p, row) in dense.iter().enumerate() {
             let (features, kept) = code.token(p);
@@ -71,7 +71,7 @@ fn encode_and_decode_are_the_dense_sums() {
         let mut layers = Vec::new();
         for layer in 0..l {
             let code = clt.encode_layer(layer, &Tensor::from_slice(&x[layer], (t, d), &Device::Cpu).unwrap()).unwrap();
-            let (encoder, bias) = (values(clt.encoder(layer)), values(clt.encoder_bias(layer)));
+            let (encoder, bias) = (values(clt.encoder(layer).unwrap()), values(clt.encoder_bias(layer)));
             let cuts = clt.threshold(layer).map(values);
             for p in 0..t {
                 let h: Vec<f64> = (0..f).map(|j| f64::from(bias[j]) + (0..d).map(|c| f64::from(encoder[j * d + c]) * f64::from(x[layer][p * d + c])).sum::<f64>()).collect();
@@ -93,11 +93,11 @@ fn encode_and_decode_are_the_dense_sums() {
             }
             layers.push(code);
         }
-        let decoded = clt.decode(&SparseCode { layers }).unwrap();
+        let decoded = clt.decode(&SparseCode { layers }, &[]).unwrap();
         for target in 0..l {
             let mut sum: Vec<f64> = (0..t).flat_map(|_| values(clt.decoder_bias(target))).map(f64::from).collect();
             for source in 0..=target {
-                let (decoder, slots) = (values(clt.decoder(source)), l - source);
+                let (decoder, slots) = (values(clt.decoder(source).unwrap()), l - source);
                 for (at, sum) in sum.iter_mut().enumerate() {
                     let (p, c) = (at / d, at % d);
                     *sum += (0..f).map(|j| dense[source][p * f + j] * f64::from(decoder[(j * slots + target - source) * d + c])).sum::<f64>();
@@ -118,7 +118,7 @@ fn every_format_gives_back_what_was_saved() {
         for format in Format::ALL {
             let folder = place.join(format.name());
             let _ = std::fs::remove_dir_all(&folder);
-            match clt.save_as(&folder, format) {
+            match clt.save(&folder, &CltSaveConfig { format: Some(format), ..Default::default() }) {
                 Err(error) => {
                     prop_assert_eq!(error.kind(), ErrorKind::Unsupported, "{}", error);
                     prop_assert!(!folder.exists(), "{format} was half written");
@@ -126,13 +126,13 @@ fn every_format_gives_back_what_was_saved() {
                 }
                 Ok(()) => {}
             }
-            let import = cltlab::clt::ImportConfig { format: Some(format), input: Some(clt.config().input), output: Some(clt.config().output), ..Default::default() };
-            let again = Clt::load_with(folder.to_str().unwrap(), &import, &Device::Cpu).map_err(|error| proptest::test_runner::TestCaseError::fail(format!("{format}: {error}")))?;
+            let import = CltLoadConfig { device: Some(Device::Cpu), format: Some(format), input: Some(clt.config().input), output: Some(clt.config().output), ..Default::default() };
+            let again = Clt::load(&folder, &import).map_err(|error| proptest::test_runner::TestCaseError::fail(format!("{format}: {error}")))?;
             prop_assert_eq!((again.layers(), again.config().width, again.features()), (l, d, f), "{}", format);
             for layer in 0..l {
-                prop_assert_eq!(values(again.encoder(layer)), values(clt.encoder(layer)), "{} encoder {}", format, layer);
+                prop_assert_eq!(values(again.encoder(layer).unwrap()), values(clt.encoder(layer).unwrap()), "{} encoder {}", format, layer);
                 prop_assert_eq!(values(again.encoder_bias(layer)), values(clt.encoder_bias(layer)), "{} bias {}", format, layer);
-                prop_assert_eq!(values(again.decoder(layer)), values(clt.decoder(layer)), "{} decoder {}", format, layer);
+                prop_assert_eq!(values(again.decoder(layer).unwrap()), values(clt.decoder(layer).unwrap()), "{} decoder {}", format, layer);
                 prop_assert_eq!(values(again.decoder_bias(layer)), values(clt.decoder_bias(layer)), "{} decoder bias {}", format, layer);
                 if let (Some(a), Some(b)) = (again.threshold(layer), clt.threshold(layer)) {
                     assert_close("threshold", &values(a), &values(b), 1e-6);
@@ -224,7 +224,7 @@ fn lines_of_json_are_the_texts_that_were_written() {
         let table: String = texts.iter().map(|text| format!("\"{}\"\n", text.replace('"', "\"\""))).collect();
         std::fs::write(folder.join("d.csv"), format!("text\n{table}")).unwrap();
         for file in ["a.jsonl", "b.jsonl.zst", "c.json", "d.csv"] {
-            let read = Corpus::load(folder.join(file)).map_err(|error| proptest::test_runner::TestCaseError::fail(format!("{file}: {error}")))?;
+            let read = Corpus::load(folder.join(file), &Default::default()).map_err(|error| proptest::test_runner::TestCaseError::fail(format!("{file}: {error}")))?;
             prop_assert_eq!(read.texts(), &texts[..], "{}", file);
         }
         Ok(())

@@ -29,14 +29,14 @@ fn scores_are_the_models_and_parts_add_up() {
     for family in FAMILIES {
         let model = tiny(family);
         let replacement = Replacement::new(&model, &random_clt(&model, OutputSite::AfterNorm, false)).unwrap();
-        let run = replacement.model().run_tokens(&PROMPT, Capture::default()).unwrap();
+        let run = replacement.model().run(&PROMPT, &Capture::default()).unwrap();
         let (mut worst, mut largest_score) = (0.0_f64, 0.0_f64);
         for layer in 0..model.layers() {
             for head in 0..model.config().heads {
                 let query = 11 - (head + layer) % 3;
                 let first = model.config().window(layer).map_or(0, |window| (query + 1).saturating_sub(window));
                 let splits: Vec<QkAttribution> = (first..=query)
-                    .map(|key| replacement.attribute_attention_tokens(&PROMPT, &QkConfig { layer, head, query, key, ..QkConfig::default() }).unwrap())
+                    .map(|key| replacement.attribute_attention(&PROMPT, &QkConfig { layer, head, query, key, ..QkConfig::default() }).unwrap())
                     .collect();
                 let bent: Vec<f64> = splits.iter().map(|split| split.cap.map_or(split.score, |cap| cap * (split.score / cap).tanh())).collect();
                 let total: f64 = bent.iter().map(|score| score.exp()).sum();
@@ -77,7 +77,7 @@ fn carried(local: &LocalReplacement, layer: usize, part: &QkPart) -> Vec<Tensor>
             let after = Tensor::zeros((run.tokens.len() - part.position - 1, row.elem_count()), row.dtype(), row.device())?;
             Ok(Some((kept + Tensor::cat(&[&before, &row.unsqueeze(0)?, &after], 0)?)?))
         };
-        replacement.model().run_spliced(&run.tokens, Capture::default(), Freeze::all(run), &mut splice).unwrap()
+        replacement.model().run_spliced(&run.tokens, &Capture::default(), Freeze::all(run), &mut splice).unwrap()
     };
     let (with, without) = (pass(true), pass(false));
     (0..run.tokens.len()).map(|p| (stream(&with, layer, p) - stream(&without, layer, p)).unwrap()).collect()
@@ -90,10 +90,10 @@ fn pairs_are_mixed_differences() {
         let model = tiny(family);
         for output in [OutputSite::AfterNorm, OutputSite::BeforeNorm] {
             let replacement = Replacement::new(&model, &random_clt(&model, output, false)).unwrap();
-            let local = replacement.local(&PROMPT, &[0]).unwrap();
+            let local = replacement.local(&PROMPT, &Default::default()).unwrap();
             let layer = model.layers() - 1;
             let (query, key, head) = (10, 8, model.config().heads - 1);
-            let split = replacement.attribute_attention_tokens(&PROMPT, &QkConfig { layer, head, query, key, pairs: 100_000, ..QkConfig::default() }).unwrap();
+            let split = replacement.attribute_attention(&PROMPT, &QkConfig { layer, head, query, key, pairs: 100_000, ..QkConfig::default() }).unwrap();
             assert_eq!(split.pairs.len(), split.queries.len() * split.keys.len());
             assert!(split.pairs.windows(2).all(|two| two[0].weight.abs() >= two[1].weight.abs()));
             let all: f64 = split.pairs.iter().map(|pair| pair.weight).sum();
@@ -109,7 +109,7 @@ fn pairs_are_mixed_differences() {
                 let off = (mixed - pair.weight).abs();
                 assert!(off <= 2e-5 * split.score.abs().max(1.0), "{family} {output:?}: {pair:?} against {mixed}, score {}", split.score);
             }
-            let few = replacement.attribute_attention_tokens(&PROMPT, &QkConfig { layer, head, query, key, pairs: 7, ..QkConfig::default() }).unwrap();
+            let few = replacement.attribute_attention(&PROMPT, &QkConfig { layer, head, query, key, pairs: 7, ..QkConfig::default() }).unwrap();
             assert_eq!(few.pairs, split.pairs[..7]);
         }
     }
@@ -125,7 +125,7 @@ fn without_constants_there_are_none() {
         let replacement = Replacement::new(&model, &random_clt(&model, OutputSite::AfterNorm, true)).unwrap();
         for layer in 0..model.layers() {
             let which = QkConfig { layer, head: 1, query: 9, key: 7, zero_positions: vec![], ..QkConfig::default() };
-            let split = replacement.attribute_attention_tokens(&PROMPT, &which).unwrap();
+            let split = replacement.attribute_attention(&PROMPT, &which).unwrap();
             let constants = [split.queries.last().unwrap(), split.keys.last().unwrap()];
             let top = largest(&split.queries.iter().map(|part| part.weight as f32).collect::<Vec<_>>());
             println!("{family} layer {layer}: constants {:.1e} and {:.1e}, largest part {top:.2}, score {:+.3}", constants[0].weight, constants[1].weight, split.score);
@@ -152,19 +152,19 @@ fn constants_are_what_is_left_without_tokens_and_features() {
         let zeros = weights[&name].zeros_like().unwrap();
         weights.insert(name, zeros);
         safetensors::save(&weights, folder.join("model.safetensors")).unwrap();
-        let (model, mute) = (tiny(family), Model::load(&folder.to_string_lossy(), &Device::Cpu).unwrap());
+        let (model, mute) = (tiny(family), Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap());
         let replacement = Replacement::new(&model, &random_clt(&model, OutputSite::AfterNorm, false)).unwrap();
-        let local = replacement.local(&PROMPT, &[0]).unwrap();
+        let local = replacement.local(&PROMPT, &Default::default()).unwrap();
         let run = local.run();
         let mut constant = |layer: usize, site: &cltlab::model::MlpSite<'_>| {
             let bias = replacement.clt().decoder_bias(layer).broadcast_as((PROMPT.len(), model.width()))?;
             let first = run.layers[layer].mlp_out.as_ref().unwrap_or(site.mlp_out).narrow(0, 0, 1)?;
             Ok(Some(Tensor::cat(&[first, bias.narrow(0, 1, PROMPT.len() - 1)?], 0)?))
         };
-        let left = mute.run_spliced(&PROMPT, Capture::default(), Freeze::all(run), &mut constant).unwrap();
+        let left = mute.run_spliced(&PROMPT, &Capture::default(), Freeze::all(run), &mut constant).unwrap();
         for layer in 0..model.layers() {
             let (head, query, key) = (0, 9, 8);
-            let split = replacement.attribute_attention_tokens(&PROMPT, &QkConfig { layer, head, query, key, pairs: 100_000, ..QkConfig::default() }).unwrap();
+            let split = replacement.attribute_attention(&PROMPT, &QkConfig { layer, head, query, key, pairs: 100_000, ..QkConfig::default() }).unwrap();
             let both = split.pairs.iter().find(|pair| pair.query + 1 == split.queries.len() && pair.key + 1 == split.keys.len()).unwrap();
             let (q, k) = (stream(&left, layer, query), stream(&left, layer, key));
             let score = |q: &Tensor, k: &Tensor| replacement.model().attention_score(run, layer, head, (query, q), (key, k)).unwrap();
@@ -185,11 +185,11 @@ fn constants_are_what_is_left_without_tokens_and_features() {
 #[test]
 fn weights_in_halves() {
     for (family, dtype) in [("gpt2", DType::BF16), ("qwen3", DType::F16), ("olmo2", DType::BF16)] {
-        let config = LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu) };
-        let model = Model::load_with(&crate::support::fixture(&format!("parity/{family}")).to_string_lossy(), &config).unwrap();
+        let config = LoadConfig { dtype: Some(dtype), device: Some(Device::Cpu), ..LoadConfig::default() };
+        let model = Model::load(crate::support::fixture(&format!("parity/{family}")), &config).unwrap();
         let replacement = Replacement::new(&model, &random_clt(&model, OutputSite::AfterNorm, false)).unwrap();
         let (layer, head, query) = (model.layers() - 1, 1, 9);
-        let split = |key: usize| replacement.attribute_attention_tokens(&PROMPT, &QkConfig { layer, head, query, key, ..QkConfig::default() }).unwrap();
+        let split = |key: usize| replacement.attribute_attention(&PROMPT, &QkConfig { layer, head, query, key, ..QkConfig::default() }).unwrap();
         let splits: Vec<QkAttribution> = (0..=query).map(split).collect();
         let total: f64 = splits.iter().map(|split| split.score.exp()).sum();
         for split in &splits {
@@ -205,7 +205,7 @@ fn attention_that_is_not_there() {
     let replacement = Replacement::new(&model, &random_clt(&model, OutputSite::AfterNorm, false)).unwrap();
     let usual = || QkConfig { layer: 0, head: 0, query: 3, key: 3, ..QkConfig::default() };
     let refused = |config: QkConfig, word: &str| {
-        let error = replacement.attribute_attention_tokens(&PROMPT, &config).unwrap_err();
+        let error = replacement.attribute_attention(&PROMPT, &config).unwrap_err();
         assert!(error.kind() == ErrorKind::BadConfig && error.to_string().contains(word), "{error}");
     };
     refused(QkConfig { layer: model.layers(), ..usual() }, "layer");
@@ -213,8 +213,8 @@ fn attention_that_is_not_there() {
     refused(QkConfig { query: 12, ..usual() }, "query");
     refused(QkConfig { key: 4, ..usual() }, "key");
     refused(QkConfig { query: 11, key: 0, ..usual() }, "window");
-    assert_eq!(replacement.attribute_attention_tokens(&PROMPT[..1], &QkConfig { query: 0, key: 0, ..usual() }).unwrap_err().kind(), ErrorKind::BadInput);
-    let run = replacement.model().run_tokens(&PROMPT, Capture::mlp()).unwrap();
+    assert_eq!(replacement.attribute_attention(&PROMPT[..1], &QkConfig { query: 0, key: 0, ..usual() }).unwrap_err().kind(), ErrorKind::BadInput);
+    let run = replacement.model().run(&PROMPT, &Capture::mlp()).unwrap();
     let x = Tensor::zeros(model.width(), DType::F32, &Device::Cpu).unwrap();
     assert_eq!(replacement.model().attention_score(&run, 0, 0, (3, &x), (3, &x)).unwrap_err().kind(), ErrorKind::BadInput);
 }

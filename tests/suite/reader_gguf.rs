@@ -132,7 +132,7 @@ fn a_split_model_is_read_from_its_first_part() {
         let more = [("split.no", Value::U16(number as u16 - 1)), ("split.count", Value::U16(3)), ("split.tensors.count", Value::I32(count as i32))];
         rewritten(&part(number), &more, |name| of(name) == number);
     }
-    let logits = |path: &Path| values(&load(path).unwrap().run_tokens(&[0, 17, 5, 20], Capture::logits()).unwrap().logits.unwrap());
+    let logits = |path: &Path| values(&load(path).unwrap().run(&[0, 17, 5, 20], &Capture::logits()).unwrap().logits.unwrap());
     assert_eq!(logits(&part(1)), logits(&folder.join("whole.gguf")));
     says(&load(&part(2)).unwrap_err(), ErrorKind::BadFile, &["part 2", "give the first part", "model-00001-of-00003.gguf"]);
     std::fs::rename(part(1), folder.join("other.gguf")).unwrap();

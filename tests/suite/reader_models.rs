@@ -2,15 +2,16 @@
 //! with its cause, and never read as another model.
 
 use crate::support::{fixture, max_difference, says, scratch, tensors, values};
+use cltlab::activations::ReadConfig;
 use cltlab::candle::{safetensors, DType, Device, Tensor};
-use cltlab::model::Capture;
+use cltlab::model::{Capture, LoadConfig};
 use cltlab::{Activations, Error, ErrorKind, Model};
 use serde_json::{json, Value};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub fn load(path: &Path) -> Result<Model, Error> {
-    Model::load(&path.to_string_lossy(), &Device::Cpu)
+    Model::load(&path, &LoadConfig::on(&Device::Cpu))
 }
 
 fn refused(path: &Path, kind: ErrorKind, words: &[&str]) {
@@ -33,7 +34,7 @@ fn changed(name: &str, from: &str, config: Value) -> PathBuf {
 }
 
 fn logits(folder: &Path) -> Vec<f32> {
-    values(&load(folder).unwrap().run_tokens(&[0, 17, 5, 20, 42, 17, 63, 8], Capture::logits()).unwrap().logits.unwrap())
+    values(&load(folder).unwrap().run(&[0, 17, 5, 20, 42, 17, 63, 8], &Capture::logits()).unwrap().logits.unwrap())
 }
 
 fn llama_tensors() -> HashMap<String, Tensor> {
@@ -76,6 +77,70 @@ fn a_tied_model_keeps_an_unembedding_of_its_own() {
     all.insert("lm_head.weight".into(), all["model.embed_tokens.weight"].clone());
     safetensors::save(&all, folder.join("model.safetensors")).unwrap();
     assert!(load(&folder).unwrap().config().tied);
+}
+
+/// The language model of one that reads images may have its head within.
+#[test]
+fn an_unembedding_within_a_model_of_images_is_kept_too() {
+    let gemma = fixture("parity/gemma3_text");
+    let config: Value = cltlab::files::read_json(gemma.join("config.json")).unwrap();
+    let inner: HashMap<String, Tensor> = tensors(&gemma.join("model.safetensors")).into_iter().map(|(name, tensor)| (format!("language_model.{name}"), tensor)).collect();
+    let embedding = inner["language_model.model.embed_tokens.weight"].clone();
+    let made = |name: &str, tied: bool, head: Option<Tensor>| {
+        let folder = scratch(name);
+        let mut text = config.clone();
+        text["tie_word_embeddings"] = json!(tied);
+        std::fs::write(folder.join("config.json"), json!({"model_type": "gemma3", "text_config": text}).to_string()).unwrap();
+        let mut all = inner.clone();
+        all.retain(|name, _| !name.contains("lm_head"));
+        head.map(|head| all.insert("language_model.lm_head.weight".into(), head));
+        safetensors::save(&all, folder.join("model.safetensors")).unwrap();
+        folder
+    };
+    let right = logits(&made("image-tied", true, None));
+    assert_eq!(logits(&made("image-same", true, Some(embedding.clone()))), right);
+    // Twice the head, twice the logits: Gemma 3 has no cap on them.
+    let twice = (embedding.to_dtype(DType::F32).unwrap() * 2.0).unwrap();
+    let expected: Vec<f32> = right.iter().map(|logit| 2.0 * logit).collect();
+    for tied in [true, false] {
+        crate::support::assert_close("twice the head", &logits(&made("image-own", tied, Some(twice.clone()))), &expected, 1e-4);
+    }
+}
+
+/// A list or a value where an object is expected is named, in every JSON file of a model's folder.
+#[test]
+fn lists_are_no_objects_in_a_models_folder() {
+    for file in ["config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        for (text, word) in [("[]", "a JSON list"), (" [{}]", "a JSON list"), ("3", "a JSON value"), ("\"x\"", "a JSON value"), ("null", "a JSON value")] {
+            let folder = changed("no-object", "attribution/llama/model", json!({}));
+            std::fs::write(folder.join(file), text).unwrap();
+            refused(&folder, ErrorKind::BadFile, &[file, word, "a JSON object"]);
+        }
+    }
+    let shards = changed("no-object-shards", LLAMA, json!({}));
+    std::fs::remove_file(shards.join("model.safetensors")).unwrap();
+    std::fs::write(shards.join("model.safetensors.index.json"), "[]").unwrap();
+    refused(&shards, ErrorKind::BadFile, &["model.safetensors.index.json", "a JSON list"]);
+    for (file, field, value) in [
+        ("tokenizer_config.json", "bos_token", json!([])),
+        ("special_tokens_map.json", "eos_token", json!(3)),
+        ("tokenizer_config.json", "pad_token", json!({"text": "x"})),
+        ("generation_config.json", "eos_token_id", json!("x")),
+        ("generation_config.json", "eos_token_id", json!([1, []])),
+        ("config.json", "eos_token_id", json!({})),
+        ("config.json", "quantization_config", json!([])),
+        ("config.json", "rope_scaling", json!([])),
+        ("config.json", "rope_parameters", json!([1])),
+    ] {
+        let folder = changed("no-object", "attribution/llama/model", json!({}));
+        let mut json: Value = cltlab::files::read_json(folder.join(file)).unwrap_or_else(|_| json!({}));
+        json[field] = value;
+        std::fs::write(folder.join(file), json.to_string()).unwrap();
+        refused(&folder, ErrorKind::BadFile, &[file, field]);
+    }
+    let folder = scratch("no-object-text");
+    std::fs::write(folder.join("config.json"), json!({"model_type": "gemma3", "text_config": []}).to_string()).unwrap();
+    refused(&folder, ErrorKind::BadFile, &["config.json", "text_config", "an object"]);
 }
 
 #[test]
@@ -150,19 +215,21 @@ fn weights_are_finite_floats() {
     }
     // Finite weights whose logits overflow: no probabilities are given out.
     save(&|all| drop(all.insert("lm_head.weight".into(), Tensor::full(3e38_f32, (96, 32), &Device::Cpu).unwrap())));
-    let run = load(&folder).unwrap().run_tokens(&[1, 2], Capture::logits()).unwrap();
+    let run = load(&folder).unwrap().run(&[1, 2], &Capture::logits()).unwrap();
     says(&run.top_next(3).unwrap_err(), ErrorKind::NotFinite, &["logits"]);
     let path = folder.join("activations.safetensors");
     let write = |names: &[&str], dtype: DType| {
         let named: HashMap<String, Tensor> = names.iter().map(|name| (name.to_string(), Tensor::ones((4, 3), dtype, &Device::Cpu).unwrap())).collect();
         safetensors::save(&named, &path).unwrap();
-        Activations::load(&path)
+        Activations::load(&path, &Default::default())
     };
     write(&["input.0", "target.0", "input.1", "target.1"], DType::F16).unwrap();
+    let twice = ReadConfig { passes: 2, ..ReadConfig::default() };
+    says(&Activations::load(&path, &twice).unwrap_err(), ErrorKind::BadConfig, &["activations.safetensors", "passes: 2", "the default"]);
     says(&write(&["input.0", "target.0", "input.2", "target.2"], DType::F32).unwrap_err(), ErrorKind::BadTensor, &["input.1: missing", "input.2"]);
     says(&write(&["input.0", "target.0", "target.1"], DType::F32).unwrap_err(), ErrorKind::BadTensor, &["input.1: missing", "target.1"]);
     for dtype in [DType::U8, DType::U32, DType::I64] {
-        says(&write(&["input.0", "target.0"], dtype).unwrap_err(), ErrorKind::BadTensor, &["input.0", dtype.as_str()]);
+        says(&write(&["input.0", "target.0"], dtype).unwrap_err(), ErrorKind::BadTensor, &["input.0", &dtype.as_str().to_uppercase()]);
     }
 }
 

@@ -6,6 +6,7 @@ use crate::support::{says, scratch};
 use crate::train_command::{cltlab, recipe, said};
 use crate::training::planted;
 use cltlab::candle::Device;
+use cltlab::files::lock::FolderLock;
 use cltlab::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -96,16 +97,24 @@ fn two_trainings_do_not_share_a_folder() {
     for more in [&["--set", "train.seed=9"][..], &["--resume", "--set", "train.steps=100000"]] {
         refused(&train(&folder, more), &["another training writes here", &first.id().to_string()]);
     }
-    let elsewhere = folder.join("run/checkpoints");
     refused(&train(&folder, &["--set", "output.folder=run2", "--set", &format!("train.checkpoint_dir={}", folder.join("run").display())]), &["another training"]);
-    assert!(std::fs::read(folder.join("run/config.toml")).unwrap() == config && !elsewhere.join(".cltlab.lock").exists());
+    assert!(std::fs::read(folder.join("run/config.toml")).unwrap() == config);
+    // The library sees the program's training, and the program the library's.
+    let activations = Activations::load(folder.join("activations.safetensors"), &Default::default()).unwrap();
+    let config = TrainConfig { steps: 2, batch_tokens: 8, checkpoint_every: 1, checkpoint_dir: Some(folder.join("run/checkpoints")), ..TrainConfig::default() };
+    let shape = CltConfig { layers: activations.layers(), width: activations.width(), features: 32, ..CltConfig::default() };
+    let error = Trainer::new(&activations, &shape, &config).unwrap().run().unwrap_err();
+    says(&error, cltlab::ErrorKind::BadInput, &["another training writes here", &first.id().to_string()]);
     // Killed, it holds nobody up.
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(folder.join("run/.cltlab.lock").exists());
     let next = train(&folder, &["--resume"]);
     assert!(next.status.success() || said(&next).contains("TrainConfig::steps"), "{}", said(&next));
-    assert!(!folder.join("run/.cltlab.lock").exists());
+    assert!(!folder.join("run/.cltlab.lock").exists() && !folder.join("run/checkpoints/.cltlab.lock").exists());
+    let held = FolderLock::take(folder.join("run/checkpoints")).unwrap();
+    refused(&train(&folder, &["--resume"]), &["another training writes here", &std::process::id().to_string()]);
+    drop(held);
     let _ = std::fs::remove_dir_all("run2");
 }
 
@@ -151,7 +160,7 @@ fn rows_at_rest_are_exported_with_the_configured_epsilon() {
         trainer.run().unwrap();
         trainer.save(&folder).unwrap();
         let resumed = Trainer::resume(&folder, &activations).unwrap();
-        let decoder = |clt: &Clt, l: usize| clt.decoder(l).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let decoder = |clt: &Clt, l: usize| clt.decoder(l).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let (own, again) = (trainer.clt().unwrap(), resumed.clt().unwrap());
         let file = cltlab::candle::safetensors::load(folder.join("step-00000030.safetensors"), &Device::Cpu).unwrap();
         let floats: BTreeMap<&String, Vec<f32>> = file.iter().filter_map(|(name, tensor)| Some((name, tensor.to_vec1::<f32>().ok()?))).collect();

@@ -4,7 +4,7 @@ use crate::support::scratch;
 use crate::training::{planted, shape};
 use cltlab::activations::Activations;
 use cltlab::clt::{Activation, CltConfig, Tied};
-use cltlab::train::{Moments, TrainConfig, Trainer};
+use cltlab::train::{History, Moments, TrainConfig, Trainer};
 use cltlab::ErrorKind;
 use std::path::Path;
 
@@ -53,6 +53,13 @@ fn twenty_steps_are_ten_and_ten() {
         let history = second.run().unwrap();
         second.save(&split).unwrap();
         assert!(bytes(&whole, 20) == bytes(&split, 20), "{activation:?} {tied:?}: weights or moments differ");
+        let written = whole.join("history.json");
+        one.history().save(&written).unwrap();
+        let read = History::load(&written).unwrap();
+        assert_eq!(read.steps(), 20);
+        for (a, b) in one.history().samples.iter().zip(&read.samples) {
+            assert!(a.step == b.step && (a.fvu - b.fvu).abs() <= 1e-12, "{a:?} {b:?}");
+        }
         for (a, b) in one.history().samples.iter().zip(&history.samples) {
             assert_eq!((a.step, a.tokens), (b.step, b.tokens));
             // JSON keeps all but the last bit of a sample.

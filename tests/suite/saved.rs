@@ -18,7 +18,7 @@ fn error_of(clt: &Clt, x: &[Vec<f32>], y: &[Vec<f32>]) -> f64 {
     let code = SparseCode { layers: x.iter().enumerate().map(|(l, x)| clt.encode_layer(l, &rows(x)).unwrap()).collect() };
     let mut total = 0.0;
     let inputs: Vec<Tensor> = x.iter().map(|x| rows(x)).collect();
-    for (l, decoded) in clt.decode_with(&code, &inputs).unwrap().iter().enumerate() {
+    for (l, decoded) in clt.decode(&code, &inputs).unwrap().iter().enumerate() {
         let decoded = decoded.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         total += decoded.iter().zip(&y[l]).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>() / TOKENS as f64;
     }
@@ -45,8 +45,8 @@ fn a_saved_clt_reconstructs_as_the_live_one() {
             let mut live = Trainer::new(&activations, &shape, &config).unwrap();
             live.run_steps(30).unwrap();
             let folder = scratch("saved");
-            live.clt().unwrap().save(&folder).unwrap();
-            let clt = Clt::load(folder.to_str().unwrap(), &Device::Cpu).unwrap();
+            live.clt().unwrap().save(&folder, &Default::default()).unwrap();
+            let clt = Clt::load(folder, &CltLoadConfig::on(&Device::Cpu)).unwrap();
             let next = live.run_steps(1).unwrap().samples[30].reconstruction;
             let again = Trainer::from_clt(&activations, &clt, clt.config(), &config).unwrap().run_steps(1).unwrap().samples[0].reconstruction;
             println!("{name}: live {next}, loaded {again}: {:.1e}", again / next - 1.0);

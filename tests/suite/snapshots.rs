@@ -157,7 +157,7 @@ fn errors_as_they_are_printed() {
 fn a_graph_as_json_and_as_a_picture() {
     let graph = crate::pictures::hostile_graph();
     let path = scratch("snapshot-graph").join("graph.json");
-    graph.save_json(&path).unwrap();
+    graph.save(&path, &Default::default()).unwrap();
     let json: serde_json::Value = cltlab::files::read_json(&path).unwrap();
     same("graph.json", &format!("{}\n", serde_json::to_string_pretty(&json).unwrap()));
     same("graph.svg", &format!("{}\n", graph.picture().svg().replace("><", ">\n<")));

@@ -22,7 +22,7 @@ fn in_mode(mode: Mode) -> InterveneConfig {
 /// Tokens that are made, each with the logits it was chosen by.
 fn made(replacement: &Replacement, tokens: &[u32], changes: &[Intervention], mode: Mode, n: usize) -> (Vec<u32>, Vec<Vec<f32>>) {
     let mut seen = Vec::new();
-    let made = replacement.stream_tokens(tokens, changes, &in_mode(mode), &greedy(n), &mut |step| {
+    let made = replacement.stream(tokens, changes, &in_mode(mode), &greedy(n), &mut |step| {
         if !step.logits.is_empty() {
             seen.push(step.logits.to_vec());
         }
@@ -49,7 +49,7 @@ fn text_of_circuit_tracer() {
                     Some(ends) if ends[1].is_null() => Positions::From(number(&ends[0])),
                     Some(ends) => Positions::Range { start: number(&ends[0]), end: number(&ends[1]) },
                 };
-                Intervention::set((number(&one["layer"]), positions, number(&one["feature"])), one["value"].as_f64().unwrap() as f32)
+                Intervention::set((number(&one["layer"]), number(&one["feature"]), positions), one["value"].as_f64().unwrap() as f32)
             });
             let mode = match case["mode"].as_str().unwrap() {
                 "direct" => Mode::Direct,
@@ -81,16 +81,16 @@ fn the_cache_changes_nothing_under_interventions() {
     for replacement in given.into_iter().chain(random) {
         let prompt: Vec<u32> = TOKENS.iter().map(|id| id % replacement.model().vocab() as u32).collect();
         let changes = [
-            Intervention::set((0, Positions::From(3), 5), 2.0),
-            Intervention::scale((1, Positions::All, 11), -1.0),
-            Intervention::add((1, Positions::From(15), 3), 1.5),
-            Intervention::ablate((0, Positions::Range { start: 1, end: 12 }, 7)),
+            Intervention::set((0, 5, Positions::From(3)), 2.0),
+            Intervention::scale((1, 11, Positions::All), -1.0),
+            Intervention::add((1, 3, Positions::From(15)), 1.5),
+            Intervention::ablate((0, 7, Positions::Range { start: 1, end: 12 })),
         ];
         let (tokens, logits) = made(&replacement, &prompt, &changes, Mode::Open, 10);
         let mut text = prompt.clone();
         for (step, (next, logits)) in tokens.iter().zip(&logits).enumerate() {
             let applying: Vec<Intervention> = changes.into_iter().filter(|change| change.place.positions != Positions::From(15) || text.len() > 15).collect();
-            let whole = replacement.intervene_tokens(&text, &applying, &in_mode(Mode::Open)).unwrap();
+            let whole = replacement.intervene(&text, &applying, &in_mode(Mode::Open)).unwrap();
             let off = max_difference(logits, whole.logits_after());
             assert!(off <= 1e-4, "{} step {step}: logits differ by {off}", replacement.model().name());
             let best = whole.logits_after().iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
@@ -107,22 +107,22 @@ fn the_cache_changes_nothing_under_interventions() {
 fn the_first_step_and_no_change() {
     for arch in ["gpt2", "llama"] {
         let replacement = replacement(arch);
-        let own = replacement.model().generate_tokens(&TOKENS, &greedy(12)).unwrap();
+        let own = replacement.model().generate(&TOKENS, &greedy(12)).unwrap().tokens;
         let (none, _) = made(&replacement, &TOKENS, &[], Mode::FrozenAttention, 12);
         assert_eq!(none, own);
-        let once = Intervention::scale((1, Positions::All, 17), 1.0);
-        let big = [Intervention::set((0, Positions::From(2), 25), 4.0), Intervention::ablate((1, Positions::At(5), 3))];
+        let once = Intervention::scale((1, 17, Positions::All), 1.0);
+        let big = [Intervention::set((0, 25, Positions::From(2)), 4.0), Intervention::ablate((1, 3, Positions::At(5)))];
         for mode in [Mode::Direct, Mode::FrozenAttention, Mode::Open, Mode::Layers { start: 0, end: 2 }] {
             assert_eq!(made(&replacement, &TOKENS, &[once], mode, 12).0, own, "{arch} {mode:?}");
             let (_, logits) = made(&replacement, &TOKENS, &big, mode, 3);
-            let effect = replacement.intervene_tokens(&TOKENS, &big, &in_mode(mode)).unwrap();
+            let effect = replacement.intervene(&TOKENS, &big, &in_mode(mode)).unwrap();
             assert_close(&format!("{arch} {mode:?}: first step"), &logits[0], effect.logits_after(), 1e-5);
         }
         // Only on what is made: the first token is the model's own, the second is not chosen as it would be.
-        let later = Intervention::set((0, Positions::From(TOKENS.len()), 25), 6.0);
+        let later = Intervention::set((0, 25, Positions::From(TOKENS.len())), 6.0);
         let (_, logits) = made(&replacement, &TOKENS, &[later], Mode::Open, 2);
         let text: Vec<u32> = TOKENS.iter().copied().chain([own[0]]).collect();
-        let last = |tokens: &[u32]| values(&replacement.model().run_tokens(tokens, Capture::last_logits()).unwrap().logits.unwrap());
+        let last = |tokens: &[u32]| values(&replacement.model().run(tokens, &Capture::last_logits()).unwrap().logits.unwrap());
         assert_close("before it applies", &logits[0], &last(&TOKENS), 1e-5);
         assert!(max_difference(&logits[1], &last(&text)) > 1e-2);
     }
@@ -132,17 +132,17 @@ fn the_first_step_and_no_change() {
 fn what_cannot_be_changed_in_text() {
     let replacement = replacement("gpt2");
     let refused = |change: Intervention| {
-        let error = replacement.stream_tokens(&TOKENS, &[change], &InterveneConfig::default(), &greedy(4), &mut |_| true).unwrap_err();
+        let error = replacement.stream(&TOKENS, &[change], &InterveneConfig::default(), &greedy(4), &mut |_| true).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadInput, "{error}");
         error.to_string()
     };
-    assert!(refused(Intervention::ablate((0, Positions::At(12), 0))).contains("prompt's 12"));
-    assert!(refused(Intervention::ablate((0, Positions::Range { start: 3, end: 14 }, 0))).contains("prompt's 12"));
-    assert!(refused(Intervention::ablate((0, Positions::From(16), 0))).contains("text's 16"));
-    assert!(refused(Intervention::ablate((7, Positions::All, 0))).contains("layer"));
-    assert!(refused(Intervention::set((0, Positions::All, 0), f32::INFINITY)).contains("value"));
-    let none = replacement.stream_tokens(&[], &[], &InterveneConfig::default(), &greedy(4), &mut |_| true);
+    assert!(refused(Intervention::ablate((0, 0, Positions::At(12)))).contains("positions 0 to 11, those of the prompt"));
+    assert!(refused(Intervention::ablate((0, 0, Positions::Range { start: 3, end: 14 }))).contains("positions 0 to 11, those of the prompt"));
+    assert!(refused(Intervention::ablate((0, 0, Positions::From(16)))).contains("positions 0 to 15, those of the text"));
+    assert!(refused(Intervention::ablate((7, 0, Positions::All))).contains("layer"));
+    assert!(refused(Intervention::set((0, 0, Positions::All), f32::INFINITY)).contains("value"));
+    let none = replacement.stream(Vec::new(), &[], &InterveneConfig::default(), &greedy(4), &mut |_| true);
     assert_eq!(none.unwrap_err().kind(), ErrorKind::BadInput);
     let mode = in_mode(Mode::Layers { start: 3, end: 3 });
-    assert_eq!(replacement.stream_tokens(&TOKENS, &[], &mode, &greedy(4), &mut |_| true).unwrap_err().kind(), ErrorKind::BadConfig);
+    assert_eq!(replacement.stream(&TOKENS, &[], &mode, &greedy(4), &mut |_| true).unwrap_err().kind(), ErrorKind::BadConfig);
 }

@@ -1,18 +1,15 @@
 //! Stores of activations, and fillings made ahead: the same tokens as streaming, and every fault named.
 
-use crate::support::{max_difference, scratch, shared};
-use cltlab::candle::Device;
+use crate::support::{max_difference, scratch, small_folder, small_model, tensors, words};
 use cltlab::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
 
-const L: usize = 5;
-const D: usize = 64;
+const L: usize = 3;
+const D: usize = 32;
 
-fn setting() -> Option<(Model, Corpus)> {
-    let path = shared("data/stories260k/model.bin")?;
-    let text: String = (0..90).map(|n| format!("Once upon a time there were {n} cats. They ran to tree number {}.\n", n * 7)).collect();
-    Some((Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap(), Corpus::from_texts(vec![text]).unwrap()))
+fn setting() -> (Model, Corpus) {
+    (small_model(), Corpus::from_texts(vec![words(2500, 1)]).unwrap())
 }
 
 fn config() -> StoreConfig {
@@ -27,7 +24,7 @@ fn trained(model: &Model, activations: &Activations) -> (Vec<f64>, Vec<f32>) {
     let config = TrainConfig { steps: 24, batch_tokens: 70, ..TrainConfig::default() };
     let mut trainer = Trainer::new(activations, &shape, &config).unwrap();
     let losses = trainer.run().unwrap().samples.iter().map(|sample| sample.reconstruction).collect();
-    (losses, trainer.clt().unwrap().decoder(0).flatten_all().unwrap().to_vec1().unwrap())
+    (losses, trainer.clt().unwrap().decoder(0).unwrap().flatten_all().unwrap().to_vec1().unwrap())
 }
 
 fn farthest(a: &[f64], b: &[f64]) -> f64 {
@@ -38,24 +35,24 @@ fn farthest(a: &[f64], b: &[f64]) -> f64 {
 
 #[test]
 fn a_store_trains_as_the_stream_does() {
-    let Some((model, text)) = setting() else { return };
+    let (model, text) = setting();
     let stream = |ahead| StreamConfig { context: 16, buffer_tokens: Some(300), passes: 2, seed: 3, ahead: Some(ahead), ..StreamConfig::default() };
-    let streamed = trained(&model, &Activations::stream_with(&model, &text, &stream(false)).unwrap());
-    let on_a_thread = trained(&model, &Activations::stream_with(&model, &text, &stream(true)).unwrap());
+    let streamed = trained(&model, &Activations::stream(&model, &text, &stream(false)).unwrap());
+    let on_a_thread = trained(&model, &Activations::stream(&model, &text, &stream(true)).unwrap());
     assert!(streamed == on_a_thread, "fillings made ahead are others");
     let folder = scratch("store");
     Activations::store(&model, &text, &folder, &config()).unwrap();
     assert!(folder.join("shard-00003.safetensors").exists());
-    let stored = trained(&model, &Activations::open_with(&folder, &READ).unwrap());
+    let stored = trained(&model, &Activations::load(&folder, &READ).unwrap());
     println!("f32: losses differ by {:.1e}, weights equal: {}", farthest(&stored.0, &streamed.0), stored.1 == streamed.1);
     assert!(farthest(&stored.0, &streamed.0) < 1e-6);
-    assert!(stored == trained(&model, &Activations::open_with(&folder, &ReadConfig { ahead: true, ..READ }).unwrap()));
+    assert!(stored == trained(&model, &Activations::load(&folder, &ReadConfig { ahead: true, ..READ }).unwrap()));
     for (format, bound) in [(StoreFormat::F16, 1e-3), (StoreFormat::Bf16, 1e-2), (StoreFormat::Int8, 3e-2)] {
         let mut losses = Vec::new();
         for zstd in [None, Some(3)] {
             let folder = scratch("store-format");
             Activations::store(&model, &text, &folder, &StoreConfig { format, zstd, ..config() }).unwrap();
-            losses.push(trained(&model, &Activations::open_with(&folder, &READ).unwrap()));
+            losses.push(trained(&model, &Activations::load(&folder, &READ).unwrap()));
         }
         println!("{format:?}: losses differ by {:.1e}", farthest(&losses[0].0, &stored.0));
         assert!(farthest(&losses[0].0, &stored.0) < bound, "{format:?}");
@@ -78,7 +75,7 @@ fn f32s(bytes: &[u8]) -> Vec<f32> {
 /// The formats as documented, decoded by hand, against the f32 store; sizes as predicted.
 #[test]
 fn formats_and_sizes() {
-    let Some((model, text)) = setting() else { return };
+    let (model, text) = setting();
     let shard = |folder: &Path| folder.join("shard-00000.safetensors");
     let (plain, half, brain, byte, packed) = (scratch("f32"), scratch("f16"), scratch("bf16"), scratch("int8"), scratch("int8-zstd"));
     let mut sizes = Vec::new();
@@ -88,11 +85,13 @@ fn formats_and_sizes() {
         let size: u64 = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
         let predicted = config.bytes(L, D, tokens);
         println!("{format:?} {zstd:?}: {size} bytes, predicted {predicted}, {:.3}", size as f64 / predicted as f64);
-        assert!(size as f64 <= 1.06 * predicted as f64 && (zstd.is_some() || size >= predicted), "{format:?}: {size} against {predicted}");
+        // A block is 15 tokens of 32 numbers, each side and layer with a header of its own in zstd.
+        let above = if zstd.is_some() { 1.1 } else { 1.06 };
+        assert!(size as f64 <= above * predicted as f64 && (zstd.is_some() || size >= predicted), "{format:?}: {size} against {predicted}");
         sizes.push(size);
     }
     assert!(sizes[0] > sizes[1] && sizes[1] > sizes[3], "{sizes:?}");
-    for name in ["input.0", "target.4"] {
+    for name in ["input.0", "target.2"] {
         let (dtype, shape, bytes) = tensor(&shard(&plain), name);
         assert_eq!((dtype, shape[1]), (Dtype::F32, D));
         let exact = f32s(&bytes);
@@ -129,7 +128,7 @@ fn bytes_of(folder: &Path) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn a_store_goes_on_and_says_what_is_wrong() {
-    let Some((model, text)) = setting() else { return };
+    let (model, text) = setting();
     let folder = scratch("store-faults");
     Activations::store(&model, &text, &folder, &config()).unwrap();
     let whole = bytes_of(&folder);
@@ -143,12 +142,12 @@ fn a_store_goes_on_and_says_what_is_wrong() {
 
     // Interrupted: a shard is missing, another half-written. The same call makes the rest.
     std::fs::remove_file(&second).unwrap();
-    says(Activations::open(&folder).unwrap_err(), ErrorKind::MissingFile, &["shard-00001", "Activations::store"]);
+    says(Activations::load(&folder, &Default::default()).unwrap_err(), ErrorKind::MissingFile, &["shard-00001", "Activations::store"]);
     Activations::store(&model, &text, &folder, &config()).unwrap();
     assert!(bytes_of(&folder) == whole, "another store after going on");
 
     // Another text or configuration is not mixed in.
-    let other = Corpus::from_texts(vec!["Other words, many of them, all the way down the road. ".repeat(60)]).unwrap();
+    let other = Corpus::from_texts(vec![words(2500, 2)]).unwrap();
     says(Activations::store(&model, &other, &folder, &config()).unwrap_err(), ErrorKind::Mismatch, &["activations.json", "another"]);
     says(Activations::store(&model, &text, &folder, &StoreConfig { format: StoreFormat::Bf16, ..config() }).unwrap_err(), ErrorKind::Mismatch, &["format", "f32", "bf16"]);
 
@@ -161,34 +160,34 @@ fn a_store_goes_on_and_says_what_is_wrong() {
     let elsewhere = scratch("store-elsewhere");
     Activations::store(&model, &other, &elsewhere, &config()).unwrap();
     std::fs::copy(elsewhere.join("shard-00001.safetensors"), &second).unwrap();
-    says(Activations::open(&folder).unwrap_err(), ErrorKind::Mismatch, &["shard-00001", "another store"]);
+    says(Activations::load(&folder, &Default::default()).unwrap_err(), ErrorKind::Mismatch, &["shard-00001", "another store"]);
     let manifest = folder.join("activations.json");
     let told = std::fs::read(&manifest).unwrap();
     std::fs::write(&second, &original).unwrap();
     std::fs::write(&manifest, text_of(&told, model.fingerprint(), &"0".repeat(model.fingerprint().len()))).unwrap();
-    says(Activations::open(&folder).unwrap_err(), ErrorKind::Mismatch, &["shard-00000", "model_fingerprint"]);
+    says(Activations::load(&folder, &Default::default()).unwrap_err(), ErrorKind::Mismatch, &["shard-00000", "model_fingerprint"]);
     std::fs::write(&manifest, &told).unwrap();
 
     // The store is of this model, so a CLT for another is refused.
-    let activations = Activations::open_with(&folder, &READ).unwrap();
+    let activations = Activations::load(&folder, &READ).unwrap();
     let foreign = CltConfig { model_fingerprint: "another".into(), ..CltConfig::for_model(&model) };
     says(Trainer::new(&activations, &foreign, &TrainConfig::default()).unwrap_err(), ErrorKind::Mismatch, &["model_fingerprint"]);
 
     // Cut off, or a header that changed: found when opened. A changed value: found when read, on a thread or not.
     std::fs::write(&second, &original[..original.len() / 2]).unwrap();
-    says(Activations::open(&folder).unwrap_err(), ErrorKind::BadFile, &["shard-00001", "delete this shard"]);
+    says(Activations::load(&folder, &Default::default()).unwrap_err(), ErrorKind::BadFile, &["shard-00001", "delete this shard"]);
     for at in [0, 30, 400] {
         let mut bytes = original.clone();
         bytes[at] ^= 4;
         std::fs::write(&second, &bytes).unwrap();
-        assert_eq!(Activations::open(&folder).unwrap_err().kind(), ErrorKind::BadFile, "byte {at}");
+        assert_eq!(Activations::load(&folder, &Default::default()).unwrap_err().kind(), ErrorKind::BadFile, "byte {at}");
     }
     let mut bytes = original.clone();
     let last = bytes.len() - 1;
     bytes[last] ^= 4;
     for ahead in [false, true] {
         std::fs::write(&second, &bytes).unwrap();
-        let activations = Activations::open_with(&folder, &ReadConfig { ahead, ..READ }).unwrap();
+        let activations = Activations::load(&folder, &ReadConfig { ahead, ..READ }).unwrap();
         let shape = CltConfig { features: 96, activation: Activation::TopK { k: 6 }, ..CltConfig::for_model(&model) };
         // More than a round through the corpus.
         let config = TrainConfig { steps: 200, batch_tokens: 70, ..TrainConfig::default() };
@@ -202,7 +201,7 @@ fn a_store_goes_on_and_says_what_is_wrong() {
     std::fs::remove_file(&second).unwrap();
     Activations::store(&model, &text, &folder, &config()).unwrap();
     assert!(bytes_of(&folder) == whole);
-    trained(&model, &Activations::open_with(&folder, &READ).unwrap());
+    trained(&model, &Activations::load(&folder, &READ).unwrap());
 }
 
 #[test]
@@ -210,8 +209,8 @@ fn what_cannot_be_stored() {
     let error = cltlab::device::require_disk("a store", std::env::temp_dir().join("not/there/yet"), u64::MAX / 2, "store fewer tokens").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DiskFull);
     assert!(error.to_string().contains("TiB") && error.to_string().contains("free") && error.to_string().contains("fewer"), "{error}");
-    assert_eq!(Activations::open("/nowhere").unwrap_err().kind(), ErrorKind::MissingFile);
-    let Some((model, text)) = setting() else { return };
+    assert_eq!(Activations::load("/nowhere", &Default::default()).unwrap_err().kind(), ErrorKind::MissingFile);
+    let (model, text) = setting();
     let folder = scratch("store-refused");
     for (config, field) in [
         (StoreConfig { context: 1, ..config() }, "context"),
@@ -227,23 +226,22 @@ fn what_cannot_be_stored() {
     }
     // A model that gives NaN from finite weights: int8 would keep it as 0.
     let spoilt = scratch("store-spoilt");
-    let source = shared("data/stories260k").unwrap();
-    std::fs::copy(source.join("tokenizer.bin"), spoilt.join("tokenizer.bin")).unwrap();
-    let mut bytes = std::fs::read(source.join("model.bin")).unwrap();
-    let middle = bytes.len() / 2 & !3;
-    bytes[middle..middle + 256].chunks_exact_mut(4).for_each(|weight| weight.copy_from_slice(&3e38f32.to_le_bytes()));
-    std::fs::write(spoilt.join("model.bin"), bytes).unwrap();
-    let nan = Model::load(spoilt.join("model.bin").to_str().unwrap(), &Device::Cpu).unwrap();
+    crate::support::copy_all(&small_folder(), &spoilt);
+    let mut all = tensors(&spoilt.join("model.safetensors"));
+    let up = all.get_mut("model.layers.1.mlp.up_proj.weight").unwrap();
+    *up = up.ones_like().unwrap().affine(3e38, 0.0).unwrap();
+    cltlab::candle::safetensors::save(&all, spoilt.join("model.safetensors")).unwrap();
+    let nan = Model::load(spoilt.to_str().unwrap(), &cltlab::model::LoadConfig::on(&cltlab::candle::Device::Cpu)).unwrap();
     for format in [StoreFormat::F32, StoreFormat::Int8] {
         let error = Activations::store(&nan, &text, scratch("store-nan"), &StoreConfig { format, ..config() }).unwrap_err();
         assert!(error.kind() == ErrorKind::NotFinite && error.to_string().contains("shard-00000"), "{error}");
     }
-    let short = Corpus::from_texts(vec!["One.".into()]).unwrap();
+    let short = Corpus::from_texts(vec![words(3, 1)]).unwrap();
     assert_eq!(Activations::store(&model, &short, &folder, &config()).unwrap_err().kind(), ErrorKind::BadInput);
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "something was written");
     Activations::store(&model, &text, &folder, &config()).unwrap();
     for read in [ReadConfig { passes: 0, ..READ }, ReadConfig { buffer_tokens: Some(0), ..READ }] {
-        assert_eq!(Activations::open_with(&folder, &read).unwrap_err().kind(), ErrorKind::BadConfig);
+        assert_eq!(Activations::load(&folder, &read).unwrap_err().kind(), ErrorKind::BadConfig);
     }
 }
 
@@ -251,13 +249,12 @@ fn what_cannot_be_stored() {
 #[test]
 fn the_program_stores_and_is_stopped() {
     use crate::checkpoints::{clt_files, start, wait};
-    let Some(model) = shared("data/stories260k/model.bin") else { return };
+    let model = small_folder();
     let make = |name: &str| {
         let folder = scratch(name);
-        let text: String = (0..90).map(|n| format!("Once upon a time there were {n} cats. They ran to tree number {}.\n", n * 7)).collect();
-        std::fs::write(folder.join("stories.txt"), text).unwrap();
+        std::fs::write(folder.join("words.txt"), words(2500, 1)).unwrap();
         let recipe = format!(
-            "[model]\nname = {:?}\n[text]\nfile = \"stories.txt\"\nheld_out = 0\n[activations]\nstore = \"activations\"\n[store]\ncontext = 16\nformat = \"int8\"\nzstd = 3\nshard_bytes = 200000\n[stream]\nbuffer_tokens = 100\nahead = true\n[clt]\nfeatures = 64\nactivation = {{ top_k = {{ k = 4 }} }}\n[train]\nsteps = 600\nbatch_tokens = 64\n[output]\nfolder = \"run\"\n",
+            "[model]\nsource = {:?}\n[text]\nsource = \"words.txt\"\nheld_out = 0\n[activations]\nstore = \"activations\"\n[store]\ncontext = 16\nformat = \"int8\"\nzstd = 3\nshard_bytes = 20000\n[stream]\nbuffer_tokens = 100\nahead = true\n[clt]\nfeatures = 64\nactivation = {{ top_k = {{ k = 4 }} }}\n[train]\nsteps = 600\nbatch_tokens = 64\n[output]\nfolder = \"run\"\n",
             model.to_str().unwrap()
         );
         std::fs::write(folder.join("train.toml"), recipe).unwrap();

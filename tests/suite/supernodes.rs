@@ -2,7 +2,7 @@
 
 use crate::attribution::{replacement, TOKENS};
 use crate::support::{assert_close, scratch};
-use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, LogitTarget, NodeKind, PruneConfig, Supernode};
+use cltlab::graph::{AttributeConfig, Edges, Graph, GraphParts, GraphSaveConfig, LogitTarget, NodeKind, PruneConfig, Supernode};
 use cltlab::intervene::{Control, InterveneConfig, Intervention, Mode, SupernodeCheck, SupernodeConfig, SupernodeEffect};
 use cltlab::replacement::FeatureNode;
 use cltlab::ErrorKind;
@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
 
 fn whole(arch: &str) -> Graph {
-    replacement(arch).attribute_tokens(&TOKENS, &AttributeConfig { max_features: None, ..AttributeConfig::default() }).unwrap()
+    replacement(arch).attribute(&TOKENS, &AttributeConfig { max_features: None, ..AttributeConfig::default() }).unwrap()
 }
 
 /// Propagation over the edges of a whole graph is the linear forward pass, and with nothing responding it is
@@ -23,7 +23,7 @@ fn edges_predict_what_linear_passes_give() {
     for arch in ["gpt2", "llama"] {
         let (graph, replacement) = (whole(arch), replacement(arch));
         let features: Vec<FeatureNode> = graph.nodes.iter().filter_map(|node| node.feature()).collect();
-        let activations = replacement.local(&TOKENS, &[0]).unwrap().activations();
+        let activations = replacement.local(&TOKENS, &Default::default()).unwrap().activations();
         for trial in 0..12 {
             let group: Vec<FeatureNode> = features.choose_multiple(&mut random, 1 + trial).copied().collect();
             let changed: Vec<(usize, f64)> = graph.places(&group).unwrap().into_iter().map(|place| (place, random.random_range(-2.0..3.0))).collect();
@@ -31,7 +31,7 @@ fn edges_predict_what_linear_passes_give() {
                 changed.iter().zip(&group).map(|((place, factor), feature)| Intervention::set(*feature, activations[*place] * *factor as f32)).collect();
             for (mode, respond) in [(Mode::Direct, false), (Mode::FrozenAttention, true)] {
                 let config = InterveneConfig { mode, top: replacement.model().vocab(), ..InterveneConfig::default() };
-                let effect = replacement.intervene_tokens(&TOKENS, &set, &config).unwrap();
+                let effect = replacement.intervene(&TOKENS, &set, &config).unwrap();
                 let of = |token: u32| effect.outputs.iter().find(|output| output.token == token).unwrap();
                 let got: Vec<f32> = graph.predicted(&changed, respond).unwrap().into_iter().map(|change| change as f32).collect();
                 let linear: Vec<f32> = graph.logits().iter().map(|logit| of(logit.token).predicted as f32).collect();
@@ -55,7 +55,7 @@ fn groups_beside_random_features() {
         let groups = graph.supernodes(6);
         let names: BTreeSet<&str> = groups.iter().map(|group| group.name.as_str()).collect();
         assert_eq!(names.len(), groups.len(), "names tell groups apart");
-        let activations = replacement.local(&TOKENS, &[0]).unwrap().activations();
+        let activations = replacement.local(&TOKENS, &Default::default()).unwrap().activations();
         for same_positions in [false, true] {
             let config = SupernodeConfig { mode: Mode::Direct, factors: vec![0.0, -1.0, 3.0], controls: 3, same_positions, seed: 5 };
             let check = replacement.check_supernodes(&graph, &groups, &config).unwrap();
@@ -90,7 +90,7 @@ fn groups_beside_random_features() {
             let effect = &check.effects[0];
             let set: Vec<Intervention> = effect.group.features.iter().map(|feature| Intervention::ablate(*feature)).collect();
             let config = InterveneConfig { mode: Mode::Direct, ..InterveneConfig::default() };
-            let one = replacement.intervene_tokens(&TOKENS, &set, &config).unwrap();
+            let one = replacement.intervene(&TOKENS, &set, &config).unwrap();
             let shown = one.outputs.iter().find(|output| output.token == check.outputs[0].0).unwrap();
             assert!((shown.measured - effect.measured[0]).abs() < 1e-5);
         }
@@ -132,7 +132,7 @@ fn groups_with_layers_held() {
             let set = |feature: &FeatureNode| Intervention::set(*feature, activation(feature).unwrap() * effect.factor as f32);
             let set: Vec<Intervention> = effect.group.features.iter().map(set).collect();
             let config = InterveneConfig { mode, top: replacement.model().vocab(), ..InterveneConfig::default() };
-            let alone = replacement.intervene_tokens(&TOKENS, &set, &config).unwrap();
+            let alone = replacement.intervene(&TOKENS, &set, &config).unwrap();
             for ((token, ..), (predicted, measured)) in some.outputs.iter().zip(effect.predicted.iter().zip(&effect.measured)) {
                 let one = alone.outputs.iter().find(|output| output.token == *token).unwrap();
                 let apart = (one.predicted - predicted).abs().max((one.measured - measured).abs());
@@ -224,13 +224,13 @@ fn groups_in_files_and_groups_that_are_refused() {
     // A graph's file keeps groups: what is written is read.
     let pruned = graph.prune(&PruneConfig::default()).unwrap();
     let groups = pruned.supernodes(4);
-    pruned.save_json_with(folder.join("graph.json"), &groups).unwrap();
+    pruned.save(folder.join("graph.json"), &GraphSaveConfig { supernodes: groups.to_vec(), ..Default::default() }).unwrap();
     assert_eq!(Supernode::load(folder.join("graph.json")).unwrap(), groups);
     let saved: serde_json::Value = cltlab::files::read_json(folder.join("graph.json")).unwrap();
     let pinned = groups.iter().map(|group| group.features.len()).sum::<usize>() + graph.logits().len();
     assert_eq!(saved["qParams"]["pinnedIds"].as_array().unwrap().len(), pinned);
     let gone = [Supernode::new("gone", &[FeatureNode { layer: 0, position: 0, feature: 1 }])];
-    assert_eq!(pruned.save_json_with(folder.join("graph.json"), &gone).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(pruned.save(folder.join("graph.json"), &GraphSaveConfig { supernodes: gone.to_vec(), ..Default::default() }).unwrap_err().kind(), ErrorKind::BadInput);
     let top = graph.top_features(2);
     let refused = |groups: &[Supernode], config: SupernodeConfig, kind: ErrorKind, word: &str| {
         let error = given.check_supernodes(&graph, groups, &config).unwrap_err();

@@ -12,9 +12,10 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("cli/ lies in the project")
 }
 
-/// A path under `shared/` beside the project, or `None` with a printed reason: reference data from
-/// public repositories is not committed, so a test that needs it is skipped where it is absent.
-pub fn shared(path: &str) -> Option<PathBuf> {
+/// A path under `shared/` beside the project: reference data from public repositories, which is not committed. A test
+/// that needs it is `#[ignore = "needs ../shared/..."]` and stands in `tests/skips.txt`.
+#[track_caller]
+pub fn shared(path: &str) -> PathBuf {
     present(root().join("../shared").join(path))
 }
 
@@ -23,17 +24,33 @@ pub fn fixture(path: &str) -> PathBuf {
     root().join("tests/fixtures").join(path)
 }
 
-/// The SmolLM2 model that `./x` sets up, or `None` with a printed reason.
-pub fn smollm2() -> Option<PathBuf> {
+/// The SmolLM2 model that `./x` sets up; a test that needs it is marked as [`shared`] says.
+#[track_caller]
+pub fn smollm2() -> PathBuf {
     present(root().join(".cltlab/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
 }
 
-fn present(path: PathBuf) -> Option<PathBuf> {
-    if path.exists() {
-        return Some(path);
-    }
-    println!("skipped: {} is not here", path.display());
-    None
+#[track_caller]
+fn present(path: PathBuf) -> PathBuf {
+    assert!(path.exists(), "{} is not here: a test that needs it is marked #[ignore = \"needs ...\"] and stands in tests/skips.txt", path.display());
+    path
+}
+
+/// Folder of the committed model that has a tokenizer: random weights, 3 layers, width 32, context 64, words "w1" to "w127".
+pub fn small_folder() -> PathBuf {
+    fixture("attribution/llama/model")
+}
+
+/// The model of [`small_folder`].
+pub fn small_model() -> Model {
+    Model::load(small_folder().to_str().unwrap(), &cltlab::model::LoadConfig::on(&cltlab::candle::Device::Cpu)).unwrap()
+}
+
+/// So many random words of [`small_folder`]'s model, ten a line.
+pub fn words(count: usize, seed: u64) -> String {
+    let mut numbers = crate::numbers::Numbers::new(seed);
+    let word = |at: usize, number: f32| format!("w{}{}", 1 + ((number + 1.0) * 63.5).min(126.0) as usize, if at % 10 == 9 { '\n' } else { ' ' });
+    numbers.take(count).into_iter().enumerate().map(|(at, number)| word(at, number)).collect()
 }
 
 /// All tensors of a safetensors file.

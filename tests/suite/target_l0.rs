@@ -50,10 +50,11 @@ fn a_resumed_run_reaches_it_at_the_same_step() {
         let mut first = Trainer::new(&activations, &shape(JUMP), &config).unwrap();
         first.run_steps(at).unwrap();
         first.save(&place).unwrap();
-        let mut second = Trainer::resume(&place, &activations).unwrap().with_config(&config).unwrap();
+        let mut second = Trainer::resume(&place, &activations).unwrap();
+        second.set_config(&config).unwrap();
         second.run().unwrap();
         assert_eq!((second.reached_l0(), second.steps()), (Some(reached), whole.steps()));
-        let weights = |trainer: &Trainer| trainer.clt().unwrap().encoder(1).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let weights = |trainer: &Trainer| trainer.clt().unwrap().encoder(1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert!(weights(&second) == weights(&whole), "resumed at {at}: other weights");
     }
 }

@@ -9,7 +9,7 @@ use cltlab::ErrorKind;
 
 fn explain(arch: &str, targets: Vec<Target>) -> Graph {
     let config = AttributeConfig { targets: Some(targets), max_features: None, ..AttributeConfig::default() };
-    replacement(arch).attribute_tokens(&TOKENS, &config).unwrap()
+    replacement(arch).attribute(&TOKENS, &config).unwrap()
 }
 
 /// The effects on output `k`, one value a node.
@@ -21,20 +21,20 @@ fn row(graph: &Graph, k: usize) -> Vec<f32> {
 #[test]
 fn differences_are_differences() {
     for arch in ["gpt2", "llama"] {
-        let graph = explain(arch, vec![Target::Logit(80), Target::Logit(3), Target::Difference(80, 3)]);
+        let graph = explain(arch, vec![Target::logit(80), Target::logit(3), Target::difference(80, 3)]);
         let expected: Vec<f32> = row(&graph, 0).iter().zip(row(&graph, 1)).map(|(a, b)| a - b).collect();
         assert_close(arch, &row(&graph, 2), &expected, 1e-6);
         let outputs: Vec<u32> = graph.logits().iter().map(|logit| logit.token).collect();
         assert_eq!(outputs, [80, 3, 130], "the third gets an id beyond the vocabulary");
         assert!(graph.logits().iter().all(|logit| logit.probability == 1.0 / 3.0));
         assert!(graph.scores().replacement > 0.0);
-        graph.prune(&PruneConfig::default()).unwrap().save_json(scratch(&format!("difference-{arch}")).join("graph.json")).unwrap();
+        graph.prune(&PruneConfig::default()).unwrap().save(scratch(&format!("difference-{arch}")).join("graph.json"), &Default::default()).unwrap();
         let error = replacement(arch).verify_edges(&graph, 5, 1).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadInput);
         // Plain logits keep their probabilities, as without the list.
-        let config = AttributeConfig { target_tokens: Some(vec![80, 3]), max_features: None, ..AttributeConfig::default() };
-        let tokens = replacement(arch).attribute_tokens(&TOKENS, &config).unwrap();
-        let listed = explain(arch, vec![Target::Logit(80), Target::Logit(3)]);
+        let config = AttributeConfig { targets: Some(vec![Target::logit("w80"), Target::logit("w3")]), max_features: None, ..AttributeConfig::default() };
+        let tokens = replacement(arch).attribute(&TOKENS, &config).unwrap();
+        let listed = explain(arch, vec![Target::logit(80), Target::logit(3)]);
         assert_eq!((tokens.edges(), tokens.logits()), (listed.edges(), listed.logits()));
     }
 }
@@ -42,7 +42,7 @@ fn differences_are_differences() {
 #[test]
 fn features_are_targets_like_others() {
     for arch in ["gpt2", "llama"] {
-        let whole = explain(arch, vec![Target::Logit(80)]);
+        let whole = explain(arch, vec![Target::logit(80)]);
         for n in [0, whole.active_features().len() / 2, whole.active_features().len() - 1] {
             let place = whole.active_features()[n];
             let graph = explain(arch, vec![Target::Feature(place)]);
@@ -58,7 +58,7 @@ fn directions_in_the_stream() {
     for arch in ["gpt2", "llama"] {
         let given = replacement(arch);
         let (width, last) = (given.model().width(), TOKENS.len() - 1);
-        let local = given.local(&TOKENS, &[0]).unwrap();
+        let local = given.local(&TOKENS, &Default::default()).unwrap();
         let direction: Vec<f32> = (0..width).map(|i| ((i * 37 % 11) as f32 - 5.0) / 7.0).collect();
 
         // Before block 0 only the token at the position is there.
@@ -73,24 +73,9 @@ fn directions_in_the_stream() {
         let unembedding = given.model().unembedding();
         let u = (unembedding.narrow(0, 80, 1).unwrap() - unembedding.mean_keepdim(0).unwrap()).unwrap();
         let at_end: Tensor = local.frozen().from_output(&u).unwrap().get(0).unwrap().get(last).unwrap();
-        let both = explain(arch, vec![Target::Logit(80), Target::Residual { layer: 3, position: last, direction: values(&at_end) }]);
+        let both = explain(arch, vec![Target::logit(80), Target::Residual { layer: 3, position: last, direction: values(&at_end) }]);
         assert_close(&format!("{arch}: logit as a direction"), &row(&both, 1), &row(&both, 0), 1e-6);
     }
-}
-
-#[test]
-fn several_prompts_are_each_alone() {
-    let replacement = replacement("gpt2");
-    let prompts = ["w3 w17 w5", "w99 w4 w8 w120 w7", "w1 w2"];
-    let config = AttributeConfig::default();
-    let all = replacement.attribute_all(&prompts, &config).unwrap();
-    assert_eq!(all.len(), 3);
-    for (prompt, graph) in prompts.iter().zip(&all) {
-        let alone = replacement.attribute(prompt, &config).unwrap();
-        assert_eq!((graph.prompt(), graph.edges(), graph.scores()), (*prompt, alone.edges(), alone.scores()));
-    }
-    let error = replacement.attribute_all(&["w3 w4", ""], &config).unwrap_err();
-    assert!(error.kind() == ErrorKind::BadInput && error.to_string().contains("prompt 1"), "{error}");
 }
 
 /// All paths by brute force on a pruned graph: the strongest ones, and their sum.
@@ -98,7 +83,7 @@ fn several_prompts_are_each_alone() {
 fn strongest_paths() {
     for arch in ["gpt2", "llama"] {
         let config = AttributeConfig { max_features: Some(32), max_logits: 3, ..AttributeConfig::default() };
-        let graph = replacement(arch).attribute_tokens(&TOKENS, &config).unwrap();
+        let graph = replacement(arch).attribute(&TOKENS, &config).unwrap();
         let mut all: Vec<(f64, Vec<usize>)> = Vec::new();
         let mut open: Vec<(f64, Vec<usize>)> = Vec::new();
         for (k, logit) in graph.logits().iter().enumerate() {
@@ -135,18 +120,24 @@ fn targets_that_do_not_exist() {
     let replacement = replacement("gpt2");
     let refused = |target: Target, word: &str| {
         let config = AttributeConfig { targets: Some(vec![target]), ..AttributeConfig::default() };
-        let error = replacement.attribute_tokens(&TOKENS, &config).unwrap_err();
+        let error = replacement.attribute(&TOKENS, &config).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadInput);
         assert!(error.to_string().contains(word), "'{error}' does not say '{word}'");
     };
-    refused(Target::Logit(128), "vocabulary");
-    refused(Target::Difference(1, 128), "vocabulary");
+    refused(Target::logit(128), "vocabulary");
+    refused(Target::difference(1, 128), "vocabulary");
+    refused(Target::difference(1, "w1"), "itself");
     refused(Target::Feature(FeatureNode { layer: 3, position: 0, feature: 0 }), "layer");
     refused(Target::Feature(FeatureNode { layer: 0, position: 12, feature: 0 }), "position");
     refused(Target::Feature(FeatureNode { layer: 0, position: 1, feature: 128 }), "feature");
     refused(Target::Residual { layer: 4, position: 0, direction: vec![0.0; 32] }, "layer");
     refused(Target::Residual { layer: 3, position: 0, direction: vec![0.0; 31] }, "31 values");
     refused(Target::Residual { layer: 3, position: 0, direction: vec![f32::NAN; 32] }, "finite");
+    refused(Target::logit("w1 w2"), "2 tokens: \"w1\", \"w2\"");
+    refused(Target::logit(""), "0 tokens");
+    refused(Target::difference("w1", "\"1\""), "token");
+    let twice = AttributeConfig { targets: Some(vec![Target::logit(80), Target::logit("w80")]), ..AttributeConfig::default() };
+    assert_eq!(replacement.attribute(&TOKENS, &twice).unwrap_err().kind(), ErrorKind::BadConfig);
     let config = AttributeConfig { targets: Some(Vec::new()), ..AttributeConfig::default() };
-    assert_eq!(replacement.attribute_tokens(&TOKENS, &config).unwrap_err().kind(), ErrorKind::BadConfig);
+    assert_eq!(replacement.attribute(&TOKENS, &config).unwrap_err().kind(), ErrorKind::BadConfig);
 }

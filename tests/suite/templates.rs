@@ -1,11 +1,12 @@
 //! Chat templates are programs from the model's files: none of them takes memory, time or stack without an end.
 
-use crate::support::fixture;
+use crate::support::{fixture, says};
+use cltlab::text::ChatConfig;
 use cltlab::{ErrorKind, Tokenizer};
 
 fn render(template: &str) -> Result<String, cltlab::Error> {
     let tokenizer = Tokenizer::from_file(fixture("attribution/llama/model/tokenizer.json")).unwrap();
-    tokenizer.with_chat_template(template).chat(&[("user", "hello"), ("assistant", "and \"more\"")], true)
+    tokenizer.chat_template(template).chat(&[("user", "hello"), ("assistant", "and \"more\"")], &ChatConfig::default())
 }
 
 #[test]
@@ -48,6 +49,30 @@ fn templates_without_an_end_are_refused() {
     }
 }
 
+/// The parser's time grows with the square of a chain's length: there are only short ones.
+#[test]
+fn chains_of_operators_are_short() {
+    for part in ["not ", "-", "1 ~ ", "1 - ", "1 and ", "1 if 1 else "] {
+        let chain = |count: usize| render(&format!("{{{{ {}1 }}}}a", part.repeat(count)));
+        let error = chain(1100).unwrap_err();
+        says(&error, ErrorKind::BadFile, &["chat template", "line 1", "operators", "1000"]);
+        assert!(chain(100).is_ok() || part == "-", "{part}");
+    }
+    for part in ["|string", ".a", "[0]", "(1)"] {
+        let template = format!("a\n{{%- set x = messages{} %}}", part.repeat(1100));
+        says(&render(&template).unwrap_err(), ErrorKind::BadFile, &["line 2", "operators"]);
+    }
+    // Texts, comments and long lists are none.
+    let list: Vec<String> = (0..3000).map(|n| format!("'a{n}': 'b-c.d'")).collect();
+    let long = format!("{{{{ '{}' }}}}{{% set x = {{{}}} %}}{{# {} #}}", "a - b.c ".repeat(3000), list.join(", "), "{{ ".repeat(2000));
+    assert_eq!(render(&long).unwrap().len(), 8 * 3000);
+}
+
+#[test]
+fn a_template_that_gives_nothing_is_named() {
+    says(&render("").unwrap_err(), ErrorKind::BadFile, &["chat template", "no text"]);
+}
+
 /// Long chains are deep trees: they are read, or refused, and never overflow a stack.
 #[test]
 fn long_chains_do_not_overflow() {
@@ -67,7 +92,7 @@ fn ordinary_templates_have_room() {
     let template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content.strip() }}{% if m.content|length > 3 %} {{ m|tojson(indent=2) }}{% endif %}\n{% endfor %}";
     let long = "word ".repeat(100_000);
     let messages: Vec<(&str, &str)> = (0..200).map(|n| if n == 7 { ("user", long.as_str()) } else { ("user", "hello there") }).collect();
-    let text = tokenizer.with_chat_template(template).chat(&messages, false).unwrap();
+    let text = tokenizer.chat_template(template).chat(&messages, &ChatConfig { generation_prompt: false, ..ChatConfig::default() }).unwrap();
     assert!(text.matches("<|user|>").count() == 200 && text.len() > 2 * long.len());
     assert_eq!(render("{{ {'a': [1, none, true]} }}|{{ messages[0] | tojson }}").unwrap().split('|').nth(1), Some("{\"role\": \"user\", \"content\": \"hello\"}"));
 }

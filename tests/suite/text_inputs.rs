@@ -1,19 +1,21 @@
 //! Texts as they come from the field: byte order marks, UTF-16, nulls, tables, every codec of parquet, folders of datasets;
 //! and what is no text, or unpacks to more than any text.
 
-use crate::support::{fixture, says, scratch, shared};
+use crate::support::{fixture, says, scratch, small_folder, small_model};
 use cltlab::candle::Device;
-use cltlab::eval::{evaluate_with, EvalConfig};
-use cltlab::text::TextConfig;
+use cltlab::clt::CltLoadConfig;
+use cltlab::eval::{evaluate, EvalConfig};
+use cltlab::model::LoadConfig;
+use cltlab::text::{ChatConfig, TextConfig};
 use cltlab::{Clt, Corpus, ErrorKind, Model, Tokenizer};
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 fn texts(path: &Path) -> Vec<String> {
-    Corpus::load(path).unwrap_or_else(|error| panic!("{error}")).texts().to_vec()
+    Corpus::load(path, &Default::default()).unwrap_or_else(|error| panic!("{error}")).texts().to_vec()
 }
 
 fn wide(text: &str, unit: usize, little: bool) -> Vec<u8> {
@@ -59,7 +61,7 @@ fn marks_and_wide_units_are_no_part_of_a_text() {
     for (bytes, word) in [(vec![0xFF, 0xFE, b'a', 0, b'b'], "ends within"), (vec![0xFF, 0xFE, 0x00, 0xD8, b'b', 0], "surrogate")] {
         let path = folder.join("d.txt");
         std::fs::write(&path, bytes).unwrap();
-        says(&Corpus::load(&path).unwrap_err(), ErrorKind::BadFile, &["d.txt", "UTF-16", word]);
+        says(&Corpus::load(&path, &Default::default()).unwrap_err(), ErrorKind::BadFile, &["d.txt", "UTF-16", word]);
     }
     std::fs::write(folder.join("e.txt"), b"caf\xe9 in Latin-1").unwrap();
     assert_eq!(texts(&folder.join("e.txt")), ["café in Latin-1"]);
@@ -73,12 +75,12 @@ fn marks_and_wide_units_are_no_part_of_a_text() {
 fn marks_in_configurations() {
     let folder = scratch("encodings-model");
     for name in ["model.safetensors", "tokenizer.json"] {
-        std::fs::copy(fixture("attribution/llama/model").join(name), folder.join(name)).unwrap();
+        std::fs::copy(small_folder().join(name), folder.join(name)).unwrap();
     }
-    let config = std::fs::read_to_string(fixture("attribution/llama/model/config.json")).unwrap();
+    let config = std::fs::read_to_string(small_folder().join("config.json")).unwrap();
     for (what, bytes) in encodings(&config) {
         std::fs::write(folder.join("config.json"), bytes).unwrap();
-        assert_eq!(Model::load(folder.to_str().unwrap(), &Device::Cpu).unwrap_or_else(|error| panic!("{what}: {error}")).layers(), 3);
+        assert_eq!(Model::load(&folder, &LoadConfig::on(&Device::Cpu)).unwrap_or_else(|error| panic!("{what}: {error}")).layers(), 3);
     }
     let clt = scratch("encodings-clt");
     for entry in std::fs::read_dir(fixture("attribution/llama/clt")).unwrap() {
@@ -88,14 +90,14 @@ fn marks_in_configurations() {
     let yaml = std::fs::read_to_string(clt.join("config.yaml")).unwrap();
     for (what, bytes) in encodings(&yaml) {
         std::fs::write(clt.join("config.yaml"), bytes).unwrap();
-        assert_eq!(Clt::load(clt.to_str().unwrap(), &Device::Cpu).unwrap_or_else(|error| panic!("{what}: {error}")).layers(), 3);
+        assert_eq!(Clt::load(&clt, &CltLoadConfig::on(&Device::Cpu)).unwrap_or_else(|error| panic!("{what}: {error}")).layers(), 3);
     }
     let tokenizer = scratch("encodings-tokenizer");
-    std::fs::copy(fixture("attribution/llama/model/tokenizer.json"), tokenizer.join("tokenizer.json")).unwrap();
+    std::fs::copy(small_folder().join("tokenizer.json"), tokenizer.join("tokenizer.json")).unwrap();
     for (what, bytes) in encodings("{{ messages[0].content }}!") {
         std::fs::write(tokenizer.join("chat_template.jinja"), bytes).unwrap();
         let read = Tokenizer::from_file(tokenizer.join("tokenizer.json")).unwrap();
-        assert_eq!(read.chat(&[("user", "hi")], false).unwrap(), "hi!", "{what}");
+        assert_eq!(read.chat(&[("user", "hi")], &ChatConfig { generation_prompt: false, ..ChatConfig::default() }).unwrap(), "hi!", "{what}");
     }
 }
 
@@ -105,7 +107,7 @@ fn tables_are_read_by_their_field() {
     let path = folder.join("a.csv");
     let load = |text: &str| {
         std::fs::write(&path, text).unwrap();
-        Corpus::load(&path)
+        Corpus::load(&path, &Default::default())
     };
     let table = "id,text,more\r\n1,\"One, \"\"quoted\"\"\nsecond line\",x\r\n2,Two,\r\n3,,y\r\n\r\n4,\"Four\",\"\"\r\n";
     let want = ["One, \"quoted\"\nsecond line", "Two", "Four"];
@@ -115,7 +117,7 @@ fn tables_are_read_by_their_field() {
     assert_eq!(texts(&folder.join("b.tsv")), ["One, two"]);
     let few = TextConfig { max_bytes: Some(1), ..TextConfig::default() };
     load("text\nOne\nTwo\n").unwrap();
-    assert_eq!(Corpus::load_with(&path, &few).unwrap().texts(), ["One"]);
+    assert_eq!(Corpus::load(&path, &few).unwrap().texts(), ["One"]);
     says(&load("id,content\n1,One\n").unwrap_err(), ErrorKind::BadFile, &["a.csv line 1", "id, content", "'text'", "TextConfig::field"]);
     says(&load("id,text\n1,One\n2,Two,three\n").unwrap_err(), ErrorKind::BadFile, &["a.csv line 3", "3 fields", "2"]);
     says(&load("text\n\"One\n").unwrap_err(), ErrorKind::BadFile, &["line 2", "not closed"]);
@@ -149,7 +151,7 @@ fn parquet_in_every_codec_and_with_nulls() {
     }
     let long = vec![7u8; 5000];
     parquet(&path, "optional binary text", &[Some(&long)], Compression::SNAPPY);
-    let error = Corpus::load(&path).unwrap_err();
+    let error = Corpus::load(&path, &Default::default()).unwrap_err();
     says(&error, ErrorKind::BadFile, &["a.parquet", "'text'", "BYTE_ARRAY", "not declared as text"]);
     assert!(error.to_string().len() < 400, "{error}");
 }
@@ -171,7 +173,7 @@ fn folders_are_read_as_datasets_are() {
     assert_eq!(texts(&folder.join("README.md")), ["About."]);
     let empty = scratch("dataset-empty");
     std::fs::write(empty.join("README.md"), "About.").unwrap();
-    says(&Corpus::load(&empty).unwrap_err(), ErrorKind::BadInput, &["README.md", ".jsonl"]);
+    says(&Corpus::load(&empty, &Default::default()).unwrap_err(), ErrorKind::BadInput, &["README.md", ".jsonl"]);
 }
 
 #[test]
@@ -192,7 +194,7 @@ fn what_is_no_text_is_refused_shortly() {
     ];
     for (name, bytes, word) in cases {
         std::fs::write(folder.join(name), bytes).unwrap();
-        let error = match Corpus::load(folder.join(name)) {
+        let error = match Corpus::load(folder.join(name), &Default::default()) {
             Err(error) => error,
             // Control characters alone are text in UTF-8.
             Ok(_) if name == "d.bin" => continue,
@@ -202,7 +204,7 @@ fn what_is_no_text_is_refused_shortly() {
         assert!(error.to_string().len() < 400, "{error}");
     }
     std::fs::write(folder.join("h.txt"), [&[0xE9, 1, 2][..], b"text"].concat()).unwrap();
-    says(&Corpus::load(folder.join("h.txt")).unwrap_err(), ErrorKind::BadFile, &["h.txt", "0x01"]);
+    says(&Corpus::load(folder.join("h.txt"), &Default::default()).unwrap_err(), ErrorKind::BadFile, &["h.txt", "0x01"]);
 }
 
 /// Megabytes that unpack to gigabytes, as files, as one line, and as one text of a dictionary over and over.
@@ -220,27 +222,27 @@ fn what_unpacks_without_end_is_refused() {
     std::fs::write(folder.join("b.jsonl.zst"), zstd::bulk::compress(&line, 1).unwrap()).unwrap();
     drop(line);
     for name in ["a.txt.gz", "b.jsonl.zst"] {
-        says(&Corpus::load(folder.join(name)).unwrap_err(), ErrorKind::BadFile, &[name, "100 times"]);
+        says(&Corpus::load(folder.join(name), &Default::default()).unwrap_err(), ErrorKind::BadFile, &[name, "100 times"]);
     }
-    says(&Corpus::load_with(folder.join("b.jsonl.zst"), &few).unwrap_err(), ErrorKind::BadFile, &["b.jsonl.zst"]);
-    let cut = Corpus::load_with(folder.join("a.txt.gz"), &few);
+    says(&Corpus::load(folder.join("b.jsonl.zst"), &few).unwrap_err(), ErrorKind::BadFile, &["b.jsonl.zst"]);
+    let cut = Corpus::load(folder.join("a.txt.gz"), &few);
     assert!(cut.is_err() || cut.is_ok_and(|corpus| corpus.bytes() <= (64 << 20) + 100));
     let text = vec![b'x'; 100_000];
     let values: Vec<Option<&[u8]>> = vec![Some(&text); 5000];
     let path = folder.join("c.parquet");
     parquet(&path, "optional binary text (UTF8)", &values, Compression::SNAPPY);
     assert!(std::fs::metadata(&path).unwrap().len() < 200_000);
-    says(&Corpus::load(&path).unwrap_err(), ErrorKind::BadFile, &["c.parquet", "100 times", "max_bytes"]);
-    assert_eq!(Corpus::load_with(&path, &few).unwrap().documents(), 1);
+    says(&Corpus::load(&path, &Default::default()).unwrap_err(), ErrorKind::BadFile, &["c.parquet", "100 times", "max_bytes"]);
+    assert_eq!(Corpus::load(&path, &few).unwrap().documents(), 1);
     // A page of one byte over and over, by each codec that packs it so far.
     let long = vec![b'y'; 90 << 20];
     for codec in [Compression::GZIP(GzipLevel::default()), Compression::BROTLI(BrotliLevel::try_new(2).unwrap()), Compression::ZSTD(ZstdLevel::default())] {
         parquet(&path, "optional binary text (UTF8)", &[Some(&long)], codec);
-        says(&Corpus::load(&path).unwrap_err(), ErrorKind::BadFile, &["c.parquet", "unpacks to"]);
+        says(&Corpus::load(&path, &Default::default()).unwrap_err(), ErrorKind::BadFile, &["c.parquet", "unpacks to"]);
     }
     // Many small values of an array are not kept.
     std::fs::write(folder.join("d.json"), format!("[{}null]", "null,".repeat(2_000_000))).unwrap();
-    says(&Corpus::load(folder.join("d.json")).unwrap_err(), ErrorKind::BadInput, &["no text"]);
+    says(&Corpus::load(folder.join("d.json"), &Default::default()).unwrap_err(), ErrorKind::BadInput, &["no text"]);
 }
 
 #[test]
@@ -248,31 +250,29 @@ fn values_of_other_types_are_named() {
     let path = scratch("json-types").join("a.jsonl");
     for (line, words) in [("{\"text\": 3}", ["a number", "'text'"]), ("{\"text\": [1]}", ["a list", "'text'"]), ("{\"text\": {\"text\": \"a\"}}", ["an object", "'text'"]), ("true", ["true or false", "'text'"]), ("{\"a\": \"b\", \"c\": 1}", ["a, c", "'text'"])] {
         std::fs::write(&path, format!("\"One\"\n{line}\n")).unwrap();
-        says(&Corpus::load(&path).unwrap_err(), ErrorKind::BadFile, &["a.jsonl line 2", words[0], words[1]]);
+        says(&Corpus::load(&path, &Default::default()).unwrap_err(), ErrorKind::BadFile, &["a.jsonl line 2", words[0], words[1]]);
     }
     let many: Vec<String> = (0..1000).map(|n| format!("\"field{n}\": 0")).collect();
     std::fs::write(&path, format!("{{{}}}\n", many.join(", "))).unwrap();
-    let error = Corpus::load(&path).unwrap_err();
+    let error = Corpus::load(&path, &Default::default()).unwrap_err();
     assert!(error.to_string().len() < 400 && error.to_string().contains("990 more"), "{error}");
     std::fs::write(&path, "{\"text\": \"One\"} {\"text\": \"Two\"}\n").unwrap();
-    says(&Corpus::load(&path).unwrap_err(), ErrorKind::BadFile, &["a.jsonl line 1"]);
+    says(&Corpus::load(&path, &Default::default()).unwrap_err(), ErrorKind::BadFile, &["a.jsonl line 1"]);
 }
 
 /// Inputs made after reports from the field: all give the figures of the plain file.
 #[test]
 fn inputs_of_the_field_give_the_figures_of_the_plain_file() {
-    let Some(folder) = shared("fixtures/field/texts") else { return };
-    let model = Model::load(fixture("attribution/llama/model").to_str().unwrap(), &Device::Cpu).unwrap();
-    let clt = Clt::load(fixture("attribution/llama/clt").to_str().unwrap(), &Device::Cpu).unwrap();
+    let (folder, model) = (fixture("field/texts"), small_model());
+    let clt = Clt::load(fixture("attribution/llama/clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     let config = EvalConfig { tokens: 4096, fidelity_tokens: 256, context: 32, ..EvalConfig::default() };
-    let report = |path: PathBuf| evaluate_with(&model, &clt, &Corpus::load(&path).unwrap_or_else(|error| panic!("{error}")), &config).unwrap();
-    for name in ["plain.jsonl", "bom.jsonl", "bom.txt", "utf16le.txt", "null.jsonl", "gzip.parquet", "data.csv"] {
-        let report = report(folder.join(name));
+    for name in ["plain.jsonl", "plain.txt", "bom.jsonl", "bom.txt", "utf16le.txt", "null.jsonl", "gzip.parquet", "data.csv"] {
+        let report = evaluate(&model, &clt, &Corpus::load(folder.join(name), &Default::default()).unwrap_or_else(|error| panic!("{error}")), &config).unwrap();
         println!("{name}: {} tokens, cross-entropy {:.3}", report.tokens, report.cross_entropy);
         assert_eq!((report.tokens, (report.cross_entropy * 1000.0).round()), (702, 7127.0), "{name}");
     }
     assert_eq!(texts(&folder.join("mixed_dir")), [texts(&folder.join("mixed_dir/a.txt")), texts(&folder.join("mixed_dir/sub/b.txt"))].concat());
-    let error = Corpus::load(folder.join("binary.parquet")).unwrap_err();
+    let error = Corpus::load(folder.join("binary.parquet"), &Default::default()).unwrap_err();
     says(&error, ErrorKind::BadFile, &["binary.parquet", "text"]);
     assert!(error.to_string().len() < 400, "{error}");
 }

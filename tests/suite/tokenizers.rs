@@ -161,7 +161,7 @@ fn chats_equal_transformers() {
             variables: case["variables"].as_str().unwrap().to_string(),
             generation_prompt: case["prompt"].as_bool().unwrap(),
         };
-        match (tokenizer.chat_with(&messages, &options), case["text"].as_str(), case["refused"].as_str()) {
+        match (tokenizer.chat(&messages, &options), case["text"].as_str(), case["refused"].as_str()) {
             (Ok(got), Some(text), _) => {
                 assert_eq!(got, text, "{}: {messages:?} {}", options.template, options.variables);
                 equal += 1;
@@ -183,34 +183,34 @@ fn chat_templates_come_from_everywhere_and_errors_say_what() {
     let (bpe, folder) = (fixture("bpe.json"), support::scratch("templates"));
     let mut fields = byte_level(&bpe, "gpt-2");
     let bare = Tokenizer::from_gguf(write(&folder.join("bare.gguf"), &fields)).unwrap();
-    let error = bare.chat(&[("user", "a")], true).unwrap_err();
+    let error = bare.chat(&[("user", "a")], &ChatConfig::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MissingFile);
-    assert!(error.to_string().contains("chat template") && error.to_string().contains("with_chat_template"), "{error}");
+    assert!(error.to_string().contains("chat template") && error.to_string().contains("Tokenizer::chat_template"), "{error}");
     fields.push(("chat_template", word("{{ bos_token }}{{ messages[0].content }}")));
     fields.push(("chat_template.tool_use", word("tools")));
     let inside = Tokenizer::from_gguf(write(&folder.join("with.gguf"), &fields)).unwrap();
-    assert_eq!(inside.chat(&[("user", "hi")], true).unwrap(), "<|begin|>hi");
+    assert_eq!(inside.chat(&[("user", "hi")], &ChatConfig::default()).unwrap(), "<|begin|>hi");
     assert_eq!(inside.chat_templates(), ["default", "tool_use"]);
     // A template's special tokens are single ids when the text is encoded.
     assert_eq!(inside.encode("<|begin|>hi").unwrap()[0], inside.id("<|begin|>").unwrap());
-    let own = bare.with_chat_template("{% for m in messages %}{{ m.content.upper() }}{% endfor %}{{ strftime_now('%Y') | length }}");
-    assert_eq!(own.chat(&[("user", "a"), ("user", "b")], false).unwrap(), "AB4");
+    let own = bare.chat_template("{% for m in messages %}{{ m.content.upper() }}{% endfor %}{{ strftime_now('%Y') | length }}");
+    assert_eq!(own.chat(&[("user", "a"), ("user", "b")], &ChatConfig { generation_prompt: false, ..ChatConfig::default() }).unwrap(), "AB4");
     for (template, kind, words) in [
         ("{% if %}", ErrorKind::BadFile, "line 1"),
         ("{{ messages[0].content.nosuch() }}", ErrorKind::BadFile, "nosuch"),
         ("{{ raise_exception('no system role') }}", ErrorKind::BadInput, "no system role"),
     ] {
-        let error = bare.with_chat_template(template).chat(&[("user", "a")], true).unwrap_err();
+        let error = bare.chat_template(template).chat(&[("user", "a")], &ChatConfig::default()).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(words), "{error}");
     }
     let named = ChatConfig { template: "rag".to_string(), ..ChatConfig::default() };
-    assert!(inside.chat_with(&[("user", "a")], &named).unwrap_err().to_string().contains("default, tool_use"));
+    assert!(inside.chat(&[("user", "a")], &named).unwrap_err().to_string().contains("default, tool_use"));
     let variables = ChatConfig { variables: "[1]".to_string(), ..ChatConfig::default() };
-    assert_eq!(inside.chat_with(&[("user", "a")], &variables).unwrap_err().kind(), ErrorKind::BadConfig);
+    assert_eq!(inside.chat(&[("user", "a")], &variables).unwrap_err().kind(), ErrorKind::BadConfig);
     std::fs::write(folder.join("tokenizer.json"), fixture("chat.json")["tokenizer"].to_string()).unwrap();
     std::fs::write(folder.join("chat_template.jinja"), "alone").unwrap();
-    assert_eq!(Tokenizer::from_file(folder.join("tokenizer.json")).unwrap().chat(&[], true).unwrap(), "alone");
+    assert_eq!(Tokenizer::from_file(folder.join("tokenizer.json")).unwrap().chat(&[], &ChatConfig::default()).unwrap(), "alone");
     std::fs::write(folder.join("tokenizer_config.json"), "{\"chat_template\": 3}").unwrap();
     let error = Tokenizer::from_file(folder.join("tokenizer.json")).unwrap_err();
     assert!(error.kind() == ErrorKind::BadFile && error.to_string().contains("tokenizer_config.json: chat_template: got 3"), "{error}");

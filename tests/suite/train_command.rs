@@ -1,6 +1,6 @@
 //! `cltlab train` and `cltlab eval`: the library's training from one file, and what is refused.
 
-use crate::support::{scratch, shared};
+use crate::support::{scratch, small_folder, words};
 use crate::training::planted;
 use candle_core::{Device, Tensor};
 use cltlab::candle as candle_core;
@@ -48,7 +48,7 @@ pub fn lines(folder: &Path) -> Vec<serde_json::Value> {
 }
 
 fn decoder(clt: &Clt) -> Vec<f32> {
-    (0..clt.layers()).flat_map(|l| clt.decoder(l).flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+    (0..clt.layers()).flat_map(|l| clt.decoder(l).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
 }
 
 #[test]
@@ -56,12 +56,12 @@ fn the_program_trains_as_the_library_does() {
     let folder = recipe("train-command", "lr = 0.0012345678901234567");
     let output = run(&folder, &["--set", "train.seed=7"]);
     assert!(output.status.success(), "{}", said(&output));
-    let activations = Activations::load(folder.join("activations.safetensors")).unwrap();
+    let activations = Activations::load(folder.join("activations.safetensors"), &Default::default()).unwrap();
     let shape = CltConfig { layers: 2, width: WIDTH, features: 64, activation: Activation::TopK { k: 4 }, ..CltConfig::default() };
     let config = TrainConfig { steps: 12, batch_tokens: 100, lr: 0.0012345678901234567, seed: 7, ..TrainConfig::default() };
     let mut trainer = Trainer::new(&activations, &shape, &config).unwrap();
     let history = trainer.run().unwrap();
-    let clt = Clt::load(folder.join("run/clt").to_str().unwrap(), &Device::Cpu).unwrap();
+    let clt = Clt::load(folder.join("run/clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     assert!(decoder(&clt) == decoder(&trainer.clt().unwrap()), "other weights than the library's");
     let lines = lines(&folder);
     assert_eq!(lines.len(), 12);
@@ -87,11 +87,11 @@ fn the_program_trains_as_the_library_does() {
 fn training_begins_with_a_given_clt() {
     let folder = recipe("train-init", "");
     assert!(run(&folder, &[]).status.success());
-    let clt = Clt::load(folder.join("run/clt").to_str().unwrap(), &Device::Cpu).unwrap();
+    let clt = Clt::load(folder.join("run/clt"), &CltLoadConfig::on(&Device::Cpu)).unwrap();
     let (x, y) = planted(300, 1);
     let tensor = |v: &Vec<f32>| Tensor::from_slice(v, (300, WIDTH), &Device::Cpu).unwrap();
     let code = cltlab::clt::SparseCode { layers: x.iter().enumerate().map(|(l, x)| clt.encode_layer(l, &tensor(x)).unwrap()).collect() };
-    let decoded = clt.decode(&code).unwrap();
+    let decoded = clt.decode(&code, &[]).unwrap();
     let loss: f64 = decoded
         .iter()
         .zip(&y)
@@ -150,14 +150,17 @@ fn files_that_cannot_be_followed() {
     refused(&["--set", "store.format=int4"], &["[store] format", "int4", "int8"]);
     refused(&["--set", "store.format=int8"], &["[store]", "[activations] store"]);
     refused(&["--set", "activations.store=there"], &["[activations]", "a file and a store", "one of them"]);
-    refused(&["--set", "text.datset=a/b"], &["[text] datset", "'dataset'"]);
+    refused(&["--set", "text.sorce=a/b"], &["[text] sorce", "'source'"]);
+    for (old, words) in [("text.file", "[text] source"), ("text.dataset", "[text] source"), ("text.held_out_file", "[text] held_out_source"), ("model.name", "[model] source"), ("clt.width", "[clt] features"), ("clt.layers", "the model's")] {
+        refused(&["--set", &format!("{old}=3")], &["unknown key", words]);
+    }
     refused(&["--set", "clt.features=100000000"], &["free", "fewer features"]);
     std::fs::write(folder.join("train.toml"), "[train]\nsteps = = 3\n").unwrap();
     refused(&[], &["train.toml", "line 2"]);
     std::fs::write(folder.join("train.toml"), "[train]\nsteps = 3\n").unwrap();
     refused(&[], &["[output] folder"]);
     std::fs::write(folder.join("train.toml"), "[output]\nfolder = \"run\"\n").unwrap();
-    refused(&[], &["[model] name", "[activations] file"]);
+    refused(&[], &["[model] source", "[activations] file"]);
     let bad: HashMap<String, Tensor> = [("input.0", (4, 3)), ("target.0", (4, 2))].map(|(name, shape)| (name.to_string(), Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap())).into();
     candle_core::safetensors::save(&bad, folder.join("bad.safetensors")).unwrap();
     refused(&["--set", &format!("activations.file={}", folder.join("bad.safetensors").display())], &["target.0", "[4, 2]", "[4, 3]"]);
@@ -167,12 +170,11 @@ fn files_that_cannot_be_followed() {
 /// The way from a text file to a report, relative paths from the file's folder.
 #[test]
 fn a_model_and_a_text() {
-    let Some(model) = shared("data/stories260k/model.bin") else { return };
     let folder = scratch("train-text");
-    std::fs::write(folder.join("stories.txt"), "Once upon a time there was a little girl. She saw a big red ball and ran to the park.\n".repeat(60)).unwrap();
+    std::fs::write(folder.join("words.txt"), words(1500, 1)).unwrap();
     let text = format!(
-        "[model]\nname = {:?}\n[text]\nfile = \"stories.txt\"\nheld_out = 0.2\n[stream]\ncontext = 32\nbuffer_tokens = 400\n[clt]\nfeatures = 32\nactivation = {{ batch_top_k = {{ k = 4 }} }}\n[train]\nsteps = 5\nbatch_tokens = 64\n[eval]\ntokens = 128\nfidelity_tokens = 64\n[output]\nfolder = \"run\"\n",
-        model.to_str().unwrap()
+        "[model]\nsource = {:?}\n[text]\nsource = \"words.txt\"\nheld_out = 0.2\n[stream]\ncontext = 32\nbuffer_tokens = 400\n[clt]\nfeatures = 32\nactivation = {{ batch_top_k = {{ k = 4 }} }}\n[train]\nsteps = 5\nbatch_tokens = 64\n[eval]\ntokens = 128\nfidelity_tokens = 64\n[output]\nfolder = \"run\"\n",
+        small_folder().to_str().unwrap()
     );
     std::fs::write(folder.join("train.toml"), text).unwrap();
     let output = run(&folder, &[]);

@@ -1,30 +1,26 @@
 //! Evaluation between steps: the figures of a separate evaluation, and weights that do not know of it.
 
-use crate::support::{scratch, shared};
-use cltlab::candle::Device;
+use crate::support::{scratch, small_model, words};
 use cltlab::prelude::*;
 
-fn setting() -> Option<(Model, Corpus, Corpus)> {
-    let path = shared("data/stories260k/model.bin")?;
-    let model = Model::load(&path.to_string_lossy(), &Device::Cpu).unwrap();
-    let text = "Once upon a time there was a little girl. She saw a big red ball and ran to the park with her dog.\n".repeat(80);
-    let (train, test) = Corpus::from_texts(vec![text]).unwrap().split(0.8).unwrap();
-    Some((model, train, test))
+fn setting() -> (Model, Corpus, Corpus) {
+    let (train, test) = Corpus::from_texts(vec![words(2000, 1)]).unwrap().split(0.8).unwrap();
+    (small_model(), train, test)
 }
 
 #[test]
 fn evaluations_are_those_of_the_same_clt() {
-    let Some((model, train, test)) = setting() else { return };
+    let (model, train, test) = setting();
     let stream = StreamConfig { context: 32, buffer_tokens: Some(500), ..StreamConfig::default() };
-    let activations = Activations::stream_with(&model, &train, &stream).unwrap();
+    let activations = Activations::stream(&model, &train, &stream).unwrap();
     let shape = CltConfig { features: 64, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&model) };
     let eval = EvalConfig { context: 32, tokens: 256, fidelity_tokens: 64, ..EvalConfig::default() };
     let metrics = scratch("train-eval").join("metrics.jsonl");
     let config = TrainConfig { steps: 6, batch_tokens: 64, eval_every: 3, metrics: Some(metrics.clone()), ..TrainConfig::default() };
-    let mut trainer = Trainer::new(&activations, &shape, &config).unwrap().with_eval(&model, &test, &eval).unwrap();
+    let mut trainer = Trainer::new(&activations, &shape, &config).unwrap().held_out(&model, &test, &eval).unwrap();
     let history = trainer.run().unwrap();
     assert_eq!(history.evals.iter().map(|eval| eval.step).collect::<Vec<_>>(), [3, 6]);
-    let report = evaluate_with(&model, &trainer.clt().unwrap(), &test, &eval).unwrap();
+    let report = evaluate(&model, &trainer.clt().unwrap(), &test, &eval).unwrap();
     let last = &history.evals[1];
     let fidelity = last.fidelity.as_ref().unwrap();
     assert_eq!((last.fvu, last.l0, last.dead, last.tokens), (report.fvu(), report.l0(), report.dead(), report.tokens));
@@ -41,7 +37,7 @@ fn evaluations_are_those_of_the_same_clt() {
     let plain = TrainConfig { eval_every: 0, metrics: None, ..config };
     let mut other = Trainer::new(&activations, &shape, &plain).unwrap();
     other.run().unwrap();
-    let weights = |trainer: &Trainer| trainer.clt().unwrap().decoder(0).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let weights = |trainer: &Trainer| trainer.clt().unwrap().decoder(0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert!(weights(&trainer) == weights(&other));
 }
 
@@ -53,36 +49,36 @@ fn what_cannot_be_evaluated_is_refused_before_the_first_step() {
     let mut trainer = Trainer::new(&activations, &crate::training::shape(Activation::TopK { k: 2 }), &config).unwrap();
     let error = trainer.run().unwrap_err();
     assert_eq!((error.kind(), trainer.steps()), (ErrorKind::BadConfig, 0));
-    assert!(error.to_string().contains("TrainConfig::eval_every") && error.to_string().contains("with_eval"), "{error}");
-    let Some((model, train, _)) = setting() else { return };
+    assert!(error.to_string().contains("TrainConfig::eval_every") && error.to_string().contains("held_out"), "{error}");
+    let (model, train, _) = setting();
     let stream = StreamConfig { context: 32, buffer_tokens: Some(100), ..StreamConfig::default() };
-    let activations = Activations::stream_with(&model, &train, &stream).unwrap();
+    let activations = Activations::stream(&model, &train, &stream).unwrap();
     let shape = CltConfig { features: 64, activation: Activation::TopK { k: 4 }, ..CltConfig::for_model(&model) };
     let trainer = || Trainer::new(&activations, &shape, &config).unwrap();
-    let short = Corpus::from_texts(vec!["One.".into()]).unwrap();
-    assert_eq!(trainer().with_eval(&model, &short, &EvalConfig::default()).unwrap_err().kind(), ErrorKind::BadInput);
+    let short = Corpus::from_texts(vec![words(3, 1)]).unwrap();
+    assert_eq!(trainer().held_out(&model, &short, &EvalConfig { context: 32, ..EvalConfig::default() }).unwrap_err().kind(), ErrorKind::BadInput);
     let wide = EvalConfig { context: 1 << 20, ..EvalConfig::default() };
-    assert_eq!(trainer().with_eval(&model, &train, &wide).unwrap_err().kind(), ErrorKind::BadConfig);
+    assert_eq!(trainer().held_out(&model, &train, &wide).unwrap_err().kind(), ErrorKind::BadConfig);
 }
 
 /// A ranking of all layers is measured on the model's own run; the replacement model needs thresholds.
 #[test]
 fn what_ranks_layers_is_evaluated_without_the_replacement_model() {
-    let Some((model, train, test)) = setting() else { return };
-    let activations = Activations::stream_with(&model, &train, &StreamConfig { context: 32, buffer_tokens: Some(500), ..StreamConfig::default() }).unwrap();
+    let (model, train, test) = setting();
+    let activations = Activations::stream(&model, &train, &StreamConfig { context: 32, buffer_tokens: Some(500), ..StreamConfig::default() }).unwrap();
     let shape = CltConfig { features: 64, activation: Activation::GlobalTopK { k: 4 }, ..CltConfig::for_model(&model) };
     let config = TrainConfig { steps: 6, batch_tokens: 64, ..TrainConfig::default() };
     let eval = EvalConfig { context: 32, tokens: 256, fidelity_tokens: 64, ..EvalConfig::default() };
     let mut trainer = Trainer::new(&activations, &shape, &config).unwrap();
     trainer.run().unwrap();
     let clt = trainer.clt().unwrap();
-    let error = evaluate_with(&model, &clt, &test, &eval).unwrap_err();
+    let error = evaluate(&model, &clt, &test, &eval).unwrap_err();
     assert!(error.kind() == ErrorKind::BadConfig && error.to_string().contains("EvalConfig::fidelity_tokens"), "{error}");
-    assert_eq!(trainer.with_eval(&model, &test, &eval).unwrap_err().kind(), ErrorKind::BadConfig);
-    let report = evaluate_with(&model, &clt, &test, &EvalConfig { fidelity_tokens: 0, ..eval.clone() }).unwrap();
+    assert_eq!(trainer.held_out(&model, &test, &eval).unwrap_err().kind(), ErrorKind::BadConfig);
+    let report = evaluate(&model, &clt, &test, &EvalConfig { fidelity_tokens: 0, ..eval.clone() }).unwrap();
     assert!((report.l0() - 4.0).abs() < 1e-9, "{report}");
     let jump = clt.calibrate(&activations, &Calibration { tokens: 400, ..Calibration::default() }).unwrap();
-    let other = evaluate_with(&model, &jump, &test, &eval).unwrap();
+    let other = evaluate(&model, &jump, &test, &eval).unwrap();
     println!("ranked:\n{report}\ncalibrated:\n{other}");
     assert!((other.l0() - 4.0).abs() < 1.0 && (other.fvu() - report.fvu()).abs() < 0.1 && other.kl.is_finite());
 }

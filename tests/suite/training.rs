@@ -43,7 +43,7 @@ fn fvu(clt: &Clt, x: &[Vec<f32>], y: &[Vec<f32>]) -> (f64, f64) {
     let tensor = |v: &Vec<f32>| Tensor::from_slice(v, (v.len() / WIDTH, WIDTH), &Device::Cpu).unwrap();
     let code = SparseCode { layers: x.iter().enumerate().map(|(l, x)| clt.encode_layer(l, &tensor(x)).unwrap()).collect() };
     let mut total = 0.0;
-    for (decoded, y) in clt.decode(&code).unwrap().iter().zip(y) {
+    for (decoded, y) in clt.decode(&code, &[]).unwrap().iter().zip(y) {
         let y = tensor(y);
         let error = (&y - decoded).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
         let spread = y.broadcast_sub(&y.mean_keepdim(0).unwrap()).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
@@ -186,7 +186,7 @@ fn nan_stops_training_and_keeps_the_last_good_state() {
     assert!(error.to_string().contains("step") && error.to_string().contains("layer"), "{error}");
     assert_eq!(trainer.steps(), trainer.history().steps());
     let clt = trainer.clt().unwrap();
-    let finite = clt.encoder(0).flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|w| w.is_finite());
+    let finite = clt.encoder(0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|w| w.is_finite());
     assert!(finite, "the weights are those before the step");
 }
 

@@ -247,7 +247,7 @@ fn folded_variants_reconstruct_as_in_training() {
         let tensor = |values: &[f32]| Tensor::from_slice(values, (60, D), &Device::Cpu).unwrap();
         let x: Vec<Tensor> = inputs.iter().map(|v| tensor(v)).collect();
         let code = folded.encode_inputs(&x).unwrap();
-        let out = folded.decode_with(&code, &x).unwrap();
+        let out = folded.decode(&code, &x).unwrap();
         let mut mean = 0.0;
         for (out, y) in out.iter().zip(&targets) {
             let y = tensor(y).to_dtype(DType::F64).unwrap();
@@ -279,7 +279,7 @@ fn rows_that_rest_end_as_if_they_had_not() {
     }
     let (plain, lazy) = (plain.clt().unwrap(), lazy.clt().unwrap());
     for l in 0..L {
-        let (a, b) = (plain.decoder(l), lazy.decoder(l));
+        let (a, b) = (plain.decoder(l).unwrap(), lazy.decoder(l).unwrap());
         let size = a.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
         let error = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
         println!("layer {l}: {:.1e}", error / size);

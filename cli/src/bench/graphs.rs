@@ -7,13 +7,13 @@ use std::time::Instant;
 
 /// Prints one line of JSON, and adds one to `table`, for each prompt length: rows a second of attribution and pruning, the second of two runs.
 pub fn time(shape: &RandomModel, [features, k]: [usize; 2], lengths: &[usize], budget: usize, device: &Device, ceilings: &Ceilings, table: &mut Vec<String>) -> Result<()> {
-    let model = shape.load(&LoadConfig { device: Some(device.clone()), dtype: Some(DType::F32) })?;
+    let model = shape.load(&LoadConfig { dtype: Some(DType::F32), ..LoadConfig::on(device) })?;
     let config = CltConfig { features, activation: Activation::TopK { k }, ..CltConfig::for_model(&model) };
     let replacement = Replacement::new(&model, &random_clt(&config, 1)?.to_device(device)?)?;
     for &tokens in lengths {
         let ids: Vec<u32> = (0..tokens).map(|i| (i * 997 % (shape.vocab - 1) + 1) as u32).collect();
         let config = AttributeConfig { max_features: Some(budget), ..AttributeConfig::default() };
-        let graph = || replacement.attribute_tokens(&ids, &config);
+        let graph = || replacement.attribute(&ids, &config);
         // The first run loads kernels.
         graph()?;
         let start = Instant::now();

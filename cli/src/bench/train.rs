@@ -91,7 +91,7 @@ pub fn train(shape: &TrainShape, on_request: bool) -> Result<()> {
     println!("{{\"load\": {:.4}}}", start.elapsed().as_secs_f64());
     if on_request {
         for request in std::io::stdin().lines() {
-            request.map_err(|error| Error::io("standard input", &error))?;
+            request.map_err(|error| Error::io("standard input", error))?;
             step(&mut trainer)?;
         }
     } else {

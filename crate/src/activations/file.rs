@@ -4,6 +4,7 @@
 use super::Activations;
 use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::numbers::{floating, odd};
 use crate::model::check_safetensors;
 use crate::text::placeholder::shown;
 use candle_core::{DType, Device, Tensor};
@@ -11,29 +12,13 @@ use std::collections::HashMap;
 use std::path::Path;
 
 impl Activations {
-    /// Reads activations that another program made. All of them are held in memory, as f32; each pass
-    /// serves every token once, in a new order.
-    ///
-    /// # Shapes
-    /// Tensors `input.{l}` (what the encoder of layer l reads) and `target.{l}` (what is to be
-    /// reconstructed), all `[tokens, d]`, for l from 0 on. Other tensors are not read.
-    ///
-    /// # Errors
-    /// `MissingFile`; `OutOfMemory` by prediction; `BadFile` when it is no safetensors file; `BadTensor` naming the tensor that is
-    /// missing (the first, where a layer is left out), has another shape than `input.0` or another type; `NotFinite`.
-    ///
-    /// ```no_run
-    /// let activations = cltlab::Activations::load("gpt2_activations.safetensors")?;
-    /// # Ok::<(), cltlab::Error>(())
-    /// ```
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let length = std::fs::metadata(path).map_err(|error| Error::io(path, &error))?.len();
+    pub(super) fn read_file(path: &Path) -> Result<Self> {
+        let length = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
         // As they lie in the file, and as they are used.
         require_memory(&format!("activations of {}", path.display()), length.saturating_mul(2), "take fewer tokens, or a store (Activations::store), which is read in parts")?;
         check_safetensors(path)?;
         let mut tensors = candle_core::safetensors::load(path, &Device::Cpu)
-            .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: not a whole safetensors file: {error}", path.display())))?;
+            .map_err(|error| Error::wrap(ErrorKind::BadFile, format_args!("{}: not a whole safetensors file", path.display()), error))?;
         let layers = (0..).take_while(|l| tensors.contains_key(&format!("input.{l}"))).count();
         // Of a layer beyond a gap nothing would be trained.
         let mut beyond: Vec<&String> = tensors.keys().filter(|name| layer(name).is_some_and(|l| l >= layers)).collect();
@@ -61,12 +46,9 @@ fn values(tensors: &mut HashMap<String, Tensor>, path: &Path, name: &str, shape:
         let expected = if shape.len() == 2 { format!("{shape:?}, as input.0") } else { "[tokens, d]".into() };
         return Err(Error::expected(ErrorKind::BadTensor, format_args!("{}: {name}", path.display()), format_args!("shape {:?}", tensor.dims()), expected));
     }
-    if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
-        let place = format!("{}: type of {name}", path.display());
-        return Err(Error::expected(ErrorKind::BadTensor, place, tensor.dtype().as_str(), "f32, f16, bf16 or f64"));
-    }
+    floating(format_args!("{}: {name}", path.display()), tensor.dtype().as_str())?;
     let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+    if let Some(at) = odd(&values) {
         let place = format!("{}: {name}: token {}, number {}", path.display(), at / shape[1].max(1), at % shape[1].max(1));
         return Err(Error::expected(ErrorKind::NotFinite, place, values[at], "a finite number"));
     }

@@ -51,9 +51,9 @@ pub(crate) type Course = BTreeMap<String, String>;
 ///
 /// ```no_run
 /// use cltlab::{activations::Activations, auto_device, Corpus, Model};
-/// let model = Model::load("gpt2", &auto_device()?)?;
-/// let (train, test) = Corpus::load("stories.txt")?.split(0.95)?;
-/// let activations = Activations::stream(&model, &train)?;
+/// let model = Model::load("gpt2", &Default::default())?;
+/// let (train, test) = Corpus::load("stories.txt", &Default::default())?.split(0.95)?;
+/// let activations = Activations::stream(&model, &train, &Default::default())?;
 /// # Ok::<(), cltlab::Error>(())
 /// ```
 #[derive(Clone)]
@@ -78,27 +78,19 @@ enum Source {
 }
 
 impl Activations {
-    /// Runs `model` over `corpus` as training asks for it, with the default [`StreamConfig`].
-    ///
-    /// # Errors
-    /// As [`Activations::stream_with`].
-    pub fn stream(model: &Model, corpus: &Corpus) -> Result<Self> {
-        Self::stream_with(model, corpus, &StreamConfig::default())
-    }
-
     /// Runs `model` over `corpus` as training asks for it. The corpus is tokenised and packed now.
     ///
     /// # Errors
     /// `BadConfig` naming the field, `BadInput` for a corpus shorter than one context,
     /// `OutOfMemory` when the buffer's predicted size exceeds what is free.
-    pub fn stream_with(model: &Model, corpus: &Corpus, config: &StreamConfig) -> Result<Self> {
+    pub fn stream(model: &Model, corpus: &Corpus, config: &StreamConfig) -> Result<Self> {
         Ok(Self::of_stream(model, config, stream::Stream::new(model, corpus, config)?))
     }
 
-    /// As [`Activations::stream_with`] over token ids that are packed into contexts already.
+    /// As [`Activations::stream`] over token ids that are packed into contexts already.
     ///
     /// # Errors
-    /// As [`Activations::stream_with`]; `BadConfig` for a context of another length than the blocks'; `BadInput` for an id outside
+    /// As [`Activations::stream`]; `BadConfig` for a context of another length than the blocks'; `BadInput` for an id outside
     /// the vocabulary.
     ///
     /// ```

@@ -40,7 +40,8 @@ pub struct StreamConfig {
     pub max_norm: Option<f64>,
     /// Seed of the order of blocks and tokens. Default 0.
     pub seed: u64,
-    /// Tokens of the corpus that are used at most; `None` for all. Default `None`.
+    /// Tokens of the corpus that are used at most, those of its first documents
+    /// ([`Corpus::shuffled`](crate::Corpus::shuffled) draws their order); `None` for all. Default `None`.
     pub max_tokens: Option<usize>,
     /// Make the next filling of the buffer on a thread while the present one is used, in twice the
     /// memory. `None`: where the model runs on a GPU; on the CPU the model and the step would share the

@@ -57,8 +57,8 @@ impl Clt {
     /// ```no_run
     /// use cltlab::prelude::*;
     /// use cltlab::clt::Calibration;
-    /// let activations = Activations::load("activations.safetensors")?;
-    /// let clt = Clt::load("runs/top-k", &Device::Cpu)?;
+    /// let activations = Activations::load("activations.safetensors", &Default::default())?;
+    /// let clt = Clt::load("runs/top-k", &CltLoadConfig::on(&Device::Cpu))?;
     /// let jump = clt.calibrate(&activations, &Calibration { l0: Some(24.0), ..Calibration::default() })?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```

@@ -10,29 +10,21 @@ use candle_core::{CpuStorage, Layout, Storage, StorageRef, Tensor};
 use rayon::prelude::*;
 
 impl Clt {
-    /// The reconstruction of every MLP output, bias included.
+    /// The reconstruction of every MLP output, biases and skip connections included. `inputs` are what the encoders of
+    /// each layer read; without skip connections they are not used, and `&[]` is enough.
     ///
     /// # Shapes
-    /// L codes of T rows → L tensors `[T, d]`.
+    /// L codes of T rows, and L inputs `[T, d]` → L tensors `[T, d]`.
     ///
     /// # Errors
-    /// `BadInput` when the code has another number of layers, or rows of different length, or when
-    /// the CLT has skip connections: those need [`Clt::decode_with`].
-    pub fn decode(&self, code: &SparseCode) -> Result<Vec<Tensor>> {
-        self.refuse_skip("decode")?;
-        self.decode_features(code)
-    }
-
-    /// As [`Clt::decode`], skip connections included: `inputs` are what the encoders of each layer
-    /// read, `[T, d]`; without skip connections they are not looked at.
-    ///
-    /// # Errors
-    /// As [`Clt::decode`], and `BadInput` or `BadTensor` for inputs that do not fit.
-    pub fn decode_with(&self, code: &SparseCode, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let decoded = self.decode_features(code)?;
+    /// `BadInput` when the code has another number of layers, or rows of different length, or when the CLT has skip
+    /// connections and there are not L inputs; `BadTensor` for inputs of another shape.
+    pub fn decode(&self, code: &SparseCode, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         if self.config().skip && inputs.len() != self.layers() {
-            return Err(Error::expected(ErrorKind::BadInput, "Clt::decode_with: inputs", inputs.len(), self.layers()));
+            return Err(Error::expected(ErrorKind::BadInput, "Clt::decode: inputs", inputs.len(), self.layers())
+                .help("a CLT with skip connections needs what its encoders read: Clt::input of each layer of the run"));
         }
+        let decoded = self.decode_features(code)?;
         decoded.into_iter().enumerate().map(|(l, decoded)| self.add_skip(l, decoded, inputs.get(l))).collect()
     }
 
@@ -86,26 +78,20 @@ impl Clt {
         tasks.into_par_iter().with_max_len(1).try_for_each(|(s, features)| self.decoder_store(s).bring(features))
     }
 
-    /// The reconstruction of one target layer from the codes of sources 0 to `target`, bias included.
+    /// The reconstruction of one target layer from the codes of sources 0 to `target`, bias and skip connection
+    /// included. `input` is what the encoder of layer `target` reads; without skip connections it may be `None`.
     ///
     /// # Shapes
-    /// `target + 1` codes of T rows → `[T, d]`.
+    /// `target + 1` codes of T rows, and an input `[T, d]` → `[T, d]`.
     ///
     /// # Errors
     /// `BadInput` for a missing layer, another number of codes, rows of different length, a
-    /// feature that does not exist, or a CLT with skip connections: see [`Clt::decode_target_with`].
-    pub fn decode_target(&self, codes: &[LayerCode], target: usize) -> Result<Tensor> {
-        self.refuse_skip("decode_target")?;
-        self.decode_target_features(codes, target)
-    }
-
-    /// As [`Clt::decode_target`], the skip connection included: `input` is what the encoder of layer
-    /// `target` reads, `[T, d]`; without skip connections it is not looked at.
-    ///
-    /// # Errors
-    /// As [`Clt::decode_target`], and `BadTensor` for an input of another shape.
-    pub fn decode_target_with(&self, codes: &[LayerCode], target: usize, input: &Tensor) -> Result<Tensor> {
-        self.add_skip(target, self.decode_target_features(codes, target)?, Some(input))
+    /// feature that does not exist, or a CLT with skip connections without an input; `BadTensor` for one of another shape.
+    pub fn decode_target(&self, codes: &[LayerCode], target: usize, input: Option<&Tensor>) -> Result<Tensor> {
+        if self.config().skip && input.is_none() {
+            return Err(Error::expected(ErrorKind::BadInput, "Clt::decode_target: input", "none", "what the encoder reads, because the CLT has skip connections"));
+        }
+        self.add_skip(target, self.decode_target_features(codes, target)?, input)
     }
 
     /// What the skip connection of `layer` makes of a change `x [T, d]` of what its encoder reads,
@@ -113,19 +99,11 @@ impl Clt {
     ///
     /// # Errors
     /// `BadInput` for a missing layer, `BadTensor` for another width.
-    pub fn skip_output(&self, layer: usize, x: &Tensor) -> Result<Option<Tensor>> {
+    pub(crate) fn skip_output(&self, layer: usize, x: &Tensor) -> Result<Option<Tensor>> {
         self.check_layer(layer)?;
         let Some(skip) = self.skip(layer) else { return Ok(None) };
         check("input of the skip connection", x, &[x.dims().first().copied().unwrap_or(0), self.config().width])?;
         Ok(Some(x.matmul(skip)?))
-    }
-
-    fn refuse_skip(&self, what: &str) -> Result<()> {
-        if !self.config().skip {
-            return Ok(());
-        }
-        Err(Error::expected(ErrorKind::BadInput, format_args!("Clt::{what}"), "a CLT with skip connections and no inputs", "what its encoders read")
-            .help(format!("use {what}_with")))
     }
 
     fn add_skip(&self, layer: usize, decoded: Tensor, input: Option<&Tensor>) -> Result<Tensor> {
@@ -168,7 +146,7 @@ impl Clt {
         }
         let tokens = codes[0].tokens;
         for (s, code) in codes.iter().enumerate() {
-            if code.tokens != tokens || code.offsets.len() != tokens + 1 || code.values.len() != code.features.len() {
+            if code.tokens != tokens {
                 return Err(Error::expected(ErrorKind::BadInput, format_args!("code of layer {s}: rows"), code.tokens, tokens));
             }
             if let Some(beyond) = code.features.iter().find(|&&f| f as usize >= self.features()) {

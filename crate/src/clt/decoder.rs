@@ -30,8 +30,10 @@ pub(crate) struct Mapped {
     in_file: Vec<usize>,
     /// First byte in the file.
     at: u64,
-    /// The whole tensor, for whoever asks for it.
+    /// The whole tensor, where it is asked for.
     whole: OnceLock<Tensor>,
+    /// Set when all numbers were found to be finite.
+    finite: OnceLock<()>,
 }
 
 /// Weights on the CPU, borrowed where they lie.
@@ -60,16 +62,19 @@ impl Decoder {
             return Ok(Decoder::Held(reader.tensor(&name, &in_file, device)?.reshape(shape)?));
         }
         let at = reader.place_of(&name)?;
-        Ok(Decoder::Mapped(Arc::new(Mapped { reader, at, name, shape, in_file, whole: OnceLock::new() })))
+        Ok(Decoder::Mapped(Arc::new(Mapped { reader, at, name, shape, in_file, whole: OnceLock::new(), finite: OnceLock::new() })))
     }
 
     /// Where the decoders of a CLT for `device` lie: on a GPU when they take at most half of the memory that is free
     /// there, else in their files, from which the rows of active features are brought. `CLTLAB_CUDA_DECODERS=files`
     /// leaves them there whatever they take.
-    pub fn home(config: &CltConfig, device: &Device) -> Device {
+    ///
+    /// # Errors
+    /// `BadConfig` for another value of that variable.
+    pub fn home(config: &CltConfig, device: &Device) -> Result<Device> {
         let bytes = 4 * (config.decoders() * config.features * config.width) as u64;
-        let asked = std::env::var("CLTLAB_CUDA_DECODERS").is_ok_and(|word| word == "files");
-        if !device.is_cpu() && (asked || free_on(device).is_some_and(|free| bytes > free / 2)) { Device::Cpu } else { device.clone() }
+        let in_files = !device.is_cpu() && (crate::environment::decoders_in_files()? || free_on(device).is_some_and(|free| bytes > free / 2));
+        Ok(if in_files { Device::Cpu } else { device.clone() })
     }
 
     /// Whether the weights are held on `device`.
@@ -78,13 +83,19 @@ impl Decoder {
     }
 
     /// The whole tensor.
-    pub fn tensor(&self) -> &Tensor {
+    ///
+    /// # Errors
+    /// What reading its file says.
+    pub fn tensor(&self) -> Result<&Tensor> {
         match self {
-            Decoder::Held(tensor) => tensor,
-            Decoder::Mapped(mapped) => mapped.whole.get_or_init(|| {
-                // Shape and type were checked when it was mapped.
-                mapped.reader.tensor(&mapped.name, &mapped.in_file, &Device::Cpu).and_then(|tensor| Ok(tensor.reshape(mapped.shape.as_slice())?)).expect("a checked tensor")
-            }),
+            Decoder::Held(tensor) => Ok(tensor),
+            Decoder::Mapped(mapped) => match mapped.whole.get() {
+                Some(tensor) => Ok(tensor),
+                None => {
+                    let tensor = mapped.reader.as_it_is(&mapped.name, &mapped.in_file)?.reshape(mapped.shape.as_slice())?;
+                    Ok(mapped.whole.get_or_init(|| tensor))
+                }
+            },
         }
     }
 
@@ -103,7 +114,7 @@ impl Decoder {
                 return Ok(Lent::Mapped(weights));
             }
         }
-        Ok(Lent::Held(self.tensor().storage_and_layout()))
+        Ok(Lent::Held(self.tensor()?.storage_and_layout()))
     }
 
     /// `work` on the values, which must be on the CPU.
@@ -116,14 +127,32 @@ impl Decoder {
         let [_, slots, width] = self.dims();
         if let (true, Lent::Mapped(weights)) = (self.is_mapped(), self.lend()?) {
             let row = slots * width;
-            pages::bring(weights, features.iter().map(|&feature| feature as usize * row..(feature as usize + 1) * row));
+            let places = || features.iter().map(|&feature| feature as usize * row..(feature as usize + 1) * row);
+            pages::bring(weights, places());
+            // The rows are about to be read in any case.
+            for (feature, place) in features.iter().zip(places()) {
+                self.finite(*feature, 0, weights.get(place).unwrap_or_default())?;
+            }
         }
         Ok(())
     }
 
-    /// As [`Decoder::with`]; afterwards a file's pages are given back.
+    /// Refuses a row of a file, from a slot on, that holds NaN or infinity.
+    fn finite(&self, feature: u32, slot: usize, row: &[f32]) -> Result<()> {
+        let Decoder::Mapped(mapped) = self else { return Ok(()) };
+        mapped.reader.finite(&format!("{}: feature {feature}, from slot {slot} on", mapped.name), row, &[row.len()])
+    }
+
+    /// As [`Decoder::with`]; afterwards a file's pages are given back. The first time, numbers that are not finite
+    /// are refused.
     pub fn with_once<T>(&self, work: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
         self.with(|weights| {
+            if let Decoder::Mapped(mapped) = self {
+                if mapped.finite.get().is_none() {
+                    mapped.reader.finite(&mapped.name, weights, &mapped.in_file)?;
+                    let _ = mapped.finite.set(());
+                }
+            }
             let done = work(weights);
             if self.is_mapped() {
                 // SAFETY: any f32 is four initialised bytes, and u8 has no alignment.
@@ -148,7 +177,10 @@ impl Decoder {
         let [_, slots, width] = self.dims();
         let start = (feature as usize * slots + slot) * width;
         match self {
-            Decoder::Mapped(mapped) => mapped.reader.read_at(mapped.at + 4 * start as u64, into),
+            Decoder::Mapped(mapped) => {
+                mapped.reader.read_at(mapped.at + 4 * start as u64, into)?;
+                self.finite(feature, slot, into)
+            }
             Decoder::Held(tensor) => {
                 let tensor = tensor.storage_and_layout();
                 into.copy_from_slice(&values(&tensor)?[start..][..into.len()]);

@@ -50,7 +50,7 @@ impl Clt {
             let h = encoder.with_once(|weights| Ok(matrix_products(x, weights, width)))?;
             Tensor::from_vec(h, (rows, self.features()), self.device())?
         } else {
-            x.matmul(&self.encoder(layer).t()?)?
+            x.matmul(&self.encoder(layer)?.t()?)?
         };
         Ok(h.broadcast_add(self.encoder_bias(layer))?)
     }
@@ -98,7 +98,7 @@ impl Clt {
         };
         let mut parts = Vec::new();
         for block in self.blocks(x)? {
-            let h = block.matmul(&self.encoder(layer).t()?)?;
+            let h = block.matmul(&self.encoder(layer)?.t()?)?;
             finite(layer, h.narrow(1, 0, 1)?.flatten_all()?.to_vec1::<f32>()?)?;
             parts.push(kernels::cuda::select(&h, self.encoder_bias(layer), &keep)?);
         }

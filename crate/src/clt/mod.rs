@@ -33,9 +33,10 @@ pub use activation::Activation;
 pub use calibrate::{Calibration, Scope};
 pub use crate::activations::InputSite;
 pub use config::{CltConfig, Tied};
-pub use io::{Format, ImportConfig};
+pub use io::{CltLoadConfig, CltSaveConfig, Format};
 pub use sparse::{LayerCode, SparseCode};
 
+use crate::device::require_own;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
@@ -51,7 +52,25 @@ pub struct FeatureId {
 
 impl std::fmt::Display for FeatureId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.layer, self.feature)
+        write!(f, "{}_{}", self.layer, self.feature)
+    }
+}
+
+impl From<(usize, usize)> for FeatureId {
+    /// From (layer, feature).
+    fn from((layer, feature): (usize, usize)) -> Self {
+        FeatureId { layer, feature }
+    }
+}
+
+impl std::str::FromStr for FeatureId {
+    type Err = Error;
+
+    /// # Errors
+    /// `BadInput` for anything but `layer_feature`.
+    fn from_str(text: &str) -> Result<Self> {
+        let id = text.trim().split_once('_').and_then(|(layer, feature)| Some(FeatureId { layer: layer.parse().ok()?, feature: feature.parse().ok()? }));
+        id.ok_or_else(|| Error::expected(ErrorKind::BadInput, "feature", format_args!("'{text}'"), "layer_feature, for instance 0_605"))
     }
 }
 
@@ -79,7 +98,7 @@ pub struct LayerWeights {
 ///
 /// ```no_run
 /// use cltlab::clt::Clt;
-/// let clt = Clt::load("runs/first", &candle_core::Device::Cpu)?;
+/// let clt = Clt::load("runs/first", &Default::default())?;
 /// println!("{clt}");
 /// # Ok::<(), cltlab::Error>(())
 /// ```
@@ -108,7 +127,8 @@ impl Clt {
     ///
     /// # Errors
     /// `BadConfig` for an impossible configuration or one that ranks batches (for training only),
-    /// `BadTensor` naming the first tensor whose shape or type differs.
+    /// `BadTensor` naming the first tensor whose shape or type differs, `Unsupported` for tensors on a GPU that
+    /// [`device::cuda`](crate::device::cuda) did not open.
     pub fn new(config: CltConfig, layers: Vec<LayerWeights>) -> Result<Self> {
         config.validate()?;
         for (l, layer) in layers.iter().enumerate().take(config.layers) {
@@ -165,6 +185,7 @@ impl Clt {
             }
         }
         let device = layers[0].encoder_bias.device().clone();
+        require_own(&device)?;
         Ok(Clt(Arc::new(Inner { config, layers, device })))
     }
 
@@ -190,13 +211,14 @@ impl Clt {
     /// a GPU's free memory stay where they are, and the rows of active features are brought when they are used.
     ///
     /// # Errors
-    /// `OutOfMemory`, and faults of the device.
+    /// `Unsupported` for a GPU that [`device::cuda`](crate::device::cuda) did not open, `OutOfMemory`, and faults of the device.
     pub fn to_device(&self, device: &Device) -> Result<Clt> {
+        require_own(device)?;
         if self.device().same_device(device) {
             return Ok(self.clone());
         }
-        let moved = |decoder: &Decoder| -> Result<Decoder> { Ok(Decoder::Held(decoder.tensor().to_device(device)?)) };
-        let home = Decoder::home(self.config(), device);
+        let moved = |decoder: &Decoder| -> Result<Decoder> { Ok(Decoder::Held(decoder.tensor()?.to_device(device)?)) };
+        let home = Decoder::home(self.config(), device)?;
         let optional = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.to_device(device)).transpose();
         let layers = self.0.layers.iter().map(|layer| {
             Ok(Layer {
@@ -222,8 +244,12 @@ impl Clt {
     }
 
     /// `W_enc[layer]`, `[F, d]`. A loaded CLT reads it whole from its file at the first call;
-    /// [`Clt::encoder_rows`] reads only what is asked for. Panics when there is no such layer, as indexing does.
-    pub fn encoder(&self, layer: usize) -> &Tensor {
+    /// [`Clt::encoder_rows`] reads only what is asked for.
+    ///
+    /// # Errors
+    /// `BadInput` for a missing layer; what reading the file says, `OutOfMemory` among it.
+    pub fn encoder(&self, layer: usize) -> Result<&Tensor> {
+        self.check_layer(layer)?;
         self.encoder_store(layer).tensor()
     }
 
@@ -243,8 +269,12 @@ impl Clt {
     }
 
     /// `W_dec[layer]`, `[F, L - layer, d]`; slot j writes layer + j. A loaded CLT reads it whole from its
-    /// file at the first call; [`Clt::decoder_rows`] reads only what is asked for. Panics when there is no such layer, as indexing does.
-    pub fn decoder(&self, layer: usize) -> &Tensor {
+    /// file at the first call; [`Clt::decoder_rows`] reads only what is asked for.
+    ///
+    /// # Errors
+    /// As [`Clt::encoder`].
+    pub fn decoder(&self, layer: usize) -> Result<&Tensor> {
+        self.check_layer(layer)?;
         self.decoder_store(layer).tensor()
     }
 

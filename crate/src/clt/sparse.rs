@@ -3,29 +3,128 @@
 //! A [`LayerCode`] is one layer's activations `[tokens, features]` in compressed rows; a
 //! [`SparseCode`] has one for each layer. Between encoder and decoder of a CLT; attribution takes
 //! its nodes from it. Cost: 8 bytes an active entry, 4 a token.
+//!
+//! A [`LayerCode`] is valid from its construction on: its fields are private, because kernels on a GPU read memory by its
+//! offsets. That its features exist depends on the CLT, so decoding checks it.
 
 use crate::clt::activation::CutOff;
 use crate::clt::FeatureId;
+use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
+use candle_core::{Device, Tensor};
+use std::fmt::Display;
 
 /// Active features of one layer, row by row: token `p` has
 /// `features[offsets[p]..offsets[p + 1]]` (ascending) with `values` beside them.
-#[derive(Clone, Debug, Default, PartialEq)]
+///
+/// ```
+/// use cltlab::clt::LayerCode;
+/// // Features 3 and 7 on the first token, none on the second.
+/// let code = LayerCode::new(vec![0, 2, 2], vec![3, 7], vec![0.5, 1.5])?;
+/// assert_eq!((code.tokens(), code.value(0, 7), code.value(1, 7)), (2, 1.5, 0.0));
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
 pub struct LayerCode {
-    /// Rows.
-    pub tokens: usize,
-    /// Where each row begins; `tokens + 1` entries.
-    pub offsets: Vec<u32>,
-    /// Feature of each entry, ascending within a token.
-    pub features: Vec<u32>,
-    /// Activation of each entry.
-    pub values: Vec<f32>,
+    pub(crate) tokens: usize,
+    pub(crate) offsets: Vec<u32>,
+    pub(crate) features: Vec<u32>,
+    pub(crate) values: Vec<f32>,
+}
+
+impl Default for LayerCode {
+    fn default() -> Self {
+        LayerCode::empty(0)
+    }
 }
 
 impl LayerCode {
+    /// A code from its compressed rows: token `p`, of `offsets.len() - 1`, has the entries `offsets[p]..offsets[p + 1]` of
+    /// `features` and `values`.
+    ///
+    /// # Errors
+    /// `BadInput` when `offsets` do not begin with 0, descend, or do not end with the number of entries; when there are more
+    /// or fewer values than features; when the features of a token do not ascend. `NotFinite` for a value that is NaN or
+    /// infinite. Which features there are is known to a CLT: [`Clt::decode`](crate::clt::Clt::decode) checks it.
+    pub fn new(offsets: Vec<u32>, features: Vec<u32>, values: Vec<f32>) -> Result<Self> {
+        let bad = |what: String, got: &dyn Display, expected: &dyn Display| Err(Error::expected(ErrorKind::BadInput, format_args!("LayerCode::new: {what}"), got, expected));
+        if values.len() != features.len() {
+            return bad("values".into(), &values.len(), &format_args!("{}, one for each feature", features.len()));
+        }
+        match offsets.first() {
+            None => return bad("offsets".into(), &"none", &"one more than there are tokens"),
+            Some(first) if *first != 0 => return bad("offsets[0]".into(), first, &0),
+            Some(_) => {}
+        }
+        if let Some(p) = offsets.windows(2).position(|pair| pair[1] < pair[0]) {
+            return bad(format!("offsets[{}]", p + 1), &offsets[p + 1], &format_args!("at least offsets[{p}], {}", offsets[p]));
+        }
+        let last = offsets[offsets.len() - 1];
+        if last as usize != features.len() {
+            return bad(format!("offsets[{}], the last", offsets.len() - 1), &last, &format_args!("{}, the number of entries", features.len()));
+        }
+        let code = LayerCode { tokens: offsets.len() - 1, offsets, features, values };
+        for p in 0..code.tokens {
+            let (features, values) = code.token(p);
+            if let Some(pair) = features.windows(2).find(|pair| pair[1] <= pair[0]) {
+                return bad(format!("features of token {p}"), &format_args!("{} after {}", pair[1], pair[0]), &"ascending, each once");
+            }
+            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+                return Err(not_finite(format_args!("LayerCode::new: value of feature {} at token {p}", features[at]), values[at]));
+            }
+        }
+        Ok(code)
+    }
+
     /// A code of `tokens` rows in which nothing is active.
     pub fn empty(tokens: usize) -> Self {
         LayerCode { tokens, offsets: vec![0; tokens + 1], features: Vec::new(), values: Vec::new() }
+    }
+
+    /// Number of rows.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Where each row begins among the entries, and the number of entries at the end, `[tokens + 1]`.
+    pub fn offsets(&self) -> &[u32] {
+        &self.offsets
+    }
+
+    /// Feature of each entry, ascending within a token.
+    pub fn features(&self) -> &[u32] {
+        &self.features
+    }
+
+    /// Activation of each entry.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// The activations as a matrix `[tokens, features]` in f32 on the CPU, 0 where a feature is not active.
+    ///
+    /// ```
+    /// # use cltlab::clt::LayerCode;
+    /// let mut code = LayerCode::empty(2);
+    /// code.set(1, 3, 0.5)?;
+    /// assert_eq!(code.to_tensor(4)?.to_vec2::<f32>()?, [[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.5]]);
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `BadInput` when a feature is not below `features`; `OutOfMemory` when the matrix does not fit.
+    pub fn to_tensor(&self, features: usize) -> Result<Tensor> {
+        if let Some(feature) = self.features.iter().find(|feature| **feature as usize >= features) {
+            return Err(Error::expected(ErrorKind::BadInput, "LayerCode::to_tensor: feature", feature, format_args!("less than {features}")));
+        }
+        let count = self.tokens.checked_mul(features).unwrap_or(usize::MAX);
+        require_memory("a code as a matrix", 4_u64.saturating_mul(count as u64), "take some of the tokens")?;
+        let mut values = vec![0.0_f32; count];
+        for p in 0..self.tokens {
+            let (active, found) = self.token(p);
+            active.iter().zip(found).for_each(|(feature, value)| values[p * features + *feature as usize] = *value);
+        }
+        Ok(Tensor::from_vec(values, (self.tokens, features), &Device::Cpu)?)
     }
 
     /// Number of active entries.
@@ -59,10 +158,13 @@ impl LayerCode {
     /// Sets one activation; 0 removes the entry.
     ///
     /// # Errors
-    /// `BadInput` when there is no token `p`.
+    /// `BadInput` when there is no token `p`, `NotFinite` for a value that is NaN or infinite.
     pub fn set(&mut self, p: usize, feature: u32, value: f32) -> Result<()> {
         if p >= self.tokens {
             return Err(Error::expected(ErrorKind::BadInput, "LayerCode::set: token", p, format_args!("less than {}", self.tokens)));
+        }
+        if !value.is_finite() {
+            return Err(not_finite(format_args!("LayerCode::set: value of feature {feature} at token {p}"), value));
         }
         let start = self.offsets[p] as usize;
         let shift = match (self.token(p).0.binary_search(&feature), value == 0.0) {
@@ -122,6 +224,10 @@ impl LayerCode {
             *offset -= gone;
         }
     }
+}
+
+fn not_finite(what: impl Display, value: f32) -> Error {
+    Error::expected(ErrorKind::NotFinite, what, value, "a finite number")
 }
 
 /// The entries of a [`LayerCode`] feature by feature: feature `f` is active on
@@ -195,6 +301,7 @@ impl SparseCode {
 
     /// The activation of a feature at token `p`, 0 when it is not active there.
     pub fn value(&self, p: usize, id: FeatureId) -> f32 {
-        self.layers.get(id.layer).map_or(0.0, |layer| layer.value(p, id.feature as u32))
+        let (Some(layer), Ok(feature)) = (self.layers.get(id.layer), u32::try_from(id.feature)) else { return 0.0 };
+        layer.value(p, feature)
     }
 }

@@ -54,6 +54,16 @@ pub fn cuda(ordinal: usize) -> Result<Device> {
     backend::open(ordinal)
 }
 
+/// Refuses a GPU that [`cuda`] did not open: with candle's own stream for each thread, a kernel would overtake the copy that it
+/// needs.
+pub(crate) fn require_own(device: &Device) -> Result<()> {
+    if backend::is_own(device) {
+        return Ok(());
+    }
+    Err(Error::expected(ErrorKind::Unsupported, "device", "a CUDA device that was opened elsewhere, as by Device::new_cuda", "one from cltlab::auto_device() or cltlab::device::cuda")
+        .help("open it by cltlab::auto_device() or cltlab::device::cuda(0): their devices have one stream for all threads"))
+}
+
 static TF32: AtomicBool = AtomicBool::new(false);
 
 /// Lets products of f32 on a GPU round their factors to TF32, 10 bits instead of 23 with sums in f32: several times as fast
@@ -78,8 +88,12 @@ pub fn tf32() -> bool {
 mod backend {
     use super::*;
     use candle_core::cuda_backend::cudarc::driver::CudaContext;
+    use candle_core::cuda_backend::DeviceId;
     use std::panic;
     use std::sync::Mutex;
+
+    /// The devices that were opened here.
+    static OPENED: Mutex<Vec<DeviceId>> = Mutex::new(Vec::new());
 
     /// Runs what loads NVIDIA's libraries, which panics where one is missing; its last words become the error's.
     fn caught<T>(work: impl FnOnce() -> T) -> Result<T> {
@@ -110,19 +124,25 @@ mod backend {
             return Err(Error::expected(ErrorKind::Unsupported, "CUDA device", ordinal, format_args!("less than {count}, the devices that there are")).help("look at CUDA_VISIBLE_DEVICES; or use the CPU"));
         }
         nvidia::open();
-        if std::env::var("CLTLAB_TF32").is_ok_and(|word| word == "1") {
+        if crate::environment::tf32()? == Some(true) {
             super::set_tf32(true);
         }
         // One stream for all threads: the default of one for each would let a kernel overtake the copy that it needs.
         let device = caught(|| Device::new_cuda_with_stream(ordinal))?.map_err(|error| {
-            Error::new(ErrorKind::Unsupported, format!("CUDA device {ordinal}: {error}")).help("cltlab doctor says what is missing; or use the CPU")
+            Error::wrap(ErrorKind::Unsupported, format_args!("CUDA device {ordinal}"), error).help("cltlab doctor says what is missing; or use the CPU")
         })?;
         if let Device::Cuda(inner) = &device {
             // SAFETY: there is one stream, so nothing has to wait for another's events.
             unsafe { inner.disable_event_tracking() };
             pool::keep(inner.cuda_stream().context());
+            OPENED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(inner.id());
         }
         Ok(device)
+    }
+
+    pub fn is_own(device: &Device) -> bool {
+        let Device::Cuda(device) = device else { return true };
+        OPENED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).contains(&device.id())
     }
 
     /// What the driver holds for allocations to come.
@@ -235,6 +255,10 @@ mod backend {
 
     pub fn open(_ordinal: usize) -> Result<Device> {
         Err(absent())
+    }
+
+    pub fn is_own(_device: &Device) -> bool {
+        true
     }
 
     pub fn set_tf32(_on: bool) {}

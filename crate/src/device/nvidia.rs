@@ -12,10 +12,9 @@ use std::path::PathBuf;
 /// }
 /// ```
 pub fn library_folders() -> Vec<PathBuf> {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
     let inside = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut folders: Vec<PathBuf> = Vec::new();
-    for bin in std::env::split_paths(&paths).filter(|bin| bin.is_absolute()) {
+    for bin in crate::environment::program_folders().into_iter().filter(|bin| bin.is_absolute()) {
         let Some(prefix) = bin.parent() else { continue };
         let python = inside(prefix.join("lib")).filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python3")));
         let packages = python.flat_map(|python| inside(python.join("site-packages/nvidia"))).map(|package| package.join("lib"));

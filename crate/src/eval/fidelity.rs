@@ -35,13 +35,13 @@ pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, tokens: usize,
 fn compare(replacement: &Replacement, tokens: &[u32]) -> Result<[f64; 5]> {
     let model = replacement.model();
     let logits = |run: crate::model::Run| run.logits.ok_or_else(|| Error::new(ErrorKind::Tensor, "evaluation: the pass made no logits"));
-    let original = log_probabilities(&logits(model.run_tokens(tokens, Capture::logits())?)?)?;
+    let original = log_probabilities(&logits(model.run(tokens, &Capture::logits())?)?)?;
     let replaced = log_probabilities(&replacement.logits(tokens)?)?;
     let mut without = |_: usize, site: &crate::model::MlpSite<'_>| {
         let rest = site.mlp_out.i(1..)?.zeros_like()?;
         Ok(Some(Tensor::cat(&[&site.mlp_out.i(..1)?, &rest], 0)?))
     };
-    let ablated = log_probabilities(&logits(model.run_spliced(tokens, Capture::logits(), Freeze::none(), &mut without)?)?)?;
+    let ablated = log_probabilities(&logits(model.run_spliced(tokens, &Capture::logits(), Freeze::none(), &mut without)?)?)?;
     let next = Tensor::new(&tokens[2..], model.device())?.unsqueeze(1)?;
     let cross_entropy = |log: &Tensor| -> Result<f64> { Ok(-f64::from(log.gather(&next, 1)?.sum_all()?.to_scalar::<f32>()?)) };
     let kl = (original.exp()? * (&original - &replaced)?)?.sum_all()?.to_scalar::<f32>()?;

@@ -137,31 +137,22 @@ impl Report {
     }
 }
 
-/// Evaluates `clt` on held-out text with the default [`EvalConfig`], in shorter contexts where the model takes no longer ones.
+/// Evaluates `clt` on held-out text. After a stop request the report covers what was done so far.
 ///
 /// ```no_run
-/// use cltlab::{auto_device, clt::Clt, eval::evaluate, Corpus, Model};
-/// let model = Model::load("gpt2", &auto_device()?)?;
-/// let clt = Clt::load("runs/first", model.device())?;
-/// let report = evaluate(&model, &clt, &Corpus::load("held_out.txt")?)?;
+/// use cltlab::{clt::Clt, eval::{evaluate, EvalConfig}, Corpus, Model};
+/// let model = Model::load("gpt2", &Default::default())?;
+/// let clt = Clt::load("runs/first", &Default::default())?;
+/// let report = evaluate(&model, &clt, &Corpus::load("held_out.txt", &Default::default())?, &EvalConfig::default())?;
 /// println!("{report}");
 /// # Ok::<(), cltlab::Error>(())
 /// ```
 ///
 /// # Errors
-/// As [`evaluate_with`].
-pub fn evaluate(model: &Model, clt: &Clt, corpus: &Corpus) -> Result<Report> {
-    let usual = EvalConfig::default();
-    evaluate_with(model, clt, corpus, &EvalConfig { context: usual.context.min(model.context()), ..usual })
-}
-
-/// Evaluates `clt` on held-out text. After a stop request the report covers what was done so far.
-///
-/// # Errors
 /// `Mismatch` when the CLT belongs to another model; `BadConfig`; `BadInput` for text shorter than
 /// one context; `NotFinite` when the replacement's stream overflows; `Interrupted` when there was
 /// nothing to report yet.
-pub fn evaluate_with(model: &Model, clt: &Clt, corpus: &Corpus, config: &EvalConfig) -> Result<Report> {
+pub fn evaluate(model: &Model, clt: &Clt, corpus: &Corpus, config: &EvalConfig) -> Result<Report> {
     config.validate(model.context())?;
     config.fits(&clt.config().activation)?;
     let replacement = Replacement::new(model, clt)?;

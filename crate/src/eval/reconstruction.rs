@@ -44,7 +44,7 @@ pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, config: &EvalC
         let tokens = Tensor::from_vec(ids, (group.len(), blocks.context()), model.device())?;
         let mut codes: Vec<LayerCode> = Vec::with_capacity(model.layers());
         let mut take = |codes: &[LayerCode], layer: usize, input: &Tensor, output: Tensor| -> Result<()> {
-            let error = (&output - clt.decode_target_with(codes, layer, input)?)?;
+            let error = (&output - clt.decode_target(codes, layer, Some(input))?)?;
             let host = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1::<f32>()?) };
             let output = host(&output)?;
             outliers.see(&host(input)?, model.width());
@@ -78,7 +78,11 @@ pub(super) fn measure(replacement: &Replacement, blocks: &Blocks, config: &EvalC
         task.advance(seen as u64);
     }
     if seen == 0 {
-        return Err(Error::new(ErrorKind::Interrupted, "evaluation stopped before the first batch"));
+        if stop_requested() {
+            return Err(Error::new(ErrorKind::Interrupted, "evaluation stopped before the first batch"));
+        }
+        return Err(Error::expected(ErrorKind::BadInput, "held-out text", format_args!("no token to measure among {}", indices.len() * blocks.context()), "tokens that are not special, first of their context or outliers")
+            .help("give a longer text of ordinary words, or one that the tokenizer knows"));
     }
     task.finish(format!("{seen} tokens"));
     report.tokens = seen;

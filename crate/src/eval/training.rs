@@ -1,6 +1,6 @@
 //! Evaluation while a CLT is trained.
 
-use super::{evaluate_with, EvalConfig, Report};
+use super::{evaluate, EvalConfig, Report};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Model;
 use crate::progress::{EvalSample, FidelitySample};
@@ -12,7 +12,7 @@ impl Trainer {
     /// [`TrainConfig::eval_every`](crate::TrainConfig::eval_every) steps: FVU, L0, dead features, and how well the model predicts
     /// with its MLPs replaced. Found in [`History::evals`](crate::train::History::evals), in the file of
     /// metrics, and sent as [`Event::Eval`](crate::progress::Event::Eval). Resuming forgets it: give the text
-    /// again. Cost: a copy of the weights, and what [`evaluate_with`] costs, each time.
+    /// again. Cost: a copy of the weights, and what [`evaluate`] costs, each time.
     ///
     /// # Errors
     /// `BadConfig` naming the field; `Mismatch` when the trainer's activations are of another model;
@@ -20,28 +20,28 @@ impl Trainer {
     ///
     /// ```no_run
     /// use cltlab::prelude::*;
-    /// let model = Model::load("gpt2", &auto_device()?)?;
-    /// let (train, test) = Corpus::load("stories.txt")?.split(0.95)?;
+    /// let model = Model::load("gpt2", &LoadConfig::default())?;
+    /// let (train, test) = Corpus::load("stories.txt", &TextConfig::default())?.split(0.95)?;
     /// let config = TrainConfig { eval_every: 200, ..TrainConfig::default() };
-    /// let activations = Activations::stream(&model, &train)?;
+    /// let activations = Activations::stream(&model, &train, &StreamConfig::default())?;
     /// let trainer = Trainer::new(&activations, &CltConfig::for_model(&model), &config)?;
-    /// let history = trainer.with_eval(&model, &test, &EvalConfig::default())?.run()?;
+    /// let history = trainer.held_out(&model, &test, &EvalConfig::default())?.run()?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```
-    pub fn with_eval(mut self, model: &Model, corpus: &Corpus, config: &EvalConfig) -> Result<Self> {
+    pub fn held_out(mut self, model: &Model, corpus: &Corpus, config: &EvalConfig) -> Result<Self> {
         config.validate(model.context())?;
         config.fits(&self.clt_config().activation)?;
         let own = self.activations().model_fingerprint();
         if !own.is_empty() && own != model.fingerprint() {
-            return Err(Error::expected(ErrorKind::Mismatch, "Trainer::with_eval: model", model.fingerprint(), format_args!("{own}, which the activations come from")));
+            return Err(Error::expected(ErrorKind::Mismatch, "Trainer::held_out: model", model.fingerprint(), format_args!("{own}, which the activations come from")));
         }
         corpus.blocks(model.tokenizer()?, model.special_token(), config.context, Some(config.context))?;
         let (model, corpus, config) = (model.clone(), corpus.clone(), config.clone());
         self.set_examiner(Box::new(move |clt| {
-            let found = match evaluate_with(&model, clt, &corpus, &config) {
+            let found = match evaluate(&model, clt, &corpus, &config) {
                 // The replacement's stream can overflow early in a training; the rest is still worth knowing.
                 Err(error) if error.kind() == ErrorKind::NotFinite && config.fidelity_tokens > 0 => {
-                    evaluate_with(&model, clt, &corpus, &EvalConfig { fidelity_tokens: 0, ..config.clone() })
+                    evaluate(&model, clt, &corpus, &EvalConfig { fidelity_tokens: 0, ..config.clone() })
                 }
                 found => found,
             };

@@ -125,7 +125,7 @@ pub(crate) fn bytes(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
     }
     let mut out = Vec::with_capacity(bytes.len());
     let read = utf8(&bytes[..]).and_then(|mut reader| reader.read_to_end(&mut out));
-    read.map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))?;
+    read.map_err(|error| Error::wrap(ErrorKind::BadFile, path.display(), error))?;
     Ok(out)
 }
 

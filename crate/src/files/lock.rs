@@ -33,9 +33,10 @@ impl FolderLock {
         let made = !folder.exists();
         super::create_folder(folder)?;
         let path = folder.join(FILE);
-        let fault = |error: std::io::Error| Error::io(&path, &error);
+        let fault = |error: std::io::Error| Error::io(&path, error);
         let held = |by: &str| {
-            Error::new(ErrorKind::BadInput, format!("{}: another training writes here (process {by})", folder.display()))
+            let own = if by == own_mark().0.to_string() { ", this one" } else { "" };
+            Error::new(ErrorKind::BadInput, format!("{}: another training writes here (process {by}{own})", folder.display()))
                 .help(format!("wait for it, or choose another folder; if it is surely over, remove {}", path.display()))
         };
         loop {
@@ -62,6 +63,12 @@ impl FolderLock {
             said.map_err(fault)?;
             return Ok(FolderLock { path, made, _file: file });
         }
+    }
+
+    /// Whether it is the lock of `folder`, by whatever path.
+    pub(crate) fn is_of(&self, folder: &Path) -> bool {
+        let real = |folder: &Path| folder.canonicalize().ok();
+        self.path.parent().and_then(real).is_some_and(|own| real(folder) == Some(own))
     }
 }
 

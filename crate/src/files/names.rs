@@ -30,6 +30,14 @@ pub(crate) fn plain_relative<'a>(name: &'a str, field: &str) -> Result<&'a Path>
     ))
 }
 
+/// A source, a path or a name of the hub, as text.
+///
+/// # Errors
+/// `BadInput` for a path that is not UTF-8.
+pub(crate) fn source(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| Error::expected(ErrorKind::BadInput, "source", format_args!("{path:?}"), "a path or a name of the hub, in UTF-8"))
+}
+
 /// `text` for an error: without control characters, cut when it is long.
 pub(crate) fn shown(text: &str) -> String {
     let mut short: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();

@@ -4,7 +4,7 @@
 //! in the header by the seal when the file is opened. Other readers of safetensors see two more notes.
 //! Cost: one pass over the bytes, some 10 GB/s a core.
 
-use super::write_atomic_with;
+use super::fill_atomic;
 use crate::error::{Error, ErrorKind, Result};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
@@ -72,7 +72,7 @@ pub(crate) fn checksum(bytes: &[u8]) -> u64 {
 
 /// Writes arrays and text notes as one safetensors file, whole or not at all, without checksums.
 pub(crate) fn write_plain(path: &Path, arrays: &[Entry<'_>], notes: HashMap<String, String>) -> Result<()> {
-    let fault = |error: serde_json::Error| Error::new(ErrorKind::BadTensor, format!("{}: {error}", path.display()));
+    let fault = |error: serde_json::Error| Error::wrap(ErrorKind::BadTensor, path.display(), error);
     // Sorted, so that the same content is the same file.
     let mut header = BTreeMap::new();
     if !notes.is_empty() {
@@ -87,7 +87,7 @@ pub(crate) fn write_plain(path: &Path, arrays: &[Entry<'_>], notes: HashMap<Stri
     }
     let mut header = serde_json::to_vec(&header).map_err(fault)?;
     header.resize(header.len().next_multiple_of(8), b' ');
-    write_atomic_with(path, |out| {
+    fill_atomic(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         arrays.iter().try_for_each(|(_, _, values)| out.write_all(values.bytes()))
@@ -97,7 +97,7 @@ pub(crate) fn write_plain(path: &Path, arrays: &[Entry<'_>], notes: HashMap<Stri
 /// As [`write_plain`], sealed.
 pub(crate) fn write(path: &Path, arrays: &[Entry<'_>], mut notes: HashMap<String, String>) -> Result<()> {
     let sums: BTreeMap<&str, String> = arrays.par_iter().map(|(name, _, values)| (name.as_str(), format!("{:016x}", checksum(values.bytes())))).collect();
-    let sums = serde_json::to_string(&sums).map_err(|error| Error::new(ErrorKind::BadTensor, format!("{}: {error}", path.display())))?;
+    let sums = serde_json::to_string(&sums).map_err(|error| Error::wrap(ErrorKind::BadTensor, path.display(), error))?;
     notes.insert(SUMS.into(), sums);
     let infos = arrays.iter().map(|(name, shape, values)| (name.clone(), values.dtype(), shape.clone())).collect();
     notes.insert(SEAL.into(), seal(&notes, infos));
@@ -127,15 +127,15 @@ impl Sealed {
     /// # Errors
     /// `MissingFile`; `BadFile` when it is cut off, damaged or not sealed.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = std::fs::File::open(path).map_err(|error| Error::io(path, &error))?;
+        let file = std::fs::File::open(path).map_err(|error| Error::io(path, error))?;
         if file.metadata().is_ok_and(|about| about.len() == 0) {
             return Err(Error::new(ErrorKind::BadFile, format!("{}: truncated: it is empty", path.display())));
         }
         // SAFETY: the map is only read; a file that another program cuts meanwhile would fault, and
         // every writer of ours replaces files by renaming.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(path, &error))?;
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(path, error))?;
         let bad = |what: String| Error::new(ErrorKind::BadFile, format!("{}: {what}", path.display()));
-        let (length, header) = SafeTensors::read_metadata(&map).map_err(|error| bad(format!("truncated or damaged: {error}")))?;
+        let (length, header) = SafeTensors::read_metadata(&map).map_err(|error| bad(format!("truncated or damaged: {error}")).caused_by(error))?;
         let notes = header.metadata().clone().unwrap_or_default();
         let infos = header.tensors().into_iter().map(|(name, info)| (name, info.dtype, info.shape.clone())).collect();
         match notes.get(SEAL) {

@@ -31,7 +31,7 @@ fn enter(folder: &Path, seen: &mut HashSet<(u64, u64)>) -> bool {
 }
 
 fn below(folder: &Path, depth: usize, seen: &mut HashSet<(u64, u64)>, links: &mut Vec<(PathBuf, usize)>, visit: &mut dyn FnMut(PathBuf) -> Result<()>) -> Result<()> {
-    let unreadable = |error: std::io::Error| Error::io(folder, &error);
+    let unreadable = |error: std::io::Error| Error::io(folder, error);
     let mut inside = std::fs::read_dir(folder).map_err(unreadable)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
     inside.sort();
     let (folders, files): (Vec<_>, Vec<_>) = inside.into_iter().partition(|path| path.is_dir());

@@ -24,7 +24,7 @@ pub(super) enum Target {
 
 /// Finds out what `path` is.
 pub(super) fn target(path: &Path) -> Result<Target> {
-    let fault = |error: std::io::Error| Error::io(path, &error);
+    let fault = |error: std::io::Error| Error::io(path, error);
     let mut at = path.to_path_buf();
     for _ in 0..LINKS {
         let standard = |owned: std::io::Result<std::os::fd::OwnedFd>| owned.map(|owned| Target::Stream(File::from(owned))).map_err(fault);
@@ -118,19 +118,24 @@ impl Temporary {
         let within = folder_of(place);
         sweep(within, place.file_name().map(|name| name.to_string_lossy().into_owned()));
         let path = beside(place, within);
-        std::fs::create_dir(&path).map_err(|error| Error::io(place, &error))?;
+        std::fs::create_dir(&path).map_err(|error| Error::io(place, error))?;
         Ok(Temporary { path, moved: false })
     }
 
     /// A new, empty file in `folder`: the call fails where the name exists, so no link is followed.
     pub(super) fn file(place: &Path, folder: &Path) -> Result<(Self, File)> {
         let path = beside(place, folder);
-        let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(|error| Error::io(place, &error))?;
+        let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound if !folder.exists() => Error::new(ErrorKind::MissingFile, format!("{}: there is no folder {}", place.display(), folder.display()))
+                .help("make the folder first")
+                .caused_by(error),
+            _ => Error::io(place, error),
+        })?;
         Ok((Temporary { path, moved: false }, file))
     }
 
     /// Renames it onto `place`.
-    pub fn move_to(mut self, place: &Path) -> std::io::Result<()> {
+    pub fn move_to(&mut self, place: &Path) -> std::io::Result<()> {
         std::fs::rename(&self.path, place)?;
         self.moved = true;
         Ok(())
@@ -142,8 +147,11 @@ impl Temporary {
 pub(super) fn at_place(path: &Path, place: &Path, write: impl FnOnce(&Path, File) -> Result<()>) -> Result<()> {
     let folder = folder_of(place);
     sweep(folder, place.file_name().map(|name| name.to_string_lossy().into_owned()));
-    let fault = |error: std::io::Error| Error::io(path, &error);
-    let (temporary, file) = Temporary::file(place, folder).map_err(|error| if place == path { error } else { error.context(path.display()) })?;
+    let fault = |error: std::io::Error| Error::io(path, error);
+    if !folder.exists() {
+        return Err(Error::new(ErrorKind::MissingFile, format!("{}: its folder {} is not there", path.display(), folder.display())).help("make the folder first"));
+    }
+    let (mut temporary, file) = Temporary::file(place, folder).map_err(|error| if place == path { error } else { error.context(path.display()) })?;
     let mode = std::fs::metadata(place).or_else(|_| file.metadata()).map_err(fault)?.permissions();
     write(&temporary.path, file)?;
     // A writer that makes its file anew makes it with a mode of its own.
@@ -156,11 +164,11 @@ pub(super) fn at_place(path: &Path, place: &Path, write: impl FnOnce(&Path, File
 
 /// Lets `write` fill a file, then copies it to `stream`, for writers that need a path.
 pub(super) fn through(path: &Path, stream: &mut File, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let (temporary, file) = Temporary::file(Path::new("stream"), &std::env::temp_dir())?;
+    let (temporary, file) = Temporary::file(Path::new("stream"), &crate::environment::temporary_folder())?;
     drop(file);
     write(&temporary.path)?;
     let copied = File::open(&temporary.path).and_then(|mut file| std::io::copy(&mut file, stream));
-    copied.and_then(|_| stream.flush()).map_err(|error| Error::io(path, &error))
+    copied.and_then(|_| stream.flush()).map_err(|error| Error::io(path, error))
 }
 
 /// Removes what processes of this system left when they were killed: all, or the temporary files of

@@ -11,8 +11,9 @@ use super::rows::RowEngine;
 use super::targets::{choose, Target};
 use super::{Graph, GraphParts, LogitTarget};
 use crate::error::{Error, ErrorKind, Result};
-use crate::progress::{stop_requested, Task};
+use crate::progress::Task;
 use crate::replacement::{LocalReplacement, Replacement};
+use crate::text::Prompt;
 use std::path::PathBuf;
 
 /// Features ranked together where the configuration leaves it open.
@@ -33,14 +34,12 @@ pub struct AttributeConfig {
     pub max_logits: usize,
     /// Fewer outputs when they hold this share of the probability, above 0 to 1. Default 0.95.
     pub logit_mass: f64,
-    /// Explain these tokens instead of the most probable ones.
-    pub target_tokens: Option<Vec<u32>>,
-    /// Explain these instead: differences of logits, features, directions. As outputs they stand at
-    /// the last position with ids beyond the vocabulary; if any is not a plain logit all weigh the same.
+    /// Explain these instead of the most probable tokens: tokens, differences of logits, features, directions. As outputs
+    /// all but tokens stand at the last position with ids beyond the vocabulary; if any is not a token all weigh the same.
     pub targets: Option<Vec<Target>>,
     /// Features that become nodes, those with most influence; `None` for all. Default 7,500.
     pub max_features: Option<usize>,
-    /// Targets carried together. Default 256.
+    /// Rows computed at once: more take more memory and less time. Default 256.
     pub batch: usize,
     /// With a budget, influence is computed anew after this many features: circuit-tracer's
     /// `update_interval · batch_size`. `None`, the default: an eighth of the budget, at least 32.
@@ -60,7 +59,6 @@ impl Default for AttributeConfig {
         AttributeConfig {
             max_logits: 10,
             logit_mass: 0.95,
-            target_tokens: None,
             targets: None,
             max_features: Some(7_500),
             batch: 256,
@@ -90,22 +88,14 @@ impl AttributeConfig {
             return bad("logit_mass", self.logit_mass.to_string(), "a share above 0, at most 1");
         }
         if self.targets.as_ref().is_some_and(Vec::is_empty) {
-            return bad("targets", "none".into(), "at least one, or None for the likeliest tokens");
-        }
-        if let Some(tokens) = &self.target_tokens {
-            let mut sorted = tokens.clone();
-            sorted.sort_unstable();
-            sorted.dedup();
-            if tokens.is_empty() || sorted.len() < tokens.len() {
-                return bad("target_tokens", format!("{tokens:?}"), "at least one token, each once");
-            }
+            return bad("targets", "none".into(), "at least one, or None for the most probable tokens");
         }
         Ok(())
     }
 }
 
 impl Replacement {
-    /// The attribution graph of a prompt, which gets the model's special first token.
+    /// The attribution graph of a prompt.
     ///
     /// ```no_run
     /// # use cltlab::{graph::AttributeConfig, replacement::Replacement};
@@ -116,39 +106,16 @@ impl Replacement {
     /// ```
     ///
     /// # Errors
-    /// `BadInput` for a prompt that is empty, of one token or beyond the context; `BadConfig` naming
-    /// the field; `NotFinite` when model or CLT hold NaN or infinity.
-    pub fn attribute(&self, prompt: &str, config: &AttributeConfig) -> Result<Graph> {
+    /// As [`Replacement::local`]; `BadConfig` naming the field; `NotFinite` when model or CLT hold NaN or infinity.
+    pub fn attribute(&self, prompt: impl Into<Prompt>, config: &AttributeConfig) -> Result<Graph> {
         config.validate()?;
-        let tokens = self.model().prompt_tokens(prompt)?;
-        self.local(&tokens, &config.zero_positions)?.attribute_as(prompt.to_string(), config)
-    }
-
-    /// The graphs of several prompts, one after the other (a prompt alone fills the cores): each is
-    /// what [`Replacement::attribute`] gives. An interrupt leaves out those not begun.
-    ///
-    /// # Errors
-    /// As [`Replacement::attribute`], with the prompt's number.
-    pub fn attribute_all<S: AsRef<str>>(&self, prompts: &[S], config: &AttributeConfig) -> Result<Vec<Graph>> {
-        let mut graphs = Vec::with_capacity(prompts.len());
-        for (i, prompt) in prompts.iter().enumerate() {
-            if i > 0 && stop_requested() {
-                break;
-            }
-            graphs.push(self.attribute(prompt.as_ref(), config).map_err(|error| error.context(format_args!("prompt {i}")))?);
-        }
-        Ok(graphs)
-    }
-
-    /// The attribution graph of token ids, taken as they are: the first should be the special token.
-    ///
-    /// # Errors
-    /// As [`Replacement::attribute`].
-    pub fn attribute_tokens(&self, tokens: &[u32], config: &AttributeConfig) -> Result<Graph> {
-        config.validate()?;
-        let local = self.local(tokens, &config.zero_positions)?;
-        let prompt = self.model().tokenizer().and_then(|tokenizer| tokenizer.decode(tokens)).unwrap_or_else(|_| local.run().token_text.concat());
-        local.attribute_as(prompt, config)
+        let prompt = prompt.into();
+        let local = self.local_at(&self.tokens(&prompt)?, &config.zero_positions)?;
+        let text = match prompt {
+            Prompt::Text(text) => text,
+            Prompt::Tokens(tokens) => self.model().tokenizer().and_then(|tokenizer| tokenizer.decode(&tokens)).unwrap_or_else(|_| local.run().token_text.concat()),
+        };
+        local.attribute_as(text, config)
     }
 }
 

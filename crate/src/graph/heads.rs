@@ -70,7 +70,7 @@ impl Replacement {
     /// `BadInput` for nodes that are not there, a target that is neither a feature nor a token's
     /// logit, or a source that is a logit; `Mismatch` when the graph is of another model or CLT.
     pub fn split_edge(&self, graph: &Graph, source: usize, target: usize) -> Result<EdgeSplit> {
-        let local = self.local(graph.tokens(), graph.zero_positions())?;
+        let local = self.local_at(graph.tokens(), graph.zero_positions())?;
         if local.active() != graph.active_features() {
             return Err(Error::expected(ErrorKind::Mismatch, "split_edge: active features", graph.active_features().len(), local.active().len())
                 .help("give the graph to the model and CLT that made it"));

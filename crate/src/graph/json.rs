@@ -3,7 +3,7 @@
 //! A pruned graph is what viewers expect; of a whole one everything is written. Differs from
 //! circuit-tracer in the ids of error nodes (see [`Graph::node_id`]). Streamed to the file.
 
-use super::{Graph, Node, NodeKind, Supernode};
+use super::{listing, Graph, Node, NodeKind, Supernode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use serde::Serialize;
@@ -86,23 +86,8 @@ pub fn cantor(layer: u64, feature: u64) -> u64 {
 }
 
 impl Graph {
-    /// Writes the graph for circuit-tracer's viewer and Neuronpedia; the file's name becomes its slug.
-    /// `links[].weight` is the signed direct effect; `nodes[].influence` the cumulative share.
-    ///
-    /// # Errors
-    /// `NotFinite` when a number is NaN or infinite, which JSON has no word for; `MissingFile` (the
-    /// folder), `DiskFull` or `Io`.
-    pub fn save_json(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.save_json_with(path, &[])
-    }
-
-    /// As [`Graph::save_json`], with groups that viewers open with: their features and the outputs are pinned.
-    /// [`Supernode::load`] reads them back.
-    ///
-    /// # Errors
-    /// As [`Graph::save_json`]; `BadInput` for a feature that is no node of this graph.
-    pub fn save_json_with(&self, path: impl AsRef<Path>, groups: &[Supernode]) -> Result<()> {
-        let path = path.as_ref();
+    pub(super) fn write_json(&self, path: &Path, groups: &[Supernode]) -> Result<()> {
+        listing::is_free(path)?;
         let view = self.view(groups)?;
         let ids: Vec<String> = self.nodes.iter().map(|node| self.node_id(node)).collect();
         let mut linked = vec![false; ids.len()];
@@ -131,7 +116,10 @@ impl Graph {
             replacement_score: self.scores().replacement,
             completeness_score: self.scores().completeness,
         };
-        files::write_atomic_with(path, |out| Ok(serde_json::to_writer(out, &File { metadata, view, nodes, links })?))
+        let entry = serde_json::to_value(&metadata).map_err(|error| Error::wrap(ErrorKind::NotFinite, path.display(), error))?;
+        let slug = metadata.slug.clone();
+        files::fill_atomic(path, |out| Ok(serde_json::to_writer(out, &File { metadata, view, nodes, links })?))?;
+        listing::add(path, &slug, entry)
     }
 
     fn view(&self, groups: &[Supernode]) -> Result<View> {
@@ -205,5 +193,5 @@ fn finite(value: f32, field: &str) -> Result<f32> {
     if value.is_finite() {
         return Ok(value);
     }
-    Err(Error::expected(ErrorKind::NotFinite, format_args!("Graph::save_json: {field}"), value, "a finite number"))
+    Err(Error::expected(ErrorKind::NotFinite, format_args!("Graph::save: {field}"), value, "a finite number"))
 }

@@ -27,7 +27,7 @@ impl Lanes {
     fn of(count: usize) -> Result<Self> {
         let lane = |_| rayon::ThreadPoolBuilder::new().num_threads(1).build();
         let lanes: std::result::Result<Vec<_>, _> = (0..count).map(lane).collect();
-        lanes.map(Lanes).map_err(|error| Error::new(ErrorKind::Io, format!("attribution: threads: {error}")))
+        lanes.map(Lanes).map_err(|error| Error::wrap(ErrorKind::Io, "attribution: threads", error))
     }
 
     /// Number of lanes.

@@ -9,7 +9,7 @@
 //! T learnt position embeddings stand before the logits.
 //!
 //! `edges` holds the effects, `heads` splits one, `qk` splits an attention score, `influence` ranks nodes, `prune` cuts, `score` says how much is
-//! explained, `paths` tells it in text, `supernodes` groups, `compare` lays several over each other, `json` and `raw` write files; `targets`, `sources`, `rows` and `attribute` compute.
+//! explained, `paths` tells it in text, `supernodes` groups, `compare` lays several over each other, `json`, `listing` and `raw` write files, `read` reads one; `targets`, `sources`, `rows` and `attribute` compute.
 
 mod attribute;
 mod columns;
@@ -19,12 +19,15 @@ mod heads;
 pub mod influence;
 mod json;
 mod lanes;
+mod listing;
 mod on_device;
 mod paths;
 mod prune;
 mod qk;
 mod raw;
+mod read;
 mod rows;
+mod save;
 mod score;
 mod sources;
 mod store;
@@ -39,12 +42,14 @@ pub use json::cantor;
 pub use paths::Path;
 pub use prune::{PruneConfig, PruneMask};
 pub use qk::{QkAttribution, QkConfig, QkPair, QkPart};
+pub use save::{GraphFormat, GraphSaveConfig};
 pub use score::Scores;
 pub use supernodes::Supernode;
 pub use targets::Target;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::replacement::FeatureNode;
+use candle_core::Tensor;
 use influence::{cumulative, node_influence};
 use std::sync::Arc;
 
@@ -106,7 +111,8 @@ pub struct Node {
     pub kind: NodeKind,
     /// Position in the prompt, from 0; a logit stands at the last.
     pub position: usize,
-    /// Share of the logits' probability that flows through it, 0 for logits.
+    /// Influence: the part of the outputs' probability, 0 to 1 each, whose paths pass here; 0 for logits. Paths through
+    /// several nodes count at each of them.
     pub influence: f32,
     /// Cumulative share of all influence at this node's rank, 0 to 1: small means important.
     pub cumulative: f32,
@@ -256,6 +262,26 @@ impl Graph {
     /// The effects between nodes; numbers are places in [`Graph::nodes`].
     pub fn edges(&self) -> &Edges {
         &self.edges
+    }
+
+    /// The effects as an adjacency matrix `[nodes, nodes]` in f32 on the CPU: row the target, column the source,
+    /// both in the order of [`Graph::nodes`] (features, errors, tokens, positions, outputs), 0 where there is no edge.
+    ///
+    /// ```no_run
+    /// # fn f(graph: cltlab::Graph) -> cltlab::Result<()> {
+    /// let adjacency = graph.to_tensor()?;
+    /// let into_output = adjacency.get(graph.nodes.len() - 1)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `OutOfMemory` when the matrix does not fit: prune the graph first.
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        let nodes = self.nodes.len();
+        crate::device::require_memory("a graph as a matrix", 4 * (nodes as u64).saturating_mul(nodes as u64), "prune the graph first")?;
+        let mut dense = vec![0.0_f32; nodes * nodes];
+        self.edges.iter().for_each(|edge| dense[edge.target * nodes + edge.source] = edge.weight);
+        Ok(Tensor::from_vec(dense, (nodes, nodes), &candle_core::Device::Cpu)?)
     }
 
     /// Replacement and completeness score of the whole graph.

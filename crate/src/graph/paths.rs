@@ -106,12 +106,12 @@ impl Graph {
         matches!(self.nodes[node].kind, NodeKind::Token { .. } | NodeKind::Position | NodeKind::Error { .. })
     }
 
-    /// A node in words: `"Dallas" at 7`, `feature 3/120 at 7`, `error 3 at 7`, `output "Austin"`.
+    /// A node in words: `"Dallas" at 7`, `feature 3_120_7`, `error 3 at 7`, `output "Austin"`.
     pub fn node_text(&self, node: usize) -> String {
         let Some(it) = self.nodes.get(node) else { return String::new() };
         let at = it.position;
         match it.kind {
-            NodeKind::Feature { layer, feature, .. } => format!("feature {layer}/{feature} at {at}"),
+            NodeKind::Feature { layer, feature, .. } => format!("feature {layer}_{feature}_{at}"),
             NodeKind::Error { layer } => format!("error {layer} at {at}"),
             NodeKind::Token { .. } => format!("{:?} at {at}", self.token_text().get(at).map_or("", String::as_str)),
             NodeKind::Position => format!("position {at}"),

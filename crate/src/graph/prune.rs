@@ -104,7 +104,7 @@ impl Graph {
     /// # use cltlab::graph::PruneConfig;
     /// # fn f(graph: cltlab::graph::Graph) -> cltlab::Result<()> {
     /// let story = graph.prune(&PruneConfig { node_threshold: 0.6, ..PruneConfig::default() })?;
-    /// story.save_json("story.json")?;
+    /// story.save("story.json", &Default::default())?;
     /// # Ok(()) }
     /// ```
     ///

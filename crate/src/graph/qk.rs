@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::model::Side;
 use crate::replacement::{LocalReplacement, Replacement};
+use crate::text::Prompt;
 use serde::{Deserialize, Serialize};
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -109,7 +110,7 @@ impl QkAttribution {
             Some(NodeKind::Feature { layer, feature, .. }) => format!("feature {layer}/{feature} at {at}"),
             Some(NodeKind::Error { layer }) => format!("error {layer} at {at}"),
             Some(_) => format!("{:?} at {at}", self.token_text.get(at).map_or("", String::as_str)),
-            None => "constants".to_string(),
+            None => "constants (biases, position embeddings)".to_string(),
         }
     }
 
@@ -142,7 +143,7 @@ impl std::fmt::Display for QkAttribution {
 }
 
 impl Replacement {
-    /// Why a head looked where it did, on a prompt, which gets the model's special first token.
+    /// Why a head looked where it did, on a prompt.
     ///
     /// ```no_run
     /// # use cltlab::{graph::QkConfig, replacement::Replacement};
@@ -153,19 +154,12 @@ impl Replacement {
     /// ```
     ///
     /// # Errors
-    /// As [`Replacement::attribute_attention_tokens`], and as [`Model::prompt_tokens`](crate::Model::prompt_tokens).
-    pub fn attribute_attention(&self, prompt: &str, config: &QkConfig) -> Result<QkAttribution> {
-        self.attribute_attention_tokens(&self.model().prompt_tokens(prompt)?, config)
-    }
-
-    /// As [`Replacement::attribute_attention`], on token ids taken as they are.
-    ///
-    /// # Errors
     /// `BadConfig` naming the field: a layer, head or position that does not exist, or a key that the query
     /// does not see; as [`Replacement::local`]; `Unsupported` for a LayerNorm over all heads' queries.
-    pub fn attribute_attention_tokens(&self, tokens: &[u32], config: &QkConfig) -> Result<QkAttribution> {
+    pub fn attribute_attention(&self, prompt: impl Into<Prompt>, config: &QkConfig) -> Result<QkAttribution> {
+        let tokens = self.tokens(prompt)?;
         check(self, tokens.len(), config)?;
-        split(&self.local(tokens, &config.zero_positions)?, config)
+        split(&self.local_at(&tokens, &config.zero_positions)?, config)
     }
 }
 

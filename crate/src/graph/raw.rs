@@ -34,19 +34,9 @@ impl<'a> Array<'a> {
 }
 
 impl Graph {
-    /// Writes a whole graph as arrays, with the masks that `config` would prune it by.
-    ///
-    /// Arrays: `active_features [all, 3]` (layer, position, feature), `activation_values`,
-    /// `selected_features`, `adjacency_matrix`, `logit_token_ids`, `logit_probabilities`,
-    /// `node_influence`, `cumulative_scores`, `node_mask`, `edge_mask`, `replacement_score`,
-    /// `completeness_score`, `input_tokens`.
-    ///
-    /// # Errors
-    /// `BadInput` for a pruned graph, whose nodes are no longer all there; `BadConfig` for a
-    /// threshold outside 0 to 1; `MissingFile` (the folder), `DiskFull` or `Io`.
-    pub fn save_raw(&self, path: impl AsRef<Path>, config: &PruneConfig) -> Result<()> {
+    pub(super) fn write_arrays(&self, path: &Path, config: &PruneConfig) -> Result<()> {
         if self.pruned().is_some() {
-            return Err(Error::expected(ErrorKind::BadInput, "Graph::save_raw", "a pruned graph", "a whole one").help("save the graph that was pruned"));
+            return Err(Error::expected(ErrorKind::BadInput, "Graph::save: arrays", "a pruned graph", "a whole one").help("save the graph that was pruned"));
         }
         let mask = self.prune_mask(config)?;
         let (parts, n, count) = (&*self.parts, self.nodes.len(), self.edges().len());
@@ -108,11 +98,10 @@ fn write(path: &Path, arrays: &[Array<'_>]) -> Result<()> {
         end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
         (name.to_string(), TensorInfo { dtype: *dtype, shape: shape.clone(), data_offsets: (start, end) })
     });
-    let fault = |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadTensor, format!("{}: {error}", path.display()));
-    let header = Metadata::new(None, infos.collect()).map_err(|error| fault(&error))?;
-    let mut header = serde_json::to_vec(&header).map_err(|error| fault(&error))?;
+    let header = Metadata::new(None, infos.collect()).map_err(|error| Error::wrap(ErrorKind::BadTensor, path.display(), error))?;
+    let mut header = serde_json::to_vec(&header).map_err(|error| Error::wrap(ErrorKind::BadTensor, path.display(), error))?;
     header.resize(header.len().next_multiple_of(8), b' ');
-    files::write_atomic_with(path, |out| {
+    files::fill_atomic(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         arrays.iter().try_for_each(|Array(_, _, _, fill)| fill(out))

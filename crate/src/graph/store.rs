@@ -110,9 +110,9 @@ impl<T: Plain> Array<T> {
 impl Mapped {
     fn new(folder: &Path) -> Result<Self> {
         let file = tempfile(folder)?;
-        reserve(&file, FIRST).map_err(|error| Error::io(folder, &error))?;
+        reserve(&file, FIRST).map_err(|error| Error::io(folder, error))?;
         // SAFETY: the file has no name, so nobody else writes to it or cuts it.
-        let map = unsafe { MmapMut::map_mut(&file) }.map_err(|error| Error::io(folder, &error))?;
+        let map = unsafe { MmapMut::map_mut(&file) }.map_err(|error| Error::io(folder, error))?;
         Ok(Mapped { folder: folder.to_path_buf(), file, map })
     }
 
@@ -122,9 +122,9 @@ impl Mapped {
             return Ok(());
         }
         let wanted = bytes.max(2 * self.map.len());
-        reserve(&self.file, wanted).map_err(|error| Error::io(&self.folder, &error).help("the edges of this graph are kept there: free some room, choose another folder, or lower AttributeConfig::max_features"))?;
+        reserve(&self.file, wanted).map_err(|error| Error::io(&self.folder, error).help("the edges of this graph are kept there: free some room, choose another folder, or lower AttributeConfig::max_features"))?;
         // SAFETY: as in `new`.
-        self.map = unsafe { MmapMut::map_mut(&self.file) }.map_err(|error| Error::io(&self.folder, &error))?;
+        self.map = unsafe { MmapMut::map_mut(&self.file) }.map_err(|error| Error::io(&self.folder, error))?;
         Ok(())
     }
 }
@@ -137,8 +137,8 @@ fn tempfile(folder: &Path) -> Result<File> {
         return Err(Error::expected(ErrorKind::MissingFile, "AttributeConfig::spill", folder.display(), "a folder that is there"));
     }
     let path = folder.join(format!(".cltlab-edges-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-    let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(|error| Error::io(&path, &error))?;
-    std::fs::remove_file(&path).map_err(|error| Error::io(&path, &error))?;
+    let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(|error| Error::io(&path, error))?;
+    std::fs::remove_file(&path).map_err(|error| Error::io(&path, error))?;
     Ok(file)
 }
 

@@ -44,21 +44,12 @@ impl Supernode {
         let file: serde_json::Value = files::read_json(path)?;
         let list = file.get("qParams").and_then(|view| view.get("supernodes")).unwrap_or(&file);
         let bad = |what: String| Error::expected(ErrorKind::BadFile, path.display(), what, "[[\"name\", \"layer_feature_position\", …], …]");
-        let lists: Vec<Vec<String>> = serde_json::from_value(list.clone()).map_err(|error| bad(error.to_string()))?;
+        let lists: Vec<Vec<String>> = serde_json::from_value(list.clone()).map_err(|error| bad(error.to_string()).caused_by(error))?;
         lists.into_iter().map(|list| {
             let (name, ids) = list.split_first().ok_or_else(|| bad("an empty group".to_string()))?;
-            let features = ids.iter().map(|id| place(id).ok_or_else(|| bad(format!("'{id}' in group '{name}'"))));
+            let features = ids.iter().map(|id| id.parse::<FeatureNode>().map_err(|_| bad(format!("'{id}' in group '{name}'"))));
             Ok(Supernode { name: name.clone(), features: features.collect::<Result<_>>()? })
         }).collect()
-    }
-}
-
-/// `layer_feature_position`.
-fn place(id: &str) -> Option<FeatureNode> {
-    let numbers: Vec<usize> = id.split('_').map(|part| part.parse().ok()).collect::<Option<_>>()?;
-    match numbers[..] {
-        [layer, feature, position] => Some(FeatureNode { layer, position, feature }),
-        _ => None,
     }
 }
 

@@ -11,6 +11,7 @@ use super::LogitTarget;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Model;
 use crate::replacement::{FeatureNode, LocalReplacement};
+use crate::text::Token;
 use candle_core::{DType, Tensor};
 
 /// Probabilities of logits.
@@ -34,14 +35,21 @@ pub(crate) fn top_tokens(probabilities: &[f64], n: usize) -> Vec<u32> {
     order
 }
 
-/// Something other than a token's logit that a graph can explain.
+/// An output that a graph explains. Tokens are given by their id or by their text, see [`Token`].
+///
+/// ```
+/// use cltlab::graph::{AttributeConfig, Target};
+/// let why_austin = AttributeConfig { targets: Some(vec![Target::logit(" Austin")]), ..AttributeConfig::default() };
+/// let rather_than = AttributeConfig { targets: Some(vec![Target::difference(" Austin", " Dallas")]), ..AttributeConfig::default() };
+/// ```
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Target {
     /// A token's logit, less the mean logit.
-    Logit(u32),
+    Logit(Token),
     /// The logit of the first token less that of the second.
-    Difference(u32, u32),
+    Difference(Token, Token),
     /// The pre-activation of a feature, active or not, less its bias.
     Feature(FeatureNode),
     /// The product of a direction with the residual stream.
@@ -55,6 +63,23 @@ pub enum Target {
     },
 }
 
+impl Target {
+    /// A token's logit.
+    pub fn logit(token: impl Into<Token>) -> Self {
+        Target::Logit(token.into())
+    }
+
+    /// The logit of `more` less that of `less`.
+    pub fn difference(more: impl Into<Token>, less: impl Into<Token>) -> Self {
+        Target::Difference(more.into(), less.into())
+    }
+
+    /// The pre-activation of a feature at a position.
+    pub fn feature(node: impl Into<FeatureNode>) -> Self {
+        Target::Feature(node.into())
+    }
+}
+
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -64,6 +89,13 @@ impl std::fmt::Display for Target {
             Target::Residual { layer, position, .. } => write!(f, "direction before block {layer} at {position}"),
         }
     }
+}
+
+/// A target whose tokens are ids of the model's vocabulary.
+enum Aim<'a> {
+    Logit(u32),
+    Difference(u32, u32),
+    Other(&'a Target),
 }
 
 /// Where a target's direction starts on its way down.
@@ -80,30 +112,31 @@ pub(crate) enum Start {
 pub(crate) fn choose(local: &LocalReplacement, config: &AttributeConfig) -> Result<(Vec<LogitTarget>, Vec<Start>)> {
     let model = local.replacement().model();
     let probabilities = softmax(&local.last_logits()?);
-    let targets: Vec<Target> = match (&config.targets, &config.target_tokens) {
-        (Some(targets), _) => targets.clone(),
-        (None, Some(tokens)) => tokens.iter().map(|token| Target::Logit(*token)).collect(),
-        (None, None) => likely(&probabilities, config).into_iter().map(Target::Logit).collect(),
+    let aims: Vec<Aim<'_>> = match &config.targets {
+        Some(targets) => targets.iter().map(|target| aim(target, local)).collect::<Result<_>>()?,
+        None => likely(&probabilities, config).into_iter().map(Aim::Logit).collect(),
     };
-    let plain = targets.iter().all(|target| matches!(target, Target::Logit(_)));
-    let mut shown = Vec::with_capacity(targets.len());
-    for (i, target) in targets.iter().enumerate() {
-        check(target, local, config)?;
+    let plain = aims.iter().all(|aim| matches!(aim, Aim::Logit(_)));
+    let mut shown: Vec<LogitTarget> = Vec::with_capacity(aims.len());
+    for (i, aim) in aims.iter().enumerate() {
         // Others than tokens get ids beyond the vocabulary, as in circuit-tracer, and equal weights.
-        let weight = 1.0 / targets.len() as f32;
-        shown.push(match *target {
-            Target::Logit(token) => {
+        let weight = 1.0 / aims.len() as f32;
+        shown.push(match *aim {
+            Aim::Logit(token) => {
+                if shown.iter().any(|other| other.token == token) {
+                    return Err(Error::expected(ErrorKind::BadConfig, "AttributeConfig::targets", format_args!("the logit of {token} twice"), "each once"));
+                }
                 let probability = if plain { probabilities[token as usize] as f32 } else { weight };
                 LogitTarget { token, text: model.token_text(token), probability }
             }
-            Target::Difference(more, less) => {
+            Aim::Difference(more, less) => {
                 let text = format!("{} − {}", model.token_text(more), model.token_text(less));
                 LogitTarget { token: (model.vocab() + i) as u32, text, probability: weight }
             }
-            _ => LogitTarget { token: (model.vocab() + i) as u32, text: target.to_string(), probability: weight },
+            Aim::Other(target) => LogitTarget { token: (model.vocab() + i) as u32, text: target.to_string(), probability: weight },
         });
     }
-    Ok((shown, starts(local, &targets)?))
+    Ok((shown, starts(local, &aims)?))
 }
 
 /// At most `max_logits` tokens that hold `logit_mass` of the probability.
@@ -118,54 +151,58 @@ fn likely(probabilities: &[f64], config: &AttributeConfig) -> Vec<u32> {
     tokens
 }
 
-fn check(target: &Target, local: &LocalReplacement, config: &AttributeConfig) -> Result<()> {
+/// A target's tokens as ids; refuses what the model and the CLT do not have.
+fn aim<'a>(target: &'a Target, local: &LocalReplacement) -> Result<Aim<'a>> {
     let (model, clt, length) = (local.replacement().model(), local.replacement().clt(), local.run().tokens.len());
-    let field = if config.targets.is_some() { "targets" } else { "target_tokens" };
     let below = |what: &str, got: usize, limit: usize| match got < limit {
         true => Ok(()),
-        false => Err(Error::expected(ErrorKind::BadInput, format_args!("AttributeConfig::{field}: {what}"), got, format_args!("less than {limit}"))),
+        false => Err(Error::expected(ErrorKind::BadInput, format_args!("AttributeConfig::targets: {what}"), got, format_args!("less than {limit}"))),
     };
+    let id = |token: &Token| model.token_id(token).map_err(|error| error.context("AttributeConfig::targets"));
     match target {
-        Target::Logit(token) => below("token, vocabulary", *token as usize, model.vocab()),
+        Target::Logit(token) => return Ok(Aim::Logit(id(token)?)),
         Target::Difference(more, less) => {
-            below("token, vocabulary", *more as usize, model.vocab())?;
-            below("token, vocabulary", *less as usize, model.vocab())
+            let (more, less) = (id(more)?, id(less)?);
+            if more == less {
+                return Err(Error::expected(ErrorKind::BadInput, "AttributeConfig::targets: difference", format_args!("token {more} less itself"), "two different tokens"));
+            }
+            return Ok(Aim::Difference(more, less));
         }
         Target::Feature(place) => {
             below("layer", place.layer, clt.layers())?;
             below("feature", place.feature, clt.features())?;
-            below("position", place.position, length)
+            below("position", place.position, length)?;
         }
         Target::Residual { layer, position, direction } => {
             below("layer", *layer, model.layers() + 1)?;
             below("position", *position, length)?;
             if direction.len() != model.width() || direction.iter().any(|value| !value.is_finite()) {
                 let got = format!("{} values", direction.len());
-                return Err(Error::expected(ErrorKind::BadInput, format_args!("AttributeConfig::{field}: direction"), got, format_args!("{} finite ones", model.width())));
+                return Err(Error::expected(ErrorKind::BadInput, "AttributeConfig::targets: direction", got, format_args!("{} finite ones", model.width())));
             }
-            Ok(())
         }
     }
+    Ok(Aim::Other(target))
 }
 
-fn starts(local: &LocalReplacement, targets: &[Target]) -> Result<Vec<Start>> {
+fn starts(local: &LocalReplacement, aims: &[Aim<'_>]) -> Result<Vec<Start>> {
     let (model, clt) = (local.replacement().model(), local.replacement().clt());
     let mut tokens: Vec<u32> = Vec::new();
-    for target in targets {
-        match target {
-            Target::Logit(token) => tokens.push(*token),
-            Target::Difference(more, less) => tokens.extend([more, less]),
-            _ => {}
+    for aim in aims {
+        match aim {
+            Aim::Logit(token) => tokens.push(*token),
+            Aim::Difference(more, less) => tokens.extend([more, less]),
+            Aim::Other(_) => {}
         }
     }
     let mut rows = if tokens.is_empty() { Vec::new() } else { directions(model, &tokens)?.to_vec2::<f32>()? }.into_iter();
     let mut next = || rows.next().unwrap_or_default();
-    let starts = targets.iter().map(|target| {
-        Ok(match target {
-            Target::Logit(_) => Start::Output(next()),
-            Target::Difference(..) => Start::Output(next().iter().zip(next()).map(|(more, less)| more - less).collect()),
-            Target::Feature(place) => Start::Encoder(*place, clt.encoder_rows(place.layer, &[place.feature as u32])?.flatten_all()?.to_vec1()?),
-            Target::Residual { layer, position, direction } => Start::Stream { layer: *layer, position: *position, direction: direction.clone() },
+    let starts = aims.iter().map(|aim| {
+        Ok(match aim {
+            Aim::Logit(_) | Aim::Other(Target::Logit(_)) => Start::Output(next()),
+            Aim::Difference(..) | Aim::Other(Target::Difference(..)) => Start::Output(next().iter().zip(next()).map(|(more, less)| more - less).collect()),
+            Aim::Other(Target::Feature(place)) => Start::Encoder(*place, clt.encoder_rows(place.layer, &[place.feature as u32])?.flatten_all()?.to_vec1()?),
+            Aim::Other(Target::Residual { layer, position, direction }) => Start::Stream { layer: *layer, position: *position, direction: direction.clone() },
         })
     });
     starts.collect()

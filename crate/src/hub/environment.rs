@@ -1,24 +1,12 @@
 //! The hub's environment, read as Python's `huggingface_hub` reads it.
 
 use super::HubConfig;
+use crate::environment::{home as own_home, is_true, text as set};
 use std::path::PathBuf;
 
-/// The value of a variable that is set and not blank.
-fn set(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.trim().is_empty())
-}
-
-/// As [`set`], with `~`, `$NAME` and `${NAME}` replaced.
+/// A variable that is set and not blank, with `~`, `$NAME` and `${NAME}` replaced.
 fn path(name: &str) -> Option<PathBuf> {
     set(name).map(|value| PathBuf::from(variables(&home(&value))))
-}
-
-fn is_true(name: &str) -> bool {
-    set(name).is_some_and(|value| ["1", "true", "yes", "on"].contains(&value.trim().to_lowercase().as_str()))
-}
-
-fn own_home() -> Option<PathBuf> {
-    std::env::home_dir().filter(|home| !home.as_os_str().is_empty())
 }
 
 /// `~` and `~/x`, `~user` and `~user/x`; the name of an unknown user stays as it is.
@@ -48,7 +36,7 @@ fn variables(value: &str) -> String {
                 (&rest[1..=end], end + 1)
             }
         };
-        match std::env::var(name).ok().filter(|_| !name.is_empty()) {
+        match crate::environment::raw(name) {
             Some(value) => out.push_str(&value),
             None => out.push_str(&rest[..length]),
         }

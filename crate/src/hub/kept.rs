@@ -1,7 +1,7 @@
 //! A repository's folder in the cache, laid out as Python's `huggingface_hub` does: `blobs/ETAG`,
 //! `snapshots/COMMIT/FILE` as links to them, `refs/REVISION` with the commit, `.no_exist/COMMIT/FILE`.
 
-use super::client::Fault;
+use super::answer::Fault;
 use crate::files::names::{plain_relative, shown};
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};

@@ -122,7 +122,7 @@ impl Replacement {
         if let Some(other) = graph.logits().iter().find(|logit| logit.token as usize >= self.model().vocab()) {
             return Err(Error::expected(ErrorKind::BadInput, format_args!("{whom}: output"), &other.text, "tokens' logits only"));
         }
-        let local = self.local(graph.tokens(), graph.zero_positions())?;
+        let local = self.local_at(graph.tokens(), graph.zero_positions())?;
         if local.active() != graph.active_features() {
             let (got, expected) = (graph.active_features().len(), local.active().len());
             return Err(Error::expected(ErrorKind::Mismatch, format_args!("{whom}: active features"), got, expected)
@@ -158,7 +158,7 @@ struct Reads {
 fn frozen(local: &LocalReplacement, tokens: &[u32], writes: Option<&Writes<'_>>) -> Result<Reads> {
     let (replacement, run) = (local.replacement(), local.run());
     let mut inputs = Vec::new();
-    let out = replacement.model().run_spliced(tokens, Capture::last_logits(), Freeze::all(run), &mut |layer, site| {
+    let out = replacement.model().run_spliced(tokens, &Capture::last_logits(), Freeze::all(run), &mut |layer, site| {
         inputs.push(replacement.read(site)?.flatten_all()?.to_vec1::<f32>()?);
         let kept = local.held_output(layer, site)?;
         Ok(Some(match writes {

@@ -11,43 +11,35 @@ use super::{InterveneConfig, Intervention, Mode};
 use crate::error::Result;
 use crate::model::{Capture, Freeze, GenerateConfig, Generation, Logits, MlpSite, Past, Step};
 use crate::replacement::Replacement;
+use crate::text::Prompt;
 
 impl Replacement {
-    /// The prompt's greedy continuation by at most `n` tokens with features changed, attention patterns held
-    /// on the prompt.
+    /// Continues a prompt with features changed: `config` says what is held on the prompt, `generate` how tokens are
+    /// drawn.
     ///
     /// ```no_run
-    /// # use cltlab::{intervene::{Intervention, Positions}, replacement::Replacement};
+    /// # use cltlab::{intervene::{InterveneConfig, Intervention, Positions}, model::GenerateConfig, replacement::Replacement};
     /// # fn f(replacement: Replacement) -> cltlab::Result<()> {
-    /// let doubled = Intervention::scale((3, Positions::From(1), 120), 2.0);
-    /// println!("{}", replacement.generate("Once upon a time", &[doubled], 20)?);
+    /// let doubled = Intervention::scale((3, 120, Positions::From(1)), 2.0);
+    /// println!("{}", replacement.generate("Once upon a time", &[doubled], &InterveneConfig::default(), &GenerateConfig::default())?);
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
-    /// As [`Replacement::stream_tokens`], and as [`Model::prompt_tokens`](crate::Model::prompt_tokens).
-    pub fn generate(&self, prompt: &str, interventions: &[Intervention], n: usize) -> Result<Generation> {
-        let config = GenerateConfig { max_tokens: n, ..GenerateConfig::default() };
-        self.generate_with(prompt, interventions, &InterveneConfig::default(), &config)
+    /// As [`Replacement::stream`].
+    pub fn generate(&self, prompt: impl Into<Prompt>, interventions: &[Intervention], config: &InterveneConfig, generate: &GenerateConfig) -> Result<Generation> {
+        self.stream(prompt, interventions, config, generate, &mut |_| true)
     }
 
-    /// As [`Replacement::generate`], with a choice of what is held on the prompt and of how tokens are drawn.
-    ///
-    /// # Errors
-    /// As [`Replacement::generate`].
-    pub fn generate_with(&self, prompt: &str, interventions: &[Intervention], config: &InterveneConfig, generate: &GenerateConfig) -> Result<Generation> {
-        self.stream_tokens(&self.model().prompt_tokens(prompt)?, interventions, config, generate, &mut |_| true)
-    }
-
-    /// As [`Replacement::generate_with`], on token ids taken as they are, each step shown to `on`, which may
-    /// return false to end. Without interventions it is [`Model::stream_tokens`](crate::Model::stream_tokens).
+    /// As [`Replacement::generate`], each step shown to `on`, which may return false to end. Without interventions it is
+    /// [`Model::stream`](crate::Model::stream) on the same ids.
     ///
     /// # Errors
     /// `BadInput` for a layer, feature or position that does not exist (slices without an end may begin
-    /// after the prompt), a value that is not finite, or ids that cannot be run; `BadConfig`; `NotFinite`.
-    pub fn stream_tokens(
+    /// after the prompt), or a value that is not finite; as [`Replacement::tokens`]; `BadConfig`; `NotFinite`.
+    pub fn stream(
         &self,
-        tokens: &[u32],
+        prompt: impl Into<Prompt>,
         interventions: &[Intervention],
         config: &InterveneConfig,
         generate: &GenerateConfig,
@@ -55,22 +47,22 @@ impl Replacement {
     ) -> Result<Generation> {
         let model = self.model();
         config.validate(model.layers())?;
-        model.check_tokens(tokens)?;
+        let tokens = self.tokens(prompt)?;
         let end = tokens.len().saturating_add(generate.max_tokens).min(model.context());
         self.check(interventions, tokens.len(), end)?;
         if interventions.is_empty() {
-            return model.stream_tokens(tokens, generate, on);
+            return model.stream(tokens, generate, on);
         }
-        let prompt = Plan { replacement: self, interventions, mode: config.mode };
-        let after = Plan { mode: Mode::Open, ..prompt };
+        let held = Plan { replacement: self, interventions, mode: config.mode };
+        let after = Plan { mode: Mode::Open, ..held };
         let own = match config.mode {
             Mode::Open => None,
-            _ => Some(model.run_tokens(tokens, Capture { logits: Logits::None, ..Capture::default() })?),
+            _ => Some(model.run(&tokens, &Capture { logits: Logits::None, ..Capture::default() })?),
         };
         let mut start = 0;
-        model.stream_by(tokens, generate, on, &mut |input: &[u32], cache: &mut Vec<Past>| {
+        model.stream_by(&tokens, generate, on, &mut |input: &[u32], cache: &mut Vec<Past>| {
             let span = start..start + input.len();
-            let (plan, run) = if start == 0 { (&prompt, own.as_ref()) } else { (&after, None) };
+            let (plan, run) = if start == 0 { (&held, own.as_ref()) } else { (&after, None) };
             let mut writes = Writes::new(self, input.len());
             start = span.end;
             let mut splice = |layer: usize, site: &MlpSite<'_>| plan.written(layer, site, run, &span, &mut writes).map(Some);

@@ -22,6 +22,7 @@ pub use supernodes::{Control, SupernodeCheck, SupernodeConfig, SupernodeEffect};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::replacement::{FeatureNode, Replacement};
+use crate::text::Prompt;
 use std::ops::Range;
 
 /// At which positions a feature is changed.
@@ -88,9 +89,16 @@ impl From<FeatureNode> for Place {
     }
 }
 
-impl From<(usize, Positions, usize)> for Place {
-    /// From (layer, positions, feature).
-    fn from((layer, positions, feature): (usize, Positions, usize)) -> Self {
+impl From<(usize, usize, usize)> for Place {
+    /// From (layer, feature, position), the order of the id.
+    fn from((layer, feature, position): (usize, usize, usize)) -> Self {
+        FeatureNode::from((layer, feature, position)).into()
+    }
+}
+
+impl From<(usize, usize, Positions)> for Place {
+    /// From (layer, feature, positions), the order of the id.
+    fn from((layer, feature, positions): (usize, usize, Positions)) -> Self {
         Place { layer, feature, positions }
     }
 }
@@ -128,9 +136,10 @@ impl Change {
 /// ```
 /// use cltlab::intervene::{Intervention, Positions};
 /// use cltlab::replacement::FeatureNode;
-/// let one = Intervention::ablate(FeatureNode { layer: 3, position: 7, feature: 120 });
-/// let everywhere = Intervention::scale((3, Positions::From(1), 120), -2.0);
+/// let one = Intervention::ablate("3_120_7".parse::<FeatureNode>()?);
+/// let everywhere = Intervention::scale((3, 120, Positions::From(1)), -2.0);
 /// # let _ = (one, everywhere);
+/// # Ok::<(), cltlab::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Intervention {
@@ -231,47 +240,31 @@ impl InterveneConfig {
 }
 
 impl Replacement {
-    /// Runs a prompt with features changed: attention patterns held, everything else responds.
+    /// Runs a prompt with features changed; by default attention patterns are held and everything else responds.
+    /// Interventions on the same feature and position apply in order.
     ///
     /// ```no_run
-    /// # use cltlab::{graph::AttributeConfig, intervene::Intervention, replacement::Replacement};
+    /// # use cltlab::{graph::AttributeConfig, intervene::{InterveneConfig, Intervention}, replacement::Replacement};
     /// # fn f(replacement: Replacement) -> cltlab::Result<()> {
     /// let prompt = "The capital of the state containing Dallas is";
     /// let top = replacement.attribute(prompt, &AttributeConfig::default())?.top_features(1);
-    /// let effect = replacement.intervene(prompt, &[Intervention::ablate(top[0])])?;
+    /// let effect = replacement.intervene(prompt, &[Intervention::ablate(top[0])], &InterveneConfig::default())?;
     /// println!("{effect}");
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
-    /// As [`Replacement::intervene_tokens`], and as [`Model::prompt_tokens`](crate::Model::prompt_tokens).
-    pub fn intervene(&self, prompt: &str, interventions: &[Intervention]) -> Result<Effect> {
-        self.intervene_with(prompt, interventions, &InterveneConfig::default())
-    }
-
-    /// As [`Replacement::intervene`], with a choice of what responds.
-    ///
-    /// # Errors
-    /// As [`Replacement::intervene`].
-    pub fn intervene_with(&self, prompt: &str, interventions: &[Intervention], config: &InterveneConfig) -> Result<Effect> {
-        let tokens = self.model().prompt_tokens(prompt)?;
-        self.intervene_tokens(&tokens, interventions, config)
-    }
-
-    /// As [`Replacement::intervene_with`], on token ids taken as they are. Interventions on the same
-    /// feature and position apply in order.
-    ///
-    /// # Errors
-    /// `BadInput` for no intervention, a layer, feature or position that does not exist, a value that
-    /// is not finite, or ids that cannot be run; `BadConfig` naming the field; `NotFinite` when the
+    /// `BadInput` for no intervention, a layer, feature or position that does not exist, or a value that
+    /// is not finite; as [`Replacement::local`]; `BadConfig` naming the field; `NotFinite` when the
     /// model's logits are not finite.
-    pub fn intervene_tokens(&self, tokens: &[u32], interventions: &[Intervention], config: &InterveneConfig) -> Result<Effect> {
+    pub fn intervene(&self, prompt: impl Into<Prompt>, interventions: &[Intervention], config: &InterveneConfig) -> Result<Effect> {
         config.validate(self.model().layers())?;
         if interventions.is_empty() {
             return Err(Error::expected(ErrorKind::BadInput, "interventions", "none", "at least one"));
         }
+        let tokens = self.tokens(prompt)?;
         self.check(interventions, tokens.len(), tokens.len())?;
-        let local = self.local(tokens, &[0])?;
+        let local = self.local_at(&tokens, &[0])?;
         pass::effect(&local, interventions, config)
     }
 
@@ -290,8 +283,8 @@ impl Replacement {
             }
             let last = if place.positions.is_open() { end } else { tokens };
             if !place.positions.within(last) {
-                let whose = if last > tokens { "some of the text's" } else { "some of the prompt's" };
-                return bad("positions", format!("{:?}", place.positions), format!("{whose} {last}"));
+                let whose = if last > tokens { "the text" } else { "the prompt" };
+                return bad("positions", place.positions.to_string(), format!("positions 0 to {}, those of {whose}", last.saturating_sub(1)));
             }
             if !change.number().is_finite() {
                 return bad("value", change.number().to_string(), "a finite number".into());

@@ -101,7 +101,7 @@ impl<'a> Plan<'a> {
         let span = 0..run.tokens.len();
         let mut writes = Writes::new(self.replacement, span.len());
         let mut splice = |layer: usize, site: &MlpSite<'_>| self.written(layer, site, Some(run), &span, &mut writes).map(Some);
-        self.replacement.model().run_spliced(&run.tokens, capture, self.freeze(run), &mut splice)
+        self.replacement.model().run_spliced(&run.tokens, &capture, self.freeze(run), &mut splice)
     }
 
     /// The last position's logits with the interventions, `[V]`, before any cap.
@@ -164,7 +164,7 @@ impl<'a> Plan<'a> {
         let linear = |change: bool| -> Result<Vec<f64>> {
             // What is set is written to held layers only, if there are any; what answers to it goes everywhere.
             let (mut writes, mut answers) = (Writes::new(replacement, span.len()), Writes::new(replacement, span.len()));
-            let out = replacement.model().run_spliced(&run.tokens, Capture::last_logits(), Freeze::all(run), &mut |layer, site| {
+            let out = replacement.model().run_spliced(&run.tokens, &Capture::last_logits(), Freeze::all(run), &mut |layer, site| {
                 let kept = local.held_output(layer, site)?;
                 if !change {
                     return Ok(Some(kept));
@@ -193,7 +193,7 @@ impl<'a> Plan<'a> {
 /// How the active features of `layer` respond to a change `[T, d]` of what they read.
 fn responses(local: &LocalReplacement, layer: usize, change: &Tensor) -> Result<BTreeMap<(usize, u32), f32>> {
     let change = change.to_vec2::<f32>()?;
-    let encoder = local.replacement().clt().encoder(layer).to_device(&Device::Cpu)?;
+    let encoder = local.replacement().clt().encoder(layer)?.to_device(&Device::Cpu)?;
     let encoder = encoder.storage_and_layout();
     let (encoder, width) = (values(&encoder)?, change.first().map_or(0, Vec::len));
     let mut moved = BTreeMap::new();

@@ -145,11 +145,17 @@ impl SupernodeCheck {
 
     /// The correlations in a sentence.
     pub fn summary(&self) -> String {
+        self.lines().join("; ")
+    }
+
+    /// What was compared, how well the graph predicts it, and how large the changes are.
+    pub(crate) fn lines(&self) -> [String; 3] {
         let (own, random) = self.sizes();
-        format!(
-            "{} changes, {} outputs: predicted against measured {}; against random features {} (their own prediction {}); size {own:.3}, random {random:.3}",
-            self.effects.len(), self.outputs.len(), self.agreement(), self.control_agreement(), self.control_own_agreement()
-        )
+        [
+            format!("{} changes of groups, {} outputs: predicted against measured {}", self.effects.len(), self.outputs.len(), self.agreement()),
+            format!("random features in their place: the groups' prediction against what these do {}; their own prediction against it {}", self.control_agreement(), self.control_own_agreement()),
+            format!("size of the changes, root mean square in logits: groups {own:.3}, random features {random:.3}"),
+        ]
     }
 
     /// Writes effects, controls and the correlations as JSON.

@@ -7,6 +7,7 @@ use super::forward::Padded;
 use super::run::{Capture, LayerRun, Logits, Run};
 use super::{Freeze, Model};
 use crate::error::Result;
+use crate::text::Prompt;
 use candle_core::Tensor;
 
 /// On which side shorter prompts are filled up.
@@ -20,20 +21,23 @@ pub enum Padding {
 }
 
 impl Model {
-    /// Runs several prompts in one pass; the runs are those of [`Model::run_tokens`], to rounding.
+    /// Runs several prompts in one pass; the runs are those of [`Model::run`], to rounding.
     ///
     /// ```no_run
-    /// # use cltlab::{auto_device, model::{Capture, Padding}, Model};
-    /// let model = Model::load("gpt2", &auto_device()?)?;
-    /// let prompts = [model.tokens("One")?, model.tokens("Two and three")?];
-    /// let runs = model.run_batch(&prompts, Padding::Left, Capture::last_logits())?;
+    /// # use cltlab::{model::{Capture, Padding}, Model};
+    /// let model = Model::load("gpt2", &Default::default())?;
+    /// let runs = model.run_batch(["One", "Two and three"], Padding::Left, &Capture::last_logits())?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```
     ///
     /// # Errors
-    /// `BadInput` for ids that cannot be run; `OutOfMemory`.
-    pub fn run_batch(&self, prompts: &[Vec<u32>], padding: Padding, capture: Capture) -> Result<Vec<Run>> {
-        prompts.iter().try_for_each(|prompt| self.check_tokens(prompt))?;
+    /// As [`Model::tokens`]; `OutOfMemory`.
+    pub fn run_batch<P: Into<Prompt>>(&self, prompts: impl IntoIterator<Item = P>, padding: Padding, capture: &Capture) -> Result<Vec<Run>> {
+        let prompts = prompts.into_iter().map(|prompt| self.tokens(prompt)).collect::<Result<Vec<_>>>()?;
+        self.run_ids_together(&prompts, padding, *capture)
+    }
+
+    fn run_ids_together(&self, prompts: &[Vec<u32>], padding: Padding, capture: Capture) -> Result<Vec<Run>> {
         let Some(count) = prompts.iter().map(Vec::len).max() else { return Ok(Vec::new()) };
         let fill = |prompt: &Vec<u32>| count - prompt.len();
         let left: Vec<usize> = prompts.iter().map(|prompt| if padding == Padding::Left { fill(prompt) } else { 0 }).collect();

@@ -9,7 +9,7 @@ use super::config::{MlpActivation, ModelConfig, NormKind, NormPlaces};
 use super::parts::{Layer, Linear, Norm};
 use super::rotary::Rotary;
 use super::{InputSite, Model};
-use crate::device::gpu::{At, Buffer, Gpu, Numbers, Operand, Product, Stored};
+use crate::device::gpu::{At, Buffer, Gpu, Kernel, Kernels, Numbers, Operand, Product, Stored};
 use crate::error::Result;
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Tensor};
@@ -227,7 +227,7 @@ impl DevicePass {
         if let Some(multiple) = sites.max_norm {
             let (context, rows, multiple) = (context as u32, rows as u32, multiple as f32);
             // SAFETY: squares are [2 L, rows], places [rows] and below the flags' length.
-            unsafe { self.gpu.launch("model_outliers", (contexts, 2 * layers), 128, &[&self.squares.at(), &self.places.at(), &context, &rows, &multiple, &self.flags.at()])? };
+            unsafe { self.gpu.launch(Kernel::MODEL_OUTLIERS, (contexts, 2 * layers), 128, &[&self.squares.at(), &self.places.at(), &context, &rows, &multiple, &self.flags.at()])? };
         }
         Ok(())
     }
@@ -254,7 +254,7 @@ impl DevicePass {
         }
         let blocks = (arguments.rows as usize).div_ceil(ROWS);
         // SAFETY: all are rows of d numbers; places are below the rows of a filling.
-        unsafe { self.gpu.launch(&format!("model_norm_{}", self.stored.name()), (blocks, 1), 32 * ROWS, &[&arguments, &self.normed.at(), &x_site, &y_site]) }
+        unsafe { self.gpu.launch(Kernels::MODEL_NORM.of(self.stored), (blocks, 1), 32 * ROWS, &[&arguments, &self.normed.at(), &x_site, &y_site]) }
     }
 
     fn attend(&self, block: &Block, contexts: usize, context: usize) -> Result<()> {
@@ -275,7 +275,7 @@ impl DevicePass {
         };
         let (up, gate_bias, up_bias, out) = (self.up.at(), block.gate.map_or(0, |gate| gate.bias), block.up.bias, self.inner.at());
         // SAFETY: all are `rows` rows of as many numbers.
-        unsafe { self.gpu.launch(&format!("model_gate_{}", self.stored.name()), ((eights as usize).div_ceil(256), 1), 256, &[&gate, &up, &gate_bias, &up_bias, &activation, &inner, &eights, &out]) }
+        unsafe { self.gpu.launch(Kernels::MODEL_GATE.of(self.stored), ((eights as usize).div_ceil(256), 1), 256, &[&gate, &up, &gate_bias, &up_bias, &activation, &inner, &eights, &out]) }
     }
 }
 
@@ -348,8 +348,8 @@ unsafe fn attend(gpu: &Gpu, config: &ModelConfig, inputs: [At; 6], turns: &Turns
         h: config.head_dim as u32,
         scale: config.attention_scale as f32,
     };
-    let name = format!("attend_{}_{}", if config.head_dim <= 64 { 64 } else { 128 }, stored.name());
-    gpu.launch(&name, (context.div_ceil(QUERIES), contexts * config.heads), 128, &[&arguments, &out])
+    let attend = if config.head_dim <= 64 { Kernels::ATTEND_64 } else { Kernels::ATTEND_128 };
+    gpu.launch(attend.of(stored), (context.div_ceil(QUERIES), contexts * config.heads), 128, &[&arguments, &out])
 }
 
 /// Whether [`attention`] is there for heads on `x`'s device; what candle differentiates has to stay with it.

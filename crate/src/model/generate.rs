@@ -1,6 +1,6 @@
 //! Generation: token after token through a cache of keys and values, shown while it grows.
 //!
-//! In: a prompt as text, ids or a chat. Out: a [`Generation`]; on the way each [`Step`] goes to a
+//! In: a prompt or a chat. Out: a [`Generation`]; on the way each [`Step`] goes to a
 //! callback, and the text so far to whatever shows progress (the notebook's live display). Cost: a
 //! forward pass of one token each, `O(T)` in attention; the prompt is run once.
 
@@ -8,7 +8,7 @@ use super::forward::Splice;
 use super::{Capture, Freeze, GenerateConfig, Model, Past};
 use crate::error::Result;
 use crate::progress;
-use crate::text::{ChatConfig, Incremental};
+use crate::text::{ChatConfig, Incremental, Prompt};
 use candle_core::Tensor;
 use rand::rngs::StdRng;
 use rand::SeedableRng;
@@ -74,42 +74,28 @@ impl std::fmt::Display for Generation {
 }
 
 impl Model {
-    /// The prompt's greedy continuation by at most `n` tokens, without the prompt.
+    /// Continues a prompt, by default greedily for 32 tokens.
     ///
     /// ```no_run
-    /// # use cltlab::{auto_device, Model};
-    /// let model = Model::load("gpt2", &auto_device()?)?;
-    /// println!("{}", model.generate("The capital of France is", 8)?);
+    /// # use cltlab::{Model, model::GenerateConfig};
+    /// let model = Model::load("gpt2", &Default::default())?;
+    /// let eight = GenerateConfig { max_tokens: 8, ..GenerateConfig::default() };
+    /// println!("{}", model.generate("The capital of France is", &eight)?);
     /// # Ok::<(), cltlab::Error>(())
     /// ```
     ///
     /// # Errors
-    /// As [`Model::tokens`].
-    pub fn generate(&self, prompt: &str, n: usize) -> Result<String> {
-        self.generate_with(prompt, &GenerateConfig { max_tokens: n, ..GenerateConfig::default() })
+    /// As [`Model::stream`].
+    pub fn generate(&self, prompt: impl Into<Prompt>, config: &GenerateConfig) -> Result<Generation> {
+        self.stream(prompt, config, &mut |_| true)
     }
 
-    /// The prompt's continuation, without the prompt and without a stop token.
-    ///
-    /// # Errors
-    /// As [`Model::tokens`]; `BadConfig`.
-    pub fn generate_with(&self, prompt: &str, config: &GenerateConfig) -> Result<String> {
-        Ok(self.stream(prompt, config, &mut |_| true)?.text)
-    }
-
-    /// Ids that continue `tokens`, a stop token included.
-    ///
-    /// # Errors
-    /// `BadInput` for ids that cannot be run; `BadConfig`.
-    pub fn generate_tokens(&self, tokens: &[u32], config: &GenerateConfig) -> Result<Vec<u32>> {
-        Ok(self.stream_tokens(tokens, config, &mut |_| true)?.tokens)
-    }
-
-    /// Continues a prompt and shows each step to `on`, which may return false to end.
+    /// Continues a prompt and shows each step to `on`, which may return false to end. Ends after `max_tokens`, a stop
+    /// token or stop text, at the context's end, or when a stop is requested.
     ///
     /// ```no_run
-    /// # use cltlab::{auto_device, Model, model::GenerateConfig};
-    /// # let model = Model::load("gpt2", &auto_device()?)?;
+    /// # use cltlab::{Model, model::GenerateConfig};
+    /// # let model = Model::load("gpt2", &Default::default())?;
     /// model.stream("Once upon a time", &GenerateConfig::default(), &mut |step| {
     ///     print!("{}", step.text);
     ///     true
@@ -118,16 +104,17 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// As [`Model::tokens`]; `BadConfig`.
-    pub fn stream(&self, prompt: &str, config: &GenerateConfig, on: &mut dyn FnMut(&Step<'_>) -> bool) -> Result<Generation> {
-        self.stream_tokens(&self.tokens(prompt)?, config, on)
+    /// As [`Model::tokens`]; `BadConfig`; `MissingFile` for stop texts without a tokenizer; `NotFinite`.
+    pub fn stream(&self, prompt: impl Into<Prompt>, config: &GenerateConfig, on: &mut dyn FnMut(&Step<'_>) -> bool) -> Result<Generation> {
+        let mut next = |input: &[u32], cache: &mut Vec<Past>| self.next_logits(input, cache, Freeze::none(), &mut |_, _| Ok(None));
+        self.stream_by(&self.tokens(prompt)?, config, on, &mut next)
     }
 
     /// The model's answer to a chat, messages of role and content, by its chat template.
     ///
     /// ```no_run
-    /// # use cltlab::{auto_device, Model, model::GenerateConfig};
-    /// # let model = Model::load("SmolLM2-135M-Instruct.Q4_1.gguf", &auto_device()?)?;
+    /// # use cltlab::{Model, model::GenerateConfig};
+    /// # let model = Model::load("SmolLM2-135M-Instruct.Q4_1.gguf", &Default::default())?;
     /// let answer = model.chat(&[("user", "What is the capital of France?")], &GenerateConfig::default())?;
     /// println!("{answer}");
     /// # Ok::<(), cltlab::Error>(())
@@ -136,33 +123,22 @@ impl Model {
     /// # Errors
     /// As [`Model::chat_tokens`]; `BadConfig`.
     pub fn chat(&self, messages: &[(&str, &str)], config: &GenerateConfig) -> Result<Generation> {
-        self.stream_tokens(&self.chat_tokens(messages, &ChatConfig::default())?, config, &mut |_| true)
+        self.generate(self.chat_tokens(messages, &ChatConfig::default())?, config)
     }
 
     /// Ids of a chat. Nothing is put in front: the template writes the special tokens.
     ///
     /// # Errors
-    /// As [`Tokenizer::chat_with`](crate::Tokenizer::chat_with); `BadInput` when it is longer than
+    /// As [`Tokenizer::chat`](crate::Tokenizer::chat); `BadInput` when it is longer than
     /// the context.
     pub fn chat_tokens(&self, messages: &[(&str, &str)], config: &ChatConfig) -> Result<Vec<u32>> {
         let tokenizer = self.tokenizer()?;
-        let tokens = tokenizer.encode(&tokenizer.chat_with(messages, config)?)?;
+        let tokens = tokenizer.encode(&tokenizer.chat(messages, config)?)?;
         self.check_tokens(&tokens)?;
         Ok(tokens)
     }
 
-    /// Continues ids and shows each step to `on`, which may return false to end. Ends after
-    /// `max_tokens`, a stop token or stop text, at the context's end, or when a stop is requested.
-    ///
-    /// # Errors
-    /// `BadInput` for ids that cannot be run; `BadConfig`; `MissingFile` for stop texts without a
-    /// tokenizer; `NotFinite`.
-    pub fn stream_tokens(&self, tokens: &[u32], config: &GenerateConfig, on: &mut dyn FnMut(&Step<'_>) -> bool) -> Result<Generation> {
-        let mut next = |input: &[u32], cache: &mut Vec<Past>| self.next_logits(input, cache, Freeze::none(), &mut |_, _| Ok(None));
-        self.stream_by(tokens, config, on, &mut next)
-    }
-
-    /// As [`Model::stream_tokens`], with `next(input, cache)` in place of the plain pass: it runs `input`,
+    /// As [`Model::stream`], with `next(input, cache)` in place of the plain pass: it runs `input`,
     /// first the prompt, then token by token, after what the cache holds, and gives the logits `[V]` after it.
     pub(crate) fn stream_by(
         &self,

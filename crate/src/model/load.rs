@@ -3,10 +3,10 @@
 use super::rotary::Rotaries;
 use super::weights::Weights;
 use super::{family, shards, GenerateConfig, Inner, Model, ModelConfig, OutputSite};
-use crate::device::auto_device;
+use crate::device::{auto_device, require_own};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
-use crate::hub::HubRepo;
+use crate::hub::{HubConfig, HubRepo};
 use crate::text::placeholder::{stands_in, warn};
 use crate::text::Tokenizer;
 use candle_core::{DType, Device, Tensor};
@@ -31,12 +31,21 @@ pub struct LoadConfig {
     pub dtype: Option<DType>,
     /// `None`: what [`auto_device`] finds.
     pub device: Option<Device>,
+    /// Where `mlp_out` is, wherever it is kept, shown, replaced or carried to, in families with a norm after the MLP:
+    /// before that norm, which is the default, or after it. A [`Replacement`](crate::Replacement) takes it where its
+    /// CLT writes.
+    pub output: Option<OutputSite>,
 }
 
 impl LoadConfig {
+    /// The defaults, on `device`.
+    pub fn on(device: &Device) -> Self {
+        LoadConfig { device: Some(device.clone()), ..LoadConfig::default() }
+    }
+
     fn target<'a>(&self, device: &'a Device) -> Target<'a> {
         let usual = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-        Target { device, dtype: self.dtype.unwrap_or(usual), sampling: GenerateConfig::default() }
+        Target { device, dtype: self.dtype.unwrap_or(usual), output: self.output.unwrap_or(OutputSite::BeforeNorm), sampling: GenerateConfig::default() }
     }
 
     /// Checks the fields.
@@ -55,43 +64,37 @@ impl LoadConfig {
 struct Target<'a> {
     device: &'a Device,
     dtype: DType,
+    output: OutputSite,
     sampling: GenerateConfig,
 }
 
 impl Model {
-    /// Loads a model: in f32 on the CPU, in bf16 on a GPU.
+    /// Loads a model, by default on the device that [`auto_device`] finds, in f32 on the CPU and in bf16 on a GPU.
     ///
     /// `source` is a local folder (`config.json`, `model.safetensors` or shards, `tokenizer.json`),
     /// a `.gguf` file (of a model split into parts the first), a llama2.c `.bin` checkpoint (with `tokenizer.bin` beside it), or else a
     /// repository of the Hugging Face hub, `owner/name` or `owner/name@revision`.
     ///
     /// ```no_run
-    /// # use cltlab::{auto_device, Model};
-    /// let model = Model::load("SmolLM2-135M-Instruct.Q4_1.gguf", &auto_device()?)?;
+    /// # use cltlab::{candle::{DType, Device}, model::LoadConfig, Model};
+    /// let model = Model::load("gpt2", &LoadConfig::default())?;
+    /// let on_the_cpu = Model::load("SmolLM2-135M-Instruct.Q4_1.gguf", &LoadConfig::on(&Device::Cpu))?;
+    /// let half = Model::load("EleutherAI/pythia-1.4b", &LoadConfig { dtype: Some(DType::BF16), ..LoadConfig::default() })?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```
     ///
     /// # Errors
     /// `MissingFile`, `BadFile` (truncated, not the format), `UnknownArchitecture`, `BadTensor`
-    /// (missing or of another shape), `Network`, `AccessDenied` (private or gated), `OutOfMemory`.
-    pub fn load(source: &str, device: &Device) -> Result<Model> {
-        Self::load_with(source, &LoadConfig { device: Some(device.clone()), ..LoadConfig::default() })
+    /// (missing or of another shape), `Network`, `AccessDenied` (private or gated), `OutOfMemory`; `BadConfig` for
+    /// another dtype, and for weights that f16 cannot hold.
+    pub fn load(source: impl AsRef<Path>, config: &LoadConfig) -> Result<Model> {
+        Self::open(files::names::source(source.as_ref())?, config)
     }
 
-    /// Loads a model in the dtype and on the device that `config` asks for.
-    ///
-    /// ```no_run
-    /// # use cltlab::{candle::DType, model::LoadConfig, Model};
-    /// let half = LoadConfig { dtype: Some(DType::BF16), ..LoadConfig::default() };
-    /// let model = Model::load_with("EleutherAI/pythia-1.4b", &half)?;
-    /// # Ok::<(), cltlab::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Model::load`]; `BadConfig` for another dtype, and for weights that f16 cannot hold.
-    pub fn load_with(source: &str, config: &LoadConfig) -> Result<Model> {
+    fn open(source: &str, config: &LoadConfig) -> Result<Model> {
         config.validate()?;
         let device = config.device.clone().map_or_else(auto_device, Ok)?;
+        require_own(&device)?;
         let target = config.target(&device);
         match find(source)? {
             Source::Folder(folder) => Self::load_folder(folder, source, target),
@@ -117,6 +120,7 @@ impl Model {
     pub fn from_tensors(name: &str, config: &serde_json::Value, tensors: HashMap<String, Tensor>, load: &LoadConfig) -> Result<Model> {
         load.validate()?;
         let device = load.device.clone().map_or_else(auto_device, Ok)?;
+        require_own(&device)?;
         let weights = Weights::Memory { tensors, path: PathBuf::from(name) };
         Self::assemble(name.to_string(), family::config_from_json(config, name)?, weights, None, load.target(&device))
     }
@@ -126,11 +130,11 @@ impl Model {
         if let Some(error) = stands_in(&place) {
             return Err(error);
         }
-        let mut config = family::config_from_json(&files::read_json(&place)?, &place.display().to_string())?;
+        let mut config = family::config_from_json(&files::read_json_object(&place)?, &place.display().to_string())?;
         let published = folder.join("generation_config.json");
         let mut sampling = GenerateConfig::default();
         if published.exists() {
-            let (stops, own) = family::generation(&files::read_json(&published)?, &published.display().to_string())?;
+            let (stops, own) = family::generation(&files::read_json_object(&published)?, &published.display().to_string())?;
             config.stop_tokens = stops.unwrap_or(config.stop_tokens);
             sampling = own;
         }
@@ -144,7 +148,7 @@ impl Model {
         let weights = Weights::open_gguf(path)?;
         let Weights::Gguf(parts) = &weights else { return Err(not_gguf(path)) };
         let content = &parts.content;
-        let config = family::config_from_gguf(content, &path.display().to_string())?;
+        let mut config = family::config_from_gguf(content, &path.display().to_string())?;
         let beside = path.with_file_name("tokenizer.json");
         let inside = || Tokenizer::from_gguf_header(content).map(|tokenizer| tokenizer.at(path)).map_err(|error| error.context(path.display()));
         let tokenizer = if beside.exists() {
@@ -154,6 +158,7 @@ impl Model {
         } else {
             None
         };
+        config.special_token = config.special_token.or(tokenizer.as_ref().and_then(Tokenizer::front));
         Self::assemble(short_name(&path.to_string_lossy()), config, weights, tokenizer, target)
     }
 
@@ -166,7 +171,7 @@ impl Model {
 
     fn assemble(name: String, mut config: ModelConfig, weights: Weights, tokenizer: Option<Tokenizer>, target: Target<'_>) -> Result<Model> {
         config.validate().map_err(|error| error.context(weights.path().display()))?;
-        let Target { device, dtype, sampling } = target;
+        let Target { device, dtype, output, sampling } = target;
         if family::has_own_head(&config, &weights)? {
             warn(format_args!("{}: the configuration says tie_word_embeddings, but the file has an unembedding of its own, which is used", weights.path().display()));
             config.tied = false;
@@ -174,7 +179,7 @@ impl Model {
         let parts = family::load(&config, &weights, device, dtype)?;
         let fingerprint = fingerprint(&config, &parts.sample);
         let rotaries = Rotaries::new(&config, parts.rope_divisors.as_ref(), device)?;
-        Ok(Model(Arc::new(Inner { name, config, parts, rotaries, tokenizer, device: device.clone(), dtype, sampling, fingerprint }), OutputSite::BeforeNorm))
+        Ok(Model(Arc::new(Inner { name, config, parts, rotaries, tokenizer, device: device.clone(), dtype, sampling, fingerprint }), output))
     }
 }
 
@@ -224,7 +229,7 @@ pub(super) fn not_gguf(path: &Path) -> Error {
 /// templates and the sampling are taken where there are any; the weights come last, so where they lie
 /// here already the rest was asked for, and without a network what is missing is taken as absent.
 fn fetch(source: &str) -> Result<PathBuf> {
-    let repo = HubRepo::open(source)?;
+    let repo = HubRepo::open(source, &HubConfig::default())?;
     let config = repo.file("config.json")?;
     let has_weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| repo.cached(name).is_some());
     for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"] {
@@ -239,7 +244,7 @@ fn fetch(source: &str) -> Result<PathBuf> {
             Error::expected(ErrorKind::MissingFile, format_args!("hub {source}"), "no model.safetensors", "weights in safetensors form")
                 .help("older repositories hold pickled weights, which are not read: look for a revision or a copy with safetensors")
         })?;
-        let shards = shards::weight_map(&files::read_json(&index)?, &index)?;
+        let shards = shards::weight_map(&files::read_json_object(&index)?, &index)?;
         let names: std::collections::BTreeSet<&String> = shards.values().collect();
         for name in names {
             repo.file(name)?;

@@ -21,6 +21,7 @@ mod gguf_parts;
 mod load;
 mod norm;
 mod parts;
+mod prompt;
 mod qk;
 mod rotary;
 mod run;
@@ -32,6 +33,7 @@ mod weights;
 
 pub(crate) use attention::Past;
 pub(crate) use device_pass::{DevicePass, Sites};
+pub(crate) use prompt::Front;
 pub(crate) use qk::Side;
 pub use batch::Padding;
 pub use config::{Biases, LocalAttention, MlpActivation, ModelConfig, NormKind, NormPlaces, Positions, QkNorm, RotaryScaling};
@@ -45,16 +47,16 @@ pub(crate) use weights::{check_safetensors, release};
 pub use summary::{CltNeed, Optimizer, Part, Summary};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::text::Tokenizer;
+use crate::text::{Prompt, Tokenizer};
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
 /// A language model with its tokenizer. Cheap to clone; the weights are shared.
 ///
 /// ```no_run
-/// # use cltlab::{auto_device, Model};
-/// let model = Model::load("gpt2", &auto_device()?)?;
-/// let run = model.run("The capital of France is")?;
+/// # use cltlab::{model::Capture, Model};
+/// let model = Model::load("gpt2", &Default::default())?;
+/// let run = model.run("The capital of France is", &Capture::default())?;
 /// # Ok::<(), cltlab::Error>(())
 /// ```
 #[derive(Clone)]
@@ -125,11 +127,8 @@ impl Model {
         &self.0.fingerprint
     }
 
-    /// The same model with `mlp_out` before or after the norm that follows the MLP, wherever it is
-    /// kept, shown, replaced or carried to. A loaded model has it before the norm. A
-    /// [`Replacement`](crate::Replacement) takes it where its CLT writes. Without such a norm nothing
-    /// changes.
-    pub fn with_output(&self, output: OutputSite) -> Model {
+    /// The same model with `mlp_out` at another site, see [`LoadConfig::output`].
+    pub(crate) fn at(&self, output: OutputSite) -> Model {
         Model(self.0.clone(), output)
     }
 
@@ -154,58 +153,11 @@ impl Model {
         self.0.config.special_token
     }
 
-    /// Ids of `text` as the model is usually run: with the special tokens that its tokenizer's files put around
-    /// a text, as transformers' AutoTokenizer gives them (llama.cpp for a GGUF file), a first token that the
-    /// text begins with already not twice.
-    ///
-    /// # Errors
-    /// `BadInput` when the text tokenises to nothing or is longer than the context.
-    pub fn tokens(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = self.encode(text)?;
-        self.check_tokens(&ids)?;
-        Ok(ids)
-    }
-
-    /// As [`Model::tokens`], with a special token in front where the text begins with none. This is the form of
-    /// attribution, whose first position is an attention sink without features. The token is that of the
-    /// beginning of text, else padding's, else that of the end, as in circuit-tracer; it need not be one that the
-    /// model's training contexts begin with.
-    ///
-    /// # Errors
-    /// `BadInput` when the text tokenises to nothing or is longer than the context.
-    pub fn prompt_tokens(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.encode(text)?;
-        let tokenizer = self.tokenizer()?;
-        let begins = |id: &u32| tokenizer.is_special(*id) || self.special_token() == Some(*id);
-        if let Some(front) = tokenizer.front().or(self.special_token()).filter(|_| !ids.first().is_some_and(begins)) {
-            ids.insert(0, front);
-        }
-        self.check_tokens(&ids)?;
-        Ok(ids)
-    }
-
-    fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let tokenizer = self.tokenizer()?;
-        let mut ids = tokenizer.encode_with_specials(text)?;
-        if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab()) {
-            let error = Error::expected(ErrorKind::Mismatch, format_args!("{}: token id", tokenizer.place()), id, format_args!("below the model's vocabulary of {}", self.vocab()));
-            return Err(error.help("the tokenizer belongs to another model"));
-        }
-        if ids.is_empty() {
-            return Err(Error::expected(ErrorKind::BadInput, "prompt", "no tokens", "at least one").help("give a text that is not empty"));
-        }
-        let special = self.special_token().filter(|special| self.0.config.add_special && ids.first() != Some(special));
-        if let Some(special) = special {
-            ids.insert(0, special);
-        }
-        Ok(ids)
-    }
-
     /// Refuses ids that cannot be run.
     ///
     /// # Errors
     /// `BadInput` for none, too many, or an id outside the vocabulary.
-    pub fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::expected(ErrorKind::BadInput, "tokens", "none", "at least one"));
         }
@@ -229,36 +181,46 @@ impl Model {
         self.0.tokenizer.as_ref().map_or_else(|| format!("⟨{id}⟩"), |tokenizer| tokenizer.token_text(id))
     }
 
-    /// Runs a prompt and keeps everything.
+    /// Runs a prompt and keeps what `capture` asks for; the default keeps everything.
+    ///
+    /// ```
+    /// use cltlab::{model::{Capture, LoadConfig}, selftest::RandomModel};
+    /// let model = RandomModel::default().load(&LoadConfig::default())?;
+    /// let run = model.run([1, 2, 3], &Capture::default())?;
+    /// assert_eq!(run.tokens.len(), 3);
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// As [`Model::tokens`] and [`Model::run_tokens`].
-    pub fn run(&self, text: &str) -> Result<Run> {
-        self.run_tokens(&self.tokens(text)?, Capture::default())
+    /// As [`Model::tokens`]; `OutOfMemory`.
+    pub fn run(&self, prompt: impl Into<Prompt>, capture: &Capture) -> Result<Run> {
+        self.run_ids(&self.tokens(prompt)?, *capture, Freeze::none(), &mut |_, _| Ok(None))
     }
 
-    /// Runs ids and keeps what `capture` asks for.
-    ///
-    /// # Errors
-    /// `BadInput` for ids that cannot be run; `OutOfMemory`.
-    pub fn run_tokens(&self, tokens: &[u32], capture: Capture) -> Result<Run> {
-        self.run_spliced(tokens, capture, Freeze::none(), &mut |_, _| Ok(None))
-    }
-
-    /// Runs ids with parts of an earlier run held constant, and with each MLP's output shown to
+    /// Runs a prompt with parts of an earlier run held constant, and with each MLP's output shown to
     /// `splice(layer, site)`, which may return what is written instead, `[T, d]`.
     ///
+    /// ```
+    /// use cltlab::{model::{Capture, Freeze, LoadConfig}, selftest::RandomModel};
+    /// let model = RandomModel::default().load(&LoadConfig::default())?;
+    /// let without_mlps = model.run_spliced([1, 2, 3], &Capture::logits(), Freeze::none(), &mut |_, site| Ok(Some(site.mlp_out.zeros_like()?)))?;
+    /// assert_eq!(without_mlps.logits.map(|logits| logits.dims()[0]), Some(3));
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    ///
     /// # Errors
-    /// `BadInput` for ids that cannot be run; `Mismatch` for a run of another model; what `splice`
-    /// returns.
+    /// As [`Model::tokens`]; `Mismatch` for a run of another model or length; what `splice` returns.
     pub fn run_spliced(
         &self,
-        tokens: &[u32],
-        capture: Capture,
+        prompt: impl Into<Prompt>,
+        capture: &Capture,
         freeze: Freeze<'_>,
         splice: &mut dyn FnMut(usize, &MlpSite<'_>) -> Result<Option<Tensor>>,
     ) -> Result<Run> {
-        self.check_tokens(tokens)?;
+        self.run_ids(&self.tokens(prompt)?, *capture, freeze, splice)
+    }
+
+    fn run_ids(&self, tokens: &[u32], capture: Capture, freeze: Freeze<'_>, splice: &mut dyn FnMut(usize, &MlpSite<'_>) -> Result<Option<Tensor>>) -> Result<Run> {
         if let Some(run) = freeze.run.filter(|run| run.tokens.len() != tokens.len()) {
             return Err(Error::expected(ErrorKind::Mismatch, "frozen run: tokens", run.tokens.len(), tokens.len()));
         }
@@ -302,7 +264,7 @@ impl Model {
     }
 
     /// Whether attention and MLP of a block both read the block's input, as in GPT-NeoX.
-    pub fn parallel_blocks(&self) -> bool {
+    pub(crate) fn parallel_blocks(&self) -> bool {
         self.config().parallel
     }
 
@@ -315,7 +277,7 @@ impl Model {
     ///
     /// # Errors
     /// `BadInput` for ids that cannot be run.
-    pub fn embedding(&self, tokens: &[u32]) -> Result<Tensor> {
+    pub(crate) fn embedding(&self, tokens: &[u32]) -> Result<Tensor> {
         self.check_tokens(tokens)?;
         let ids = Tensor::from_slice(tokens, tokens.len(), self.device())?;
         self.embedded(&ids)
@@ -326,7 +288,7 @@ impl Model {
     ///
     /// # Errors
     /// `BadInput` for more positions than the context has.
-    pub fn position_embeddings(&self, count: usize) -> Result<Option<Tensor>> {
+    pub(crate) fn position_embeddings(&self, count: usize) -> Result<Option<Tensor>> {
         let Some(positions) = &self.parts().positions else { return Ok(None) };
         if count > positions.dim(0)? {
             return Err(Error::expected(ErrorKind::BadInput, "positions", count, format_args!("at most {}", positions.dim(0)?)));

@@ -137,7 +137,7 @@ pub struct LayerRun {
     /// What the norm before the MLP makes, for RMSNorm before its weight (`ln2.hook_normalized`), `[tokens, d]`.
     pub mlp_normalized: Option<Tensor>,
     /// What the MLP writes, `[tokens, d]`: into the residual stream, or into the norm that follows
-    /// it in some families; see [`Model::with_output`](crate::Model::with_output).
+    /// it in some families; see [`LoadConfig::output`](crate::model::LoadConfig::output).
     pub mlp_out: Option<Tensor>,
     /// Attention patterns, `[heads, tokens (query), tokens (key)]`.
     pub attn_pattern: Option<Tensor>,

@@ -31,7 +31,7 @@ pub(super) fn find(folder: &Path) -> Result<Listed> {
     if let Some(error) = stands_in(&index) {
         return Err(error);
     }
-    let map = weight_map(&files::read_json(&index)?, &index)?;
+    let map = weight_map(&files::read_json_object(&index)?, &index)?;
     let names: BTreeMap<&str, usize> = map.values().map(String::as_str).collect::<std::collections::BTreeSet<_>>().into_iter().zip(0..).collect();
     let places = map.iter().map(|(tensor, shard)| (tensor.clone(), names[shard.as_str()])).collect();
     let files: Vec<PathBuf> = names.keys().map(|name| folder.join(name)).collect();

@@ -11,7 +11,7 @@ use super::{family, Model};
 use crate::device::format_bytes;
 use crate::error::Result;
 use crate::files;
-use crate::hub::HubRepo;
+use crate::hub::{HubConfig, HubRepo};
 use candle_core::DType;
 
 /// All tensors of one kind.
@@ -121,7 +121,7 @@ impl Summary {
                 _ => return Err(load::not_gguf(path)),
             },
             Source::Llama2c(path) => family::llama2c::open(path)?.0,
-            Source::Hub => json(&HubRepo::open(source)?.file("config.json")?)?,
+            Source::Hub => json(&HubRepo::open(source, &HubConfig::default())?.file("config.json")?)?,
         };
         config.validate().map_err(|error| error.context(source))?;
         Ok(Self::new(load::short_name(source), config, None))
@@ -167,7 +167,7 @@ fn json(path: &std::path::Path) -> Result<ModelConfig> {
     if let Some(error) = crate::text::placeholder::stands_in(path) {
         return Err(error);
     }
-    family::config_from_json(&files::read_json(path)?, &path.display().to_string())
+    family::config_from_json(&files::read_json_object(path)?, &path.display().to_string())
 }
 
 impl Model {

@@ -6,6 +6,7 @@
 use super::gguf_parts::GgufParts;
 use super::shards;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::numbers::{finite, floating};
 use crate::text::placeholder::{shown, stands_in};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Storage, Tensor};
@@ -34,7 +35,7 @@ impl Weights {
         let map = |shard: &PathBuf| {
             // SAFETY: the files are mapped read-only; as with every map, they must not be changed by
             // another program while the model is loading.
-            unsafe { MmapedSafetensors::new(shard) }.map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {}", shard.display(), shown(error))))
+            unsafe { MmapedSafetensors::new(shard) }.map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {}", shard.display(), shown(&error))).caused_by(error))
         };
         let files = listed.files.iter().map(map).collect::<Result<Vec<_>>>()?;
         let place = listed.places(&files)?;
@@ -95,7 +96,7 @@ impl Weights {
             if error.is_out_of_memory() {
                 return error.context(format_args!("{}: tensor {name}", self.path().display())).help("take bf16 (LoadConfig::dtype) if it was to be f32, a smaller model, or the CPU");
             }
-            Error::new(ErrorKind::BadFile, format!("{}: tensor {name}: {}", self.path().display(), shown(error)))
+            Error::new(ErrorKind::BadFile, format!("{}: tensor {name}: {}", self.path().display(), shown(&error))).caused_by(error)
                 .help("the file is truncated or quantised in a way this build cannot read")
         };
         let absent = || unreadable(candle_core::Error::Msg("no such tensor".to_string()));
@@ -111,7 +112,7 @@ impl Weights {
             Weights::Gguf(parts) => parts.tensor(name, device).map_err(unreadable)?,
             Weights::Memory { tensors, .. } => {
                 let tensor = tensors.get(name).ok_or_else(absent)?;
-                self.float(name, &tensor.dtype().as_str().to_uppercase())?;
+                self.float(name, tensor.dtype().as_str())?;
                 tensor.to_device(device)?
             }
         };
@@ -120,26 +121,15 @@ impl Weights {
         Ok(tensor)
     }
 
-    /// Refuses a type that holds no weights by itself: integers are codes of a quantised model.
     fn float(&self, name: &str, dtype: &str) -> Result<()> {
-        if ["F32", "F16", "BF16", "F64"].contains(&dtype) {
-            return Ok(());
-        }
-        let place = format!("{}: type of tensor {}", self.path().display(), shown(name));
-        Err(Error::expected(ErrorKind::BadTensor, place, dtype, "F32, F16, BF16 or F64").help("the weights are quantised or are no weights; take the model in floating point, or a GGUF file"))
+        floating(format_args!("{}: tensor {}", self.path().display(), shown(name)), dtype)
     }
 
     /// Refuses NaN and infinity where they lie. What is on a GPU is not looked at.
     fn finite(&self, name: &str, tensor: &Tensor) -> Result<()> {
         let (storage, layout) = tensor.storage_and_layout();
         let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else { return Ok(()) };
-        let values = &storage.as_slice::<f32>()?[start..end];
-        // Chunks, so that the usual case is one pass without branches.
-        let odd = |value: &f32| value.to_bits() & 0x7f80_0000 == 0x7f80_0000;
-        let Some(chunk) = values.chunks(4096).position(|chunk| chunk.iter().fold(false, |any, value| any | odd(value))) else { return Ok(()) };
-        let at = chunk * 4096 + values[chunk * 4096..].iter().position(odd).unwrap_or(0);
-        let place = format!("{}: tensor {}: number {at} of {:?}", self.path().display(), shown(name), tensor.dims());
-        Err(Error::expected(ErrorKind::NotFinite, place, values[at], "a finite number").help("the weights are spoilt: a training that diverged, or a damaged file"))
+        finite(format_args!("{}: tensor {}", self.path().display(), shown(name)), &storage.as_slice::<f32>()?[start..end], tensor.dims())
     }
 }
 
@@ -165,11 +155,11 @@ pub(crate) fn release(mapped: &[u8]) {
 /// named as such.
 pub(crate) fn check_safetensors(path: &Path) -> Result<()> {
     use std::io::Read;
-    let mut file = std::fs::File::open(path).map_err(|error| Error::io(path, &error))?;
+    let mut file = std::fs::File::open(path).map_err(|error| Error::io(path, error))?;
     if let Some(error) = stands_in(path) {
         return Err(error);
     }
-    let length = file.metadata().map_err(|error| Error::io(path, &error))?.len();
+    let length = file.metadata().map_err(|error| Error::io(path, error))?.len();
     let truncated = |expected: u64| {
         Error::expected(
             ErrorKind::BadFile,
@@ -183,15 +173,15 @@ pub(crate) fn check_safetensors(path: &Path) -> Result<()> {
     if length < 8 {
         return Err(truncated(8));
     }
-    file.read_exact(&mut first).map_err(|error| Error::io(path, &error))?;
+    file.read_exact(&mut first).map_err(|error| Error::io(path, error))?;
     let header = u64::from_le_bytes(first);
     if header > length - 8 {
         return Err(truncated(header.saturating_add(8)));
     }
     let mut text = vec![0; header as usize];
-    file.read_exact(&mut text).map_err(|error| Error::io(path, &error))?;
+    file.read_exact(&mut text).map_err(|error| Error::io(path, error))?;
     let parsed: serde_json::Value = serde_json::from_slice(&text)
-        .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: header is not JSON: {}", path.display(), shown(error))))?;
+        .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: header is not JSON: {}", path.display(), shown(&error))).caused_by(error))?;
     let end = parsed
         .as_object()
         .into_iter()

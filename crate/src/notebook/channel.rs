@@ -6,6 +6,7 @@
 //! ```text
 //! \u{1}cltlab {"kind": "display", "id": ID, "data": {MIME: content}}   display_data
 //! \u{1}cltlab {"kind": "update",  "id": ID, "data": {MIME: content}}   update_display_data
+//! \u{1}cltlab {"kind": "display", "data": {MIME: content}}              display_data that is not changed later
 //! \u{1}cltlab {"kind": "clear", "wait": true}                          clear_output
 //! \u{1}cltlab {"kind": "stopping"}      the stop flag was seen; the step is being finished
 //! ```
@@ -18,12 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What begins a message; the kernel knows the same.
 const MAGIC: &str = "\u{1}cltlab ";
 
-/// Set by the kernel for the process that runs the cells.
-const VARIABLE: &str = "CLTLAB_KERNEL";
-
 /// True when this process runs under the kernel that understands the messages.
 pub fn available() -> bool {
-    std::env::var_os(VARIABLE).is_some()
+    crate::environment::in_kernel()
 }
 
 /// One place in a cell's output, shown at once and changed later. Dropped without effect.
@@ -46,6 +44,11 @@ impl Display {
     pub fn update(&self, html: &str, text: &str) {
         send("update", &self.id, html, text);
     }
+}
+
+/// Shows `html` below the running cell, for good.
+pub fn show(html: &str, text: &str) {
+    write(&serde_json::json!({"kind": "display", "data": {"text/html": html, "text/plain": text}}));
 }
 
 /// Clears the running cell's output; with `wait`, only when the next output comes.

@@ -1,13 +1,15 @@
 //! Live: what is seen while a cell or a command works.
 //!
 //! Two sinks for [`Event`]s. In a notebook whose kernel speaks the side channel: training curves in
-//! one place, redrawn at most once a second, and a slim bar for tasks longer than half a second.
+//! one place, redrawn at most once a second, and a slim bar for tasks longer than half a second, which goes when
+//! the task ends.
 //! Elsewhere: a line on stderr, refreshed in place on a terminal, else one every ten seconds. Cost:
 //! a few milliseconds a redraw, nothing between.
 
 use super::channel::{self, Display};
-use crate::picture::html::{self, count, duration};
-use crate::picture::training;
+use super::interrupt::cell;
+use crate::picture::words::{count, duration};
+use crate::picture::{training, Html, Show};
 use crate::progress::{set_sink, Event, Sink, TrainSample};
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,16 +34,11 @@ pub fn terminal() -> Arc<dyn Sink> {
 }
 
 /// One line about a training step: how far, how good, how fast, how long.
-///
-/// ```
-/// # use cltlab::progress::TrainSample;
-/// let sample = TrainSample { step: 3, steps: 20, seconds_left: 65.0, ..TrainSample::default() };
-/// assert!(cltlab::notebook::live::line(&sample).starts_with("step 3/20"));
-/// ```
-pub fn line(s: &TrainSample) -> String {
+pub(crate) fn line(s: &TrainSample) -> String {
+    let sparsity = if s.sparsity == 0.0 { String::new() } else { format!("  sparsity {:.4}", s.sparsity) };
     format!(
-        "step {}/{}  reconstruction {:.4}  sparsity {:.4}  FVU {:.3}  L0 {:.1}  dead {:.1} %  {} tokens/s  {} left",
-        s.step, s.steps, s.reconstruction, s.sparsity, s.fvu, s.l0, 100.0 * s.dead, count(s.tokens_per_second), duration(s.seconds_left)
+        "step {}/{}  reconstruction {:.4}{sparsity}  FVU {:.3}  L0 {:.1} per layer  dead {:.1} %  {} tokens/s  {} left",
+        s.step, s.steps, s.reconstruction, s.fvu, s.l0, 100.0 * s.dead, count(s.tokens_per_second), duration(s.seconds_left)
     )
 }
 
@@ -150,6 +147,8 @@ struct Live(Mutex<Shown>);
 struct Shown {
     course: Course,
     curves: Option<Display>,
+    /// What is trained on what.
+    head: String,
     /// The last evaluation on held-out text, as a line.
     held_out: Option<String>,
     drawn: Option<Instant>,
@@ -161,10 +160,12 @@ impl Shown {
         self.drawn = Some(Instant::now());
         let text = [Some(line(sample)), self.held_out.clone()].into_iter().flatten().collect::<Vec<_>>().join("  ·  ");
         let share = if sample.steps > 0 { Some(sample.step as f64 / sample.steps as f64) } else { None };
-        let html = format!("<div>{}{}</div>", training(&self.course.samples(), title).html(), html::bar(share, &text));
+        let title = if self.head.is_empty() { title.to_string() } else { format!("{title}: {}", self.head) };
+        let html = Html::join([training(&self.course.samples(), &title).html(), Html::bar(share, &text)]).block();
+        let text = if self.head.is_empty() { text } else { format!("{}\n{text}", self.head) };
         match &self.curves {
-            Some(display) => display.update(&html, &text),
-            None => self.curves = Some(Display::new(&html, &text)),
+            Some(display) => display.update(html.as_str(), &text),
+            None => self.curves = Some(Display::new(html.as_str(), &text)),
         }
     }
 }
@@ -179,25 +180,29 @@ impl Sink for Live {
                     shown.draw(sample, "Training");
                 }
             }
+            Event::TrainBegin(head) => shown.head.clone_from(head),
             Event::Eval(sample) => shown.held_out = Some(sample.to_string()),
             Event::TrainEnd(sample) => {
                 // A run that ended before its first step has nothing new to show.
                 if shown.drawn.is_some() {
                     shown.draw(sample, if sample.step < sample.steps { "Training (stopped)" } else { "Training" });
                 }
-                // The next run is another cell's and has a place of its own.
-                (shown.curves, shown.held_out, shown.drawn) = (None, None, None);
+                if let Some(display) = shown.curves.take() {
+                    *lock(&ENDED) = Some(Ended { cell: cell(), last: sample.clone(), display });
+                }
+                // The next run has a place of its own.
+                (shown.held_out, shown.drawn) = (None, None);
             }
             Event::Begin { task, total, unit } => shown.tasks.push(Working::new(task, *total, unit)),
             Event::Advance { task, done } => {
                 let Some(task) = shown.tasks.iter_mut().rev().find(|working| working.name == *task) else { return };
                 if task.due(BAR_AFTER, BAR_EVERY) {
                     let text = task.line(*done);
-                    let written = task.text.as_deref().map_or_else(String::new, html::passage);
-                    let html = format!("{written}{}", html::bar(task.share(*done), &text));
+                    let written = task.text.as_deref().map(Html::passage);
+                    let html = Html::join(written.into_iter().chain([Html::bar(task.share(*done), &text)]));
                     match &task.display {
-                        Some(display) => display.update(&html, &text),
-                        None => task.display = Some(Display::new(&html, &text)),
+                        Some(display) => display.update(html.as_str(), &text),
+                        None => task.display = Some(Display::new(html.as_str(), &text)),
                     }
                 }
             }
@@ -206,14 +211,30 @@ impl Sink for Live {
                     task.text = Some(text.clone());
                 }
             }
-            Event::End { task, note } => {
-                let ended = take(&mut shown.tasks, task);
-                if let Some((task, display)) = ended.as_ref().and_then(|task| Some((task, task.display.as_ref()?))) {
-                    let text = task.closing(note);
-                    display.update(&html::bar(Some(1.0), &text), &text);
+            Event::End { task, .. } => {
+                if let Some(display) = take(&mut shown.tasks, task).and_then(|task| task.display) {
+                    display.update("", "");
                 }
             }
         }
+    }
+}
+
+/// A training that ended, whose curves are still shown.
+struct Ended {
+    cell: u64,
+    last: TrainSample,
+    display: Display,
+}
+
+static ENDED: Mutex<Option<Ended>> = Mutex::new(None);
+
+/// Takes away the live curves of a training that `value`, shown in the same cell, shows too.
+pub(super) fn give_way(value: &(impl Show + ?Sized)) {
+    let Some(last) = value.curves_until() else { return };
+    let mut ended = lock(&ENDED);
+    if let Some(ended) = ended.take_if(|ended| ended.cell == cell() && ended.last == *last) {
+        ended.display.update("", "");
     }
 }
 
@@ -261,6 +282,7 @@ impl Sink for Terminal {
                     self.write(&mut lines, &line(sample), false);
                 }
             }
+            Event::TrainBegin(head) => self.write(&mut lines, head, true),
             Event::Eval(sample) => self.write(&mut lines, &sample.to_string(), true),
             Event::TrainEnd(sample) => {
                 lines.trained = None;
@@ -293,7 +315,7 @@ impl Sink for Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         if lock(&self.state).open {
-            eprintln!();
+            let _ = writeln!(std::io::stderr());
         }
     }
 }

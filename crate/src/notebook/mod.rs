@@ -1,15 +1,17 @@
 //! Notebook: the only room that knows it is inside one.
 //!
 //! [`attach`] joins a cell's process to the kernel: the live side channel ([`channel`]), the stop
-//! flag on an interrupt, live progress ([`live`]), and a panic message of one line. [`display`] shows
+//! flag on an interrupt, live progress ([`live`]), and a panic message of one line. [`display()`] shows
 //! values, [`param`] hands parameters in. Without the kernel of this project (stock
 //! evcxr, a terminal) everything still works, only not live.
 
 pub mod channel;
-pub mod display;
+mod display;
 mod interrupt;
 pub mod live;
 pub mod param;
+
+pub use display::{display, Display};
 
 use crate::error::Result;
 

@@ -3,15 +3,13 @@
 //! The default stands in the notebook. A JSON file named by `CLTLAB_PARAMS` changes it, and an
 //! environment variable `CLTLAB_<NAME>` changes that.
 
+use crate::environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use std::str::FromStr;
 
-/// Names a JSON object of parameters.
-const FILE: &str = "CLTLAB_PARAMS";
-
 /// Names whose variables mean something else.
-const TAKEN: [&str; 2] = ["params", "kernel"];
+const TAKEN: [&str; 5] = ["params", "kernel", "tf32", "cuda_path", "cuda_decoders"];
 
 /// The parameter `name`: `default`, unless the file or the environment says otherwise.
 ///
@@ -26,15 +24,14 @@ const TAKEN: [&str; 2] = ["params", "kernel"];
 /// is not made of letters, digits and `_`. `MissingFile` or `BadFile` for the file.
 pub fn param<T: FromStr>(name: &str, default: T) -> Result<T> {
     if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') || TAKEN.iter().any(|taken| name.eq_ignore_ascii_case(taken)) {
-        return Err(Error::expected(ErrorKind::BadInput, "param: name", format_args!("{name:?}"), "letters, digits and _, not params or kernel"));
+        return Err(Error::expected(ErrorKind::BadInput, "param: name", format_args!("{name:?}"), "letters, digits and _, not params, kernel, tf32, cuda_path or cuda_decoders"));
     }
-    let variable = format!("CLTLAB_{}", name.to_uppercase());
-    if let Some(text) = std::env::var_os(&variable) {
-        return parse(name, &text.to_string_lossy(), &variable);
+    if let Some((variable, text)) = environment::parameter(name) {
+        return parse(name, &text, &variable);
     }
-    let Some(path) = std::env::var_os(FILE).filter(|path| !path.is_empty()) else { return Ok(default) };
+    let Some(path) = environment::parameter_file() else { return Ok(default) };
     let place = path.to_string_lossy().into_owned();
-    let given: serde_json::Map<String, serde_json::Value> = files::read_json(&path).map_err(|error| error.context(FILE))?;
+    let given: serde_json::Map<String, serde_json::Value> = files::read_json(&path).map_err(|error| error.context("CLTLAB_PARAMS"))?;
     match given.get(name) {
         None => Ok(default),
         Some(serde_json::Value::String(text)) => parse(name, text, &place),

@@ -1,145 +1,171 @@
-//! Charts of one number a layer: how well each layer is rebuilt, how many features fire.
-//!
-//! Through plotters' SVG backend; axes carry their units.
+//! Charts of numbers of one's own: lines, points, bars.
 
+use super::axes::{chart, Axis, Flat};
+use super::canvas::{stroke, Drawn, BLUE, SERIES};
+use super::frame::{Frame, Mark};
 use super::html::WIDTH;
-use super::svg::{Anchor, Svg};
+use super::rows::{Bar, Row, Rows};
+use super::words::number;
 use super::Picture;
-use plotters::coord::Shift;
+use crate::error::{Error, ErrorKind, Result};
 use plotters::prelude::*;
 
-pub(super) const FONT: &str = "sans-serif";
-pub(super) const BLUE: RGBColor = RGBColor(43, 123, 186);
-pub(super) const GREY: RGBColor = RGBColor(110, 110, 110);
-pub(super) const FAINT: RGBColor = RGBColor(228, 228, 228);
-/// What is said beside a picture.
-pub(super) const QUIET: &str = "#777";
-const HEIGHT: u32 = 260;
+/// Title, axes and size of a chart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChartConfig {
+    /// Above the chart. Default empty.
+    pub title: String,
+    /// Below the horizontal axis, with the unit. Default empty.
+    pub x: String,
+    /// Beside the vertical axis, with the unit. Default empty.
+    pub y: String,
+    /// The horizontal axis is logarithmic. Default false.
+    pub log_x: bool,
+    /// The vertical axis is logarithmic. Default false.
+    pub log_y: bool,
+    /// Pixels without title and legend. Default 720 and 300.
+    pub size: (u32, u32),
+}
 
-/// A plotters area; the backend writes into memory.
-pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-/// What plotters may report; writing into memory does not fail.
-pub(super) type Drawn = Result<(), Box<dyn std::error::Error>>;
-
-/// Draws on white; a failure becomes a picture that says so.
-pub(super) fn draw((width, height): (u32, u32), alt: String, paint: impl FnOnce(&Area<'_>) -> Drawn) -> Picture {
-    let mut svg = String::new();
-    let drawn = {
-        let area = SVGBackend::with_string(&mut svg, (width, height)).into_drawing_area();
-        area.fill(&WHITE).map_err(Into::into).and_then(|()| paint(&area)).and_then(|()| area.present().map_err(Into::into))
-    };
-    if let Err(error) = drawn {
-        let mut empty = Svg::new(f64::from(width), 40.0);
-        empty.text((8.0, 24.0), Anchor::Start, 12.0, "#a00", &format!("no picture: {error}"));
-        return Picture::new(empty.finish(&alt), alt, width);
+impl Default for ChartConfig {
+    fn default() -> Self {
+        ChartConfig { title: String::new(), x: String::new(), y: String::new(), log_x: false, log_y: false, size: (WIDTH, 300) }
     }
-    Picture::new(svg.trim_start().to_string(), alt, width)
 }
 
-/// Held-out fraction of variance unexplained of each target layer, `fvu[layer]`, with the line at 1
-/// that a constant equal to the mean would reach.
-pub fn fvu_per_layer(fvu: &[f64]) -> Picture {
-    let mean = fvu.iter().sum::<f64>() / fvu.len().max(1) as f64;
-    let alt = format!("Fraction of variance unexplained per layer, {} layers, mean {mean:.3}; the mean predictor has 1", fvu.len());
-    let top = fvu.iter().copied().filter(|v| v.is_finite()).fold(1.0, f64::max) * 1.08;
-    draw((WIDTH, HEIGHT), alt, |area| {
-        let last = fvu.len() as f64 - 0.5;
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .caption(format!("Variance unexplained per layer (mean {mean:.3})"), (FONT, 15))
-            .x_label_area_size(38)
-            .y_label_area_size(54)
-            .build_cartesian_2d(-0.5..last.max(0.5), 0.0..top)?;
-        mesh(&mut chart, fvu.len(), "target layer", "FVU (0 to 1)")?;
-        chart.draw_series(std::iter::once(PathElement::new([(-0.5, 1.0), (last, 1.0)], GREY.stroke_width(1))))?;
-        chart.draw_series(std::iter::once(Text::new("mean predictor = 1", (-0.4, 1.0 - 0.02 * top), (FONT, 11).into_font().color(&GREY))))?;
-        let dots = || fvu.iter().enumerate().filter(|(_, v)| v.is_finite()).map(|(layer, v)| (layer as f64, *v));
-        chart.draw_series(LineSeries::new(dots(), BLUE.mix(0.35)))?;
-        chart.draw_series(dots().map(|at| Circle::new(at, 4, BLUE.filled())))?;
-        Ok(())
-    })
+/// Each named series of points `(x, y)` as a line. A point that is not finite, or not above 0 on a logarithmic
+/// axis, interrupts its line; the caption counts them.
+///
+/// ```
+/// use cltlab::picture::{lines, ChartConfig};
+/// let fvu: Vec<(f64, f64)> = (1..=50).map(|step| (step as f64, 1.0 / step as f64)).collect();
+/// let config = ChartConfig { title: "Two runs".into(), x: "step".into(), y: "FVU".into(), log_y: true, ..ChartConfig::default() };
+/// let picture = lines(&[("k = 8", fvu.clone()), ("k = 16", fvu.iter().map(|(x, y)| (*x, 0.7 * y)).collect())], &config)?;
+/// assert!(picture.svg().contains("k = 16"));
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+///
+/// # Errors
+/// `BadInput` for a chart smaller than 200 by 100 or larger than 4000 by 4000 pixels, and without any point to draw.
+pub fn lines<N: AsRef<str>, P: AsRef<[(f64, f64)]>>(series: &[(N, P)], config: &ChartConfig) -> Result<Picture> {
+    points(&borrowed(series), config, true)
 }
 
-/// Active features per token of each layer, `l0[layer]`.
-pub fn l0_per_layer(l0: &[f64]) -> Picture {
-    let mean = l0.iter().sum::<f64>() / l0.len().max(1) as f64;
-    bars(l0, &format!("Active features per token and layer (mean {mean:.1})"), "L0 (features per token)")
+/// Each named series of points `(x, y)` as dots. Points without a place on the axes are left out; the caption counts them.
+///
+/// ```
+/// use cltlab::picture::{scatter, ChartConfig};
+/// let picture = scatter(&[("features", vec![(0.1, 3.0), (0.02, 41.0)])], &ChartConfig { log_x: true, ..ChartConfig::default() })?;
+/// assert_eq!(picture.svg().matches("<circle").count(), 2);
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`lines`].
+pub fn scatter<N: AsRef<str>, P: AsRef<[(f64, f64)]>>(series: &[(N, P)], config: &ChartConfig) -> Result<Picture> {
+    points(&borrowed(series), config, false)
 }
 
-/// Features of each layer that do not fire, `dead[layer]` as a fraction, 0 to 1.
-pub fn dead_per_layer(dead: &[f64]) -> Picture {
-    let percent: Vec<f64> = dead.iter().map(|share| 100.0 * share).collect();
-    let mean = percent.iter().sum::<f64>() / percent.len().max(1) as f64;
-    bars(&percent, &format!("Dead features per layer (mean {mean:.1} %)"), "dead (% of features)")
+/// A bar for each named value, from 0, one below the other; `config.x` is the unit of the values. A value that is
+/// not finite has no bar, and its name says what it is.
+///
+/// ```
+/// use cltlab::picture::{bars, ChartConfig};
+/// let config = ChartConfig { title: "Loss recovered".into(), x: "%".into(), ..ChartConfig::default() };
+/// assert!(bars(&[("gpt2", 91.0), ("pythia", 84.5)], &config)?.svg().contains("pythia"));
+/// # Ok::<(), cltlab::Error>(())
+/// ```
+///
+/// # Errors
+/// `BadInput` for no value, more than 500, and the width of [`lines`]; the height follows from the number of bars.
+pub fn bars<N: AsRef<str>>(values: &[(N, f64)], config: &ChartConfig) -> Result<Picture> {
+    check(config)?;
+    if !(1..=500).contains(&values.len()) {
+        return Err(Error::expected(ErrorKind::BadInput, "bars: values", values.len(), "1 to 500"));
+    }
+    let row = |(name, value): &(N, f64)| Row {
+        left: name.as_ref().to_string(),
+        right: number(*value, 4),
+        bars: vec![Bar { value: *value, top: 4.0, height: 13.0, colour: BLUE }],
+    };
+    let frame = Frame { title: config.title.clone(), alt: alt("Bars", config, values.iter().map(|(name, value)| format!("{} {}", name.as_ref(), number(*value, 4)))), ..Frame::default() };
+    let rows = Rows { axis: config.x.clone(), heads: ["", ""], rows: values.iter().map(row).collect(), pitch: 21.0, width: f64::from(config.size.0) };
+    Ok(rows.picture(frame))
 }
 
-fn bars(values: &[f64], title: &str, unit: &str) -> Picture {
-    let top = values.iter().copied().filter(|v| v.is_finite()).fold(0.0, f64::max);
-    let top = if top > 0.0 { 1.08 * top } else { 1.0 };
-    draw((WIDTH, HEIGHT), format!("{title}, {} layers", values.len()), |area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .caption(title, (FONT, 15))
-            .x_label_area_size(38)
-            .y_label_area_size(54)
-            .build_cartesian_2d(-0.5..(values.len() as f64 - 0.5).max(0.5), 0.0..top)?;
-        mesh(&mut chart, values.len(), "layer", unit)?;
-        chart.draw_series(values.iter().enumerate().filter(|(_, v)| v.is_finite()).map(|(layer, v)| {
-            let layer = layer as f64;
-            Rectangle::new([(layer - 0.38, 0.0), (layer + 0.38, *v)], BLUE.filled())
-        }))?;
-        Ok(())
-    })
+/// A named series of points.
+type Series<'a> = (&'a str, &'a [(f64, f64)]);
+
+fn borrowed<N: AsRef<str>, P: AsRef<[(f64, f64)]>>(series: &[(N, P)]) -> Vec<Series<'_>> {
+    series.iter().map(|(name, points)| (name.as_ref(), points.as_ref())).collect()
 }
 
-type Flat<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>>;
-
-/// Axes with whole layers below and numbers at the side.
-fn mesh(chart: &mut Flat<'_, '_>, layers: usize, x: &str, y: &str) -> Drawn {
-    chart
-        .configure_mesh()
-        .disable_x_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(FAINT)
-        .axis_style(GREY)
-        .x_labels(layers.clamp(2, 16) + 1)
-        .x_label_formatter(&|layer| if (layer - layer.round()).abs() < 1e-6 && *layer >= 0.0 { format!("{layer:.0}") } else { String::new() })
-        .y_labels(6)
-        .y_label_formatter(&|value| tick(*value))
-        .label_style((FONT, 12))
-        .axis_desc_style((FONT, 13))
-        .x_desc(x)
-        .y_desc(y)
-        .draw()?;
+fn check(config: &ChartConfig) -> Result<()> {
+    let (width, height) = config.size;
+    if !(200..=4000).contains(&width) || !(100..=4000).contains(&height) {
+        return Err(Error::expected(ErrorKind::BadInput, "ChartConfig::size", format_args!("{width} × {height}"), "200 × 100 to 4000 × 4000 pixels"));
+    }
     Ok(())
 }
 
-/// A number on an axis, in as few signs as it needs.
-pub(super) fn tick(value: f64) -> String {
-    let size = value.abs();
-    if size >= 1e4 || (size < 1e-3 && size > 0.0) {
-        return format!("{value:.1e}").replace(".0e", "e");
-    }
-    let text = format!("{value:.3}");
-    text.trim_end_matches('0').trim_end_matches('.').to_string()
+fn alt(kind: &str, config: &ChartConfig, series: impl Iterator<Item = String>) -> String {
+    let (all, title): (Vec<String>, _) = (series.collect(), if config.title.is_empty() { String::new() } else { format!(" \"{}\"", config.title) });
+    let some = all.iter().take(12).cloned().collect::<Vec<_>>().join("; ");
+    format!("{kind}{title}: {some}{}", if all.len() > 12 { format!(" and {} more", all.len() - 12) } else { String::new() })
 }
 
-/// A step of 1, 2 or 5 times a power of ten with at most four to `most`.
-fn nice(most: f64) -> f64 {
-    let power = 10.0_f64.powf((most / 4.0).log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|k| k * power).find(|step| step * 4.0 >= most).unwrap_or(10.0 * power)
+/// Lowest and highest value that has a place; `None` without one.
+fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+    (low <= high).then_some((low, high))
 }
 
-/// Numbers and lines of an axis with 0 at `zero` and `scale` pixels a unit, for values up to ±`most`, from
-/// height `top` to `foot`.
-pub(super) fn about_zero(svg: &mut Svg, most: f64, (zero, scale): (f64, f64), (top, foot): (f64, f64)) {
-    let step = nice(most);
-    for k in -4..=4 {
-        let value = step * f64::from(k);
-        if value.abs() <= 1.05 * most {
-            let x = zero + scale * value;
-            svg.line((x, top), (x, foot), if k == 0 { "#555" } else { "#e4e4e4" }, 1.0);
-            svg.text((x, foot + 13.0), Anchor::Middle, 10.0, QUIET, &tick(value));
+fn points(series: &[Series<'_>], config: &ChartConfig, joined: bool) -> Result<Picture> {
+    check(config)?;
+    let fits = |value: f64, log: bool| value.is_finite() && (!log || value > 0.0);
+    let usable = |(x, y): &(f64, f64)| fits(*x, config.log_x) && fits(*y, config.log_y);
+    let all = || series.iter().flat_map(|(_, points)| points.iter());
+    let (total, kept) = (all().count(), all().filter(|point| usable(point)).count());
+    let (Some(across), Some(up)) = (bounds(all().filter(|p| usable(p)).map(|p| p.0)), bounds(all().filter(|p| usable(p)).map(|p| p.1))) else {
+        return Err(Error::expected(ErrorKind::BadInput, "chart: points", format_args!("{total}, none with a place on the axes"), "at least one finite point, above 0 on a logarithmic axis"));
+    };
+    let x = Axis::of(&config.x, across, config.log_x, false);
+    let y = Axis::of(&config.y, up, config.log_y, false);
+    let colour = |k: usize| SERIES[k % SERIES.len()];
+    let mark = |k: usize| if joined { Mark::Line(colour(k)) } else { Mark::Circle(colour(k)) };
+    let legend = if series.len() > 1 { series.iter().enumerate().map(|(k, (name, _))| (mark(k), (*name).to_string())).collect() } else { Vec::new() };
+    let only = series.first().filter(|(name, _)| series.len() == 1 && !name.is_empty());
+    let left_out = match total - kept {
+        0 => String::new(),
+        out => format!("{out} of {total} points have no place on the axes and are left out."),
+    };
+    let title = match only {
+        Some((name, _)) if config.title.is_empty() => (*name).to_string(),
+        _ => config.title.clone(),
+    };
+    let said = series.iter().map(|(name, points)| format!("{name}, {} points{}", points.len(), points.last().map_or_else(String::new, |(_, last)| format!(", the last {}", number(*last, 4)))));
+    let frame = Frame { title, caption: left_out, legend, alt: alt(if joined { "Lines" } else { "Points" }, config, said) };
+    let (width, height) = config.size;
+    Ok(frame.draw((f64::from(width), f64::from(height)), |canvas| {
+        let mut chart = chart(&canvas.area, &x, &y)?;
+        for (k, (_, points)) in series.iter().enumerate() {
+            draw(&mut chart, points.iter().map(|(a, b)| Some((x.place(*a)?, y.place(*b)?))), colour(k), joined)?;
+        }
+        Ok(())
+    }))
+}
+
+/// Draws a series; a place that is missing interrupts it, and a point between two of those is a dot.
+pub(super) fn draw(chart: &mut Flat<'_, '_>, places: impl Iterator<Item = Option<(f64, f64)>>, colour: RGBColor, joined: bool) -> Drawn {
+    let places: Vec<Option<(f64, f64)>> = places.collect();
+    let dot = |at: (f64, f64)| Circle::new(at, super::canvas::units(3.0), colour.mix(0.8).filled());
+    for part in places.split(Option::is_none) {
+        let part: Vec<(f64, f64)> = part.iter().flatten().copied().collect();
+        if joined && part.len() > 1 {
+            chart.draw_series(std::iter::once(PathElement::new(part, stroke(colour, 1.8))))?;
+        } else {
+            chart.draw_series(part.into_iter().map(dot))?;
         }
     }
+    Ok(())
 }

@@ -1,25 +1,22 @@
 //! Training curves: reconstruction, sparsity, L0 and dead features over the tokens seen.
 //!
-//! Raw values faint, their running mean strong. At most 400 points a curve are drawn, so that a
+//! Raw values faint, their centred mean strong. At most 400 points a curve are drawn, so that a
 //! notebook that redraws every second stays small and quick.
 
-use super::chart::{draw, tick, Area, Drawn, BLUE, FAINT, FONT, GREY};
-use super::html::{count, tame, WIDTH};
+use super::axes::{chart, Axis};
+use super::canvas::{font, stroke, Area, Drawn, BLUE, INK};
+use super::frame::Frame;
+use super::html::WIDTH;
 use super::Picture;
 use crate::progress::TrainSample;
 use crate::train::History;
 use plotters::prelude::*;
 
 const MOST: usize = 400;
-const HEIGHT: u32 = 460;
+const SIZE: (f64, f64) = (WIDTH as f64, 440.0);
 
 /// At most `most` of the items, evenly, always with the first and the last.
-///
-/// ```
-/// let few = cltlab::picture::thin(&(0..1000).collect::<Vec<_>>(), 10);
-/// assert_eq!((few.len(), few[0], few[9]), (10, 0, 999));
-/// ```
-pub fn thin<T: Clone>(items: &[T], most: usize) -> Vec<T> {
+pub(super) fn thin<T: Clone>(items: &[T], most: usize) -> Vec<T> {
     if items.len() <= most.max(2) {
         return items.to_vec();
     }
@@ -28,16 +25,17 @@ pub fn thin<T: Clone>(items: &[T], most: usize) -> Vec<T> {
 }
 
 /// The curves of a training from its samples, first to last; `title` heads them.
-pub fn training(samples: &[TrainSample], title: &str) -> Picture {
+pub(crate) fn training(samples: &[TrainSample], title: &str) -> Picture {
+    let sparse = samples.iter().any(|s| s.sparsity > 0.0);
     let alt = match samples.last() {
         None => "Training curves: no steps yet".to_string(),
         Some(s) => format!(
-            "Training curves over {} tokens: reconstruction {:.4}, sparsity term {:.4}, L0 {:.1}, dead {:.1} %",
-            s.tokens, s.reconstruction, s.sparsity, s.l0, 100.0 * s.dead
+            "Training curves over {} tokens: reconstruction {:.4}, {}FVU {:.3}, L0 {:.1} per layer, dead {:.1} %",
+            s.tokens, s.reconstruction, if sparse { format!("sparsity term {:.4}, ", s.sparsity) } else { String::new() }, s.fvu, s.l0, 100.0 * s.dead
         ),
     };
     let of = |value: fn(&TrainSample) -> f64| -> Vec<(f64, f64)> { samples.iter().map(|s| (s.tokens as f64, value(s))).collect() };
-    let second = if samples.iter().any(|s| s.sparsity > 0.0) {
+    let second = if sparse {
         Panel { name: "Sparsity term", unit: "loss per token", log: false, points: of(|s| s.sparsity) }
     } else {
         Panel { name: "Variance unexplained (training batch)", unit: "FVU, mean of layers", log: false, points: of(|s| s.fvu) }
@@ -45,15 +43,11 @@ pub fn training(samples: &[TrainSample], title: &str) -> Picture {
     let panels = [
         Panel { name: "Reconstruction", unit: "squared error per token", log: true, points: of(|s| s.reconstruction) },
         second,
-        Panel { name: "L0", unit: "active features per token and layer", log: false, points: of(|s| s.l0) },
+        Panel { name: "L0", unit: "active features per token, layer", log: false, points: of(|s| s.l0) },
         Panel { name: "Dead features", unit: "% of features", log: false, points: of(|s| 100.0 * s.dead) },
     ];
-    draw((WIDTH, HEIGHT), alt, |area| {
-        let area = area.titled(&tame(title), (FONT, 15))?;
-        for (panel, place) in panels.iter().zip(area.split_evenly((2, 2))) {
-            panel.draw(&place)?;
-        }
-        Ok(())
+    Frame { title: title.to_string(), alt, ..Frame::default() }.draw(SIZE, |canvas| {
+        panels.iter().zip(canvas.area.split_evenly((2, 2))).try_for_each(|(panel, place)| panel.draw(&place))
     })
 }
 
@@ -86,52 +80,37 @@ impl Panel {
             // One bad batch must not flatten the rest; its peak is cut.
             hi = hi.min(1.4 * shown[1].iter().map(|(_, value)| *value).fold(0.0, f64::max));
         }
-        let mut builder = ChartBuilder::on(area);
-        builder.margin(6).margin_right(14).caption(self.name, (FONT, 13)).x_label_area_size(32).y_label_area_size(56);
-        // Both branches are the same chart over two types of axis, which plotters tells apart.
-        macro_rules! panel {
-            ($range:expr) => {{
-                let mut chart = builder.build_cartesian_2d(0.0..end, $range)?;
-                chart
-                    .configure_mesh()
-                    .light_line_style(TRANSPARENT)
-                    .bold_line_style(FAINT)
-                    .axis_style(GREY)
-                    .label_style((FONT, 11))
-                    .axis_desc_style((FONT, 11))
-                    .x_labels(5)
-                    .y_labels(5)
-                    .x_label_formatter(&|tokens| if *tokens == 0.0 { "0".into() } else { count(*tokens) })
-                    .y_label_formatter(&|value| tick(*value))
-                    .x_desc("tokens seen")
-                    .y_desc(self.unit)
-                    .draw()?;
-                chart.draw_series(LineSeries::new(shown[0].iter().map(|(x, value)| (*x, value.min(1.05 * hi))), BLUE.mix(0.28)))?;
-                chart.draw_series(LineSeries::new(shown[1].iter().copied(), BLUE.stroke_width(2)))?;
-            }};
-        }
-        if self.log {
-            panel!((lo / 1.1..hi * 1.1).log_scale());
-        } else {
-            panel!(0.0..if hi > 0.0 { 1.08 * hi } else { 1.0 });
+        let x = Axis::linear("tokens seen", 0.0, end);
+        let y = if self.log { Axis::of(self.unit, (lo, hi), true, false) } else { Axis::linear(self.unit, 0.0, if hi > 0.0 { 1.08 * hi } else { 1.0 }) };
+        let area = area.titled(self.name, font(11.5, INK))?;
+        let mut chart = chart(&area, &x, &y)?;
+        for (points, style) in shown.into_iter().zip([stroke(BLUE.mix(0.3), 1.0), stroke(BLUE, 2.0)]) {
+            let places = points.into_iter().filter_map(|(tokens, value)| Some((tokens, y.place(value)?.min(y.to))));
+            chart.draw_series(std::iter::once(PathElement::new(places.collect::<Vec<_>>(), style)))?;
         }
         Ok(())
     }
 }
 
-/// Running mean over about a fortieth of the curve, of logarithms on a logarithmic axis.
+/// Mean over about a twentieth of the curve around each point, of logarithms on a logarithmic axis.
 fn smooth(points: &[(f64, f64)], log: bool) -> Vec<(f64, f64)> {
-    let rate = 1.0 / (points.len() as f64 / 40.0).max(2.0);
-    let (mut mean, mut weight) = (0.0, 0.0);
-    points
-        .iter()
-        .map(|(x, value)| {
-            let value = if log { value.ln() } else { *value };
-            mean += rate * (value - mean);
-            weight += rate * (1.0 - weight);
-            // Dividing by the weight removes the pull towards the start at 0.
-            let mean = mean / weight;
-            (*x, if log { mean.exp() } else { mean })
-        })
-        .collect()
+    let mut sums = vec![0.0];
+    for (_, value) in points {
+        sums.push(sums[sums.len() - 1] + if log { value.ln() } else { *value });
+    }
+    let half = points.len() / 40;
+    let mean = |at: usize| {
+        // As many on both sides, so that the ends are not pulled inwards, but not so few that they are noise.
+        let half = half.min(at).min(points.len() - 1 - at).max(half / 3);
+        let (from, to) = (at.saturating_sub(half), (at + half + 1).min(points.len()));
+        let mean = (sums[to] - sums[from]) / (to - from) as f64;
+        if log { mean.exp() } else { mean }
+    };
+    points.iter().enumerate().map(|(at, (x, _))| (*x, mean(at))).collect()
+}
+
+/// Smoothed variance unexplained over the tokens seen, few points.
+pub(super) fn fvu(history: &History) -> Vec<(f64, f64)> {
+    let points: Vec<(f64, f64)> = history.samples.iter().map(|s| (s.tokens as f64, s.fvu)).filter(|(_, fvu)| *fvu > 0.0).collect();
+    thin(&smooth(&points, true), MOST)
 }

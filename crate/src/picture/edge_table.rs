@@ -3,7 +3,7 @@
 //! An edge is ranked by its influence on the outputs, and drawn by the share of its target's input
 //! that it is: its weight over the sum of the magnitudes of all that reach the target.
 
-use super::html::{self, Align};
+use super::html::{row, Align, Html};
 use crate::graph::influence::edge_influence;
 use crate::graph::{Edge, Graph, Node, NodeKind};
 
@@ -33,35 +33,35 @@ pub(super) fn strongest(graph: &Graph, shown: &[bool], most: usize) -> Vec<Stron
 }
 
 /// A node in words, as HTML.
-fn name(graph: &Graph, node: &Node) -> String {
-    let at = graph.token_text().get(node.position).map_or_else(String::new, |text| html::token(text));
+fn name(graph: &Graph, node: &Node) -> Html {
+    let at = |words: String| {
+        let token = graph.token_text().get(node.position).map(|text| Html::token(text));
+        Html::join([Html::from(words)].into_iter().chain(token))
+    };
     match node.kind {
-        NodeKind::Feature { layer, feature, .. } => format!("● {layer}/{feature} at {} {at}", node.position),
-        NodeKind::Error { layer } => format!("◆ error {layer} at {} {at}", node.position),
-        NodeKind::Token { .. } => format!("■ token {} {at}", node.position),
-        NodeKind::Position => format!("■ position {}", node.position),
+        NodeKind::Feature { layer, feature, .. } => at(format!("● {layer}/{feature} at {} ", node.position)),
+        NodeKind::Error { layer } => at(format!("◆ error {layer} at {} ", node.position)),
+        NodeKind::Token { .. } => at(format!("■ token {} ", node.position)),
+        NodeKind::Position => Html::from(format!("■ position {}", node.position)),
         NodeKind::Logit { token, probability } => {
             let text = graph.logits().iter().find(|logit| logit.token == token).map_or("", |logit| &logit.text);
-            format!("■ output {} {:.1} %", html::token(text), 100.0 * probability)
+            Html::join([Html::from("■ output "), Html::token(text), Html::from(format!(" {:.1} %", 100.0 * probability))])
         }
     }
 }
 
-/// A table of the strongest edges, as HTML.
-pub(super) fn table(graph: &Graph, edges: &[Strong]) -> String {
-    let rows: Vec<Vec<String>> = edges
-        .iter()
-        .map(|strong| {
-            let Edge { source, target, weight } = strong.edge;
-            vec![
-                name(graph, &graph.nodes[source]),
-                name(graph, &graph.nodes[target]),
-                format!("{weight:+.3}"),
-                format!("{:+.1} %", 100.0 * strong.share),
-                format!("{:.4}", strong.influence),
-            ]
-        })
-        .collect();
+/// A table of the strongest edges.
+pub(super) fn table(graph: &Graph, edges: &[Strong]) -> Html {
+    let rows = edges.iter().map(|strong| {
+        let Edge { source, target, weight } = strong.edge;
+        row![
+            name(graph, &graph.nodes[source]),
+            name(graph, &graph.nodes[target]),
+            format!("{weight:+.3}"),
+            format!("{:+.1} %", 100.0 * strong.share),
+            format!("{:.4}", strong.influence),
+        ]
+    });
     let columns = [("from", Align::Left), ("to", Align::Left), ("effect", Align::Right), ("share of input", Align::Right), ("influence", Align::Right)];
-    html::table(&columns, &rows)
+    Html::table(&columns, rows)
 }

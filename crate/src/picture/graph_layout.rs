@@ -3,22 +3,21 @@
 //! In: a graph and the nodes to show. Out: a place and a radius for each, in pixels. Rows without a
 //! node are left out; a column is as wide as its fullest cell needs. Cost: O(nodes).
 
-use super::html::{visible, WIDTH};
-use super::svg::text_width;
+use super::canvas::text_width;
+use super::html::WIDTH;
+use super::words::visible;
 use crate::graph::{Graph, Node, NodeKind};
 use std::collections::BTreeMap;
 
 /// Pixels left of the first column, for the layers' names.
 pub(super) const LEFT: f64 = 58.0;
-/// Above the first row: title, legend, slanted names of the outputs.
-pub(super) const TOP: f64 = 134.0;
-const RIGHT: f64 = 30.0;
-/// From one output to the next, and what the last one's slanted name needs to the right.
-const SLOT: f64 = 29.0;
-const SLANTED: f64 = 66.0;
+const RIGHT: f64 = 20.0;
+/// From one output to the next.
+const SLOT: f64 = 26.0;
+pub(super) const OUTPUT_SIZE: f64 = 10.5;
 pub(super) const TOKEN_SIZE: f64 = 11.0;
 /// Token texts are cut after this many characters.
-pub(super) const TOKEN_CHARS: usize = 14;
+pub(super) const TOKEN_CHARS: usize = 24;
 const SMALL: f64 = 2.4;
 const LARGE: f64 = 7.0;
 /// The picture grows beyond its usual width up to this.
@@ -36,13 +35,17 @@ pub(super) struct Layout {
     /// Centre and radius of each node of the graph; `None` when it is not shown.
     pub places: Vec<Option<((f64, f64), f64)>>,
     pub width: f64,
+    /// Height of the first row, below the outputs' names.
+    pub top: f64,
     pub bottom: f64,
     /// Tokens are written upright below the columns when they do not fit.
     pub turned: bool,
 }
 
 impl Layout {
-    pub fn new(graph: &Graph, shown: &[bool]) -> Layout {
+    /// `names` are those of the outputs, which stand upright above them.
+    pub fn new(graph: &Graph, shown: &[bool], names: &[String]) -> Layout {
+        let top = 20.0 + names.iter().map(|name| text_width(name, OUTPUT_SIZE)).fold(0.0, f64::max);
         let most = graph.nodes.iter().filter(|node| !node.kind.is_end()).map(|node| node.influence).fold(0.0_f32, f32::max).max(f32::MIN_POSITIVE);
         let radius = |node: &Node| match node.kind {
             NodeKind::Token { .. } | NodeKind::Position | NodeKind::Logit { .. } => 4.0,
@@ -82,16 +85,16 @@ impl Layout {
         let mut heights: Vec<usize> = cells.keys().map(|(height, _)| *height).collect();
         heights.dedup();
         let pitch = (600.0 / heights.len().max(1) as f64).clamp(15.0, 46.0);
-        let bottom = TOP + pitch * heights.len().saturating_sub(1) as f64;
+        let bottom = top + pitch * heights.len().saturating_sub(1) as f64;
         let rows: Vec<(usize, f64)> = heights.iter().enumerate().map(|(k, height)| (*height, bottom - pitch * k as f64)).collect();
 
         let mut places = vec![None; graph.nodes.len()];
         for ((height, position), cell) in &cells {
-            let y = rows.iter().find(|(of, _)| of == height).map_or(TOP, |row| row.1);
+            let y = rows.iter().find(|(of, _)| of == height).map_or(top, |row| row.1);
             if *height == outputs {
-                let slot = ((total - SLANTED) / cell.len() as f64).min(SLOT);
+                let slot = (total / cell.len() as f64).min(SLOT);
                 for (k, i) in cell.iter().enumerate() {
-                    let x = LEFT + total - SLANTED - slot * (cell.len() - 1 - k) as f64;
+                    let x = LEFT + total - 10.0 - slot * (cell.len() - 1 - k) as f64;
                     places[*i] = Some(((x, y), radius(&graph.nodes[*i])));
                 }
                 continue;
@@ -106,7 +109,7 @@ impl Layout {
                 x += step;
             }
         }
-        Layout { columns, rows, places, width: LEFT + total + RIGHT, bottom, turned }
+        Layout { columns, rows, places, width: LEFT + total + RIGHT, top, bottom, turned }
     }
 
     /// Pixels below the last row that the tokens' texts take.

@@ -5,50 +5,51 @@
 //! purple and dashed lowers it. At most
 //! [`EDGES`] edges and [`NODES`] inner nodes are drawn, the most influential; the caption says so.
 
-use super::chart::QUIET;
+use super::canvas::{text_width, Anchor, Canvas, Drawn, FAINT, INK, QUIET};
 use super::edge_table::{strongest, table, Strong};
-use super::graph_layout::{Layout, LEFT, TOKEN_CHARS, TOKEN_SIZE, TOP};
-use super::html::{self, visible, Align};
-use super::svg::{text_width, Anchor, Svg};
-use super::Picture;
+use super::frame::{Frame, Mark};
+use super::graph_layout::{Layout, LEFT, OUTPUT_SIZE, TOKEN_CHARS, TOKEN_SIZE};
+use super::html::{row, Align, Html};
+use super::words::{tame, visible};
+use super::{Picture, Show};
 use crate::graph::{Graph, NodeKind, PruneConfig};
+use plotters::prelude::*;
 
 /// Most edges in a picture.
-pub const EDGES: usize = 600;
+const EDGES: usize = 600;
 /// Most features and errors in a picture.
-pub const NODES: usize = 400;
+const NODES: usize = 400;
 const LABELS: usize = 16;
 const LABEL_SIZE: f64 = 9.5;
-const GREEN: &str = "#1b7837";
-const PURPLE: &str = "#762a83";
-const INK: &str = "#222";
+const GREEN: RGBColor = RGBColor(27, 120, 55);
+const PURPLE: RGBColor = RGBColor(118, 42, 131);
+const FEATURE: RGBColor = RGBColor(49, 96, 143);
+const ERROR: RGBColor = RGBColor(138, 109, 59);
+const BAND: RGBColor = RGBColor(246, 247, 249);
+
+/// What a picture of a graph says about the graph.
+pub(super) struct Look {
+    pub title: String,
+    pub alt: String,
+    /// What stands below the title.
+    pub note: &'static str,
+    /// What positive and negative edges mean.
+    pub edges: [&'static str; 2],
+    /// Each output's name with its probability, in the order of [`Graph::logits`].
+    pub outputs: Vec<String>,
+}
 
 impl Graph {
     /// The graph as a picture. A whole graph is pruned with the default thresholds first.
     pub fn picture(&self) -> Picture {
-        let graph = self.drawable();
-        let shown = shown(&graph);
-        draw(&graph, &shown, &strongest(&graph, &shown, EDGES))
+        self.draw(&Look::of(self))
     }
 
-    /// Picture, scores, and a table of the strongest edges, as HTML.
-    pub fn html(&self) -> String {
+    /// As [`Graph::picture`], with other words.
+    pub(super) fn draw(&self, look: &Look) -> Picture {
         let graph = self.drawable();
         let shown = shown(&graph);
-        let edges = strongest(&graph, &shown, EDGES);
-        let picture = draw(&graph, &shown, &edges).html();
-        let scores = self.scores();
-        let lines = [
-            ("replacement score", format!("{:.3}", scores.replacement), "share of the outputs' influence that reaches tokens through features, not errors"),
-            ("completeness", format!("{:.3}", scores.completeness), "mean share of a node's input that does not come from errors"),
-        ];
-        let rows: Vec<Vec<String>> = lines.into_iter().map(|(name, value, why)| vec![name.into(), value, format!("<small>{why}</small>")]).collect();
-        format!(
-            "<div>{picture}<div><small>{}</small></div>{}{}</div>",
-            html::escape(&caption(self, &graph, &shown, edges.len())),
-            html::table(&[("score of the whole graph", Align::Left), ("", Align::Right), ("", Align::Left)], &rows),
-            html::details("Strongest edges as a table", &table(&graph, &edges[..edges.len().min(30)]))
-        )
+        draw(&graph, &shown, &strongest(&graph, &shown, EDGES), look)
     }
 
     fn drawable(&self) -> Graph {
@@ -57,6 +58,51 @@ impl Graph {
             // The default thresholds are valid, so that only the whole graph can be the answer else.
             None => self.prune(&PruneConfig::default()).unwrap_or_else(|_| self.clone()),
         }
+    }
+}
+
+impl Look {
+    pub fn of(graph: &Graph) -> Look {
+        let output = graph.logits().first().map_or_else(String::new, |top| format!(" → {:?} (p = {:.2})", top.text, top.probability));
+        let features = graph.nodes.iter().filter(|node| node.feature().is_some()).count();
+        let prompt = if graph.prompt().is_empty() { graph.model_name() } else { graph.prompt() };
+        Look {
+            title: format!("Attribution graph: {}", tame(prompt)),
+            note: "Size: influence. Names: layer/feature.",
+            alt: format!("Attribution graph of {:?}{output}: {} nodes, {features} of them features, {} edges", graph.prompt(), graph.nodes.len(), graph.edges().len()),
+            edges: ["raises its target", "lowers it"],
+            outputs: graph.logits().iter().map(|logit| format!("{} {:.1} %", visible(&logit.text, TOKEN_CHARS), 100.0 * logit.probability)).collect(),
+        }
+    }
+}
+
+impl Show for Graph {
+    fn text(&self) -> String {
+        self.to_string()
+    }
+
+    fn picture(&self) -> Option<Picture> {
+        Some(self.picture())
+    }
+
+    /// Picture, scores, and a table of the strongest edges.
+    fn html(&self) -> Html {
+        let graph = self.drawable();
+        let shown = shown(&graph);
+        let edges = strongest(&graph, &shown, EDGES);
+        let scores = self.scores();
+        let lines = [
+            ("replacement score", format!("{:.3}", scores.replacement), "share of the outputs' influence that reaches tokens through features, not errors"),
+            ("completeness", format!("{:.3}", scores.completeness), "mean share of a node's input that does not come from errors"),
+        ];
+        let rows = lines.into_iter().map(|(name, value, why)| row![name, value, Html::text(why).small()]);
+        Html::join([
+            draw(&graph, &shown, &edges, &Look::of(self)).html(),
+            Html::from(caption(self, &graph, &shown, edges.len())).small().block(),
+            Html::table(&[("score of the whole graph", Align::Left), ("", Align::Right), ("", Align::Left)], rows),
+            Html::details("Strongest edges as a table", table(&graph, &edges[..edges.len().min(30)])),
+        ])
+        .block()
     }
 }
 
@@ -87,76 +133,83 @@ fn caption(whole: &Graph, graph: &Graph, shown: &[bool], edges: usize) -> String
     text + ". Width: root of the share of the target's input."
 }
 
-fn draw(graph: &Graph, shown: &[bool], edges: &[Strong]) -> Picture {
-    let layout = Layout::new(graph, shown);
-    let mut svg = Svg::new(layout.width, layout.bottom + layout.below(graph) + 10.0);
-    ground(&mut svg, graph, &layout);
-    // Weak ones first, so that strong ones lie above.
-    for strong in edges.iter().rev() {
-        if let (Some((from, a)), Some((to, b))) = (layout.places[strong.edge.source], layout.places[strong.edge.target]) {
-            let size = strong.share.abs().sqrt();
-            let look = if strong.share > 0.0 { (GREEN, false) } else { (PURPLE, true) };
-            svg.arc((from.0, from.1 - 0.5 * a), (to.0, to.1 + 0.5 * b), look, 0.35 + 5.0 * size, 0.10 + 0.70 * size);
+fn draw(graph: &Graph, shown: &[bool], edges: &[Strong], look: &Look) -> Picture {
+    let layout = Layout::new(graph, shown, &look.outputs);
+    let legend = [
+        (Mark::Circle(FEATURE), "feature"),
+        (Mark::Diamond(ERROR), "error"),
+        (Mark::Square(INK), "token, output"),
+        (Mark::Line(GREEN), look.edges[0]),
+        (Mark::Dashes(PURPLE), look.edges[1]),
+    ];
+    let frame = Frame {
+        title: look.title.clone(),
+        caption: look.note.to_string(),
+        legend: legend.into_iter().map(|(mark, text)| (mark, text.to_string())).collect(),
+        alt: look.alt.clone(),
+    };
+    frame.draw((layout.width, layout.bottom + layout.below(graph) + 10.0), |canvas| {
+        ground(canvas, graph, &layout)?;
+        // Weak ones first, so that strong ones lie above.
+        for strong in edges.iter().rev() {
+            if let (Some((from, a)), Some((to, b))) = (layout.places[strong.edge.source], layout.places[strong.edge.target]) {
+                let size = strong.share.abs().sqrt();
+                let colour = if strong.share > 0.0 { GREEN } else { PURPLE };
+                let (from, to) = ((from.0, from.1 - 0.5 * a), (to.0, to.1 + 0.5 * b));
+                canvas.arc(from, to, colour.mix(0.10 + 0.70 * size), 0.35 + 5.0 * size, strong.share <= 0.0)?;
+            }
         }
-    }
-    for (node, place) in graph.nodes.iter().zip(&layout.places) {
-        let Some((at, r)) = *place else { continue };
-        match node.kind {
-            NodeKind::Feature { .. } => svg.circle(at, r, "#31608f", "#fff"),
-            NodeKind::Error { .. } => svg.diamond(at, r + 0.6, "#fff", "#8a6d3b"),
-            NodeKind::Token { .. } | NodeKind::Position | NodeKind::Logit { .. } => svg.square(at, r, INK, "#fff"),
+        for (node, place) in graph.nodes.iter().zip(&layout.places) {
+            let Some((at, r)) = *place else { continue };
+            match node.kind {
+                NodeKind::Feature { .. } => canvas.circle(at, r, FEATURE, WHITE)?,
+                NodeKind::Error { .. } => canvas.diamond(at, r + 0.6, WHITE, ERROR)?,
+                NodeKind::Token { .. } | NodeKind::Position | NodeKind::Logit { .. } => canvas.square(at, r, INK, WHITE)?,
+            }
         }
-    }
-    labels(&mut svg, graph, &layout);
-    head(&mut svg, graph);
-    Picture::new(svg.finish(&alt(graph)), alt(graph), layout.width as u32)
-}
-
-fn alt(graph: &Graph) -> String {
-    let output = graph.logits().first().map_or_else(String::new, |top| format!(" → {:?} (p = {:.2})", top.text, top.probability));
-    let features = graph.nodes.iter().filter(|node| node.feature().is_some()).count();
-    format!("Attribution graph of {:?}{output}: {} nodes, {features} of them features, {} edges", graph.prompt(), graph.nodes.len(), graph.edges().len())
+        labels(canvas, graph, &layout, &look.outputs)
+    })
 }
 
 /// Bands of layers, columns of tokens, their names.
-fn ground(svg: &mut Svg, graph: &Graph, layout: &Layout) {
+fn ground(canvas: &Canvas<'_>, graph: &Graph, layout: &Layout) -> Drawn {
     let right = layout.columns.last().map_or(LEFT, |column| column.left + column.width);
     let pitch = layout.rows.windows(2).map(|pair| pair[0].1 - pair[1].1).next().unwrap_or(20.0);
     let name_each = (12.0 / pitch).ceil() as usize;
     for (k, (height, y)) in layout.rows.iter().enumerate() {
         if k % 2 == 0 {
-            svg.rect((LEFT, y - 0.5 * pitch), (right - LEFT, pitch), "#f6f7f9");
+            canvas.rect((LEFT, y - 0.5 * pitch), (right - LEFT, pitch), BAND.filled())?;
         }
         let name = match *height {
-            0 => "Emb".to_string(),
-            height if height > graph.layers() => "Logits".to_string(),
-            height => format!("L{}", height - 1),
+            0 => "tokens".to_string(),
+            height if height > graph.layers() => "outputs".to_string(),
+            height => format!("layer {}", height - 1),
         };
         if k % name_each == 0 || *height == 0 || *height > graph.layers() {
-            svg.text((LEFT - 7.0, y + 3.5), Anchor::End, 10.5, QUIET, &name);
+            canvas.text((LEFT - 7.0, y + 3.5), Anchor::End, 10.5, QUIET, &name)?;
         }
     }
     let foot = layout.bottom + 0.5 * pitch;
     for (position, (column, text)) in layout.columns.iter().zip(graph.token_text()).enumerate() {
         if position > 0 {
-            svg.line((column.left, TOP - 0.5 * pitch), (column.left, foot), "#e3e6ea", 0.8);
+            canvas.line((column.left, layout.top - 0.5 * pitch), (column.left, foot), FAINT, 0.8)?;
         }
         let (x, text) = (column.left + 0.5 * column.width, visible(text, TOKEN_CHARS));
-        if layout.turned {
-            svg.turned((x + 4.0, layout.bottom + 12.0), Anchor::End, TOKEN_SIZE, INK, -90.0, &text);
-        } else {
-            svg.text((x, layout.bottom + 22.0), Anchor::Middle, TOKEN_SIZE, INK, &text);
+        match layout.turned {
+            true => canvas.upright((x, layout.bottom + 12.0), Anchor::End, TOKEN_SIZE, INK, &text)?,
+            false => canvas.text((x, layout.bottom + 22.0), Anchor::Middle, TOKEN_SIZE, INK, &text)?,
         }
     }
+    Ok(())
 }
 
 /// Names of the outputs and of the most influential features, where they are free of each other.
-fn labels(svg: &mut Svg, graph: &Graph, layout: &Layout) {
-    for (node, place) in graph.nodes.iter().zip(&layout.places) {
-        let (NodeKind::Logit { token, probability }, Some(((x, y), _))) = (node.kind, *place) else { continue };
-        let text = graph.logits().iter().find(|logit| logit.token == token).map_or("", |logit| &logit.text);
-        let name = format!("{} {:.1} %", visible(text, 10), 100.0 * probability);
-        svg.turned((x + 2.0, y - 8.0), Anchor::Start, 10.5, INK, -42.0, &name);
+fn labels(canvas: &Canvas<'_>, graph: &Graph, layout: &Layout, outputs: &[String]) -> Drawn {
+    let places = graph.nodes.iter().zip(&layout.places).filter(|(node, _)| matches!(node.kind, NodeKind::Logit { .. }));
+    for ((_, place), name) in places.zip(outputs) {
+        if let Some(((x, y), _)) = *place {
+            canvas.upright((x, y - 9.0), Anchor::Start, OUTPUT_SIZE, INK, name)?;
+        }
     }
     let mut order: Vec<usize> = (0..graph.nodes.len()).filter(|i| graph.nodes[*i].feature().is_some() && layout.places[*i].is_some()).collect();
     order.sort_by(|a, b| graph.nodes[*b].influence.total_cmp(&graph.nodes[*a].influence));
@@ -175,32 +228,9 @@ fn labels(svg: &mut Svg, graph: &Graph, layout: &Layout) {
         };
         if let Some(spot) = beside.into_iter().chain(around).find(free) {
             taken.push([spot.0, spot.1 - LABEL_SIZE + 2.0, spot.0 + width, spot.1]);
-            svg.text(spot, Anchor::Start, LABEL_SIZE, "#12395f", &text);
+            canvas.rect((spot.0 - 1.0, spot.1 - LABEL_SIZE + 1.5), (width + 2.0, LABEL_SIZE), WHITE.mix(0.75).filled())?;
+            canvas.text(spot, Anchor::Start, LABEL_SIZE, RGBColor(18, 57, 95), &text)?;
         }
     }
-}
-
-/// Title and legend.
-fn head(svg: &mut Svg, graph: &Graph) {
-    let most = (svg.width / 7.6) as usize;
-    let title = format!("Attribution graph: {}", if graph.prompt().is_empty() { graph.model_name() } else { graph.prompt() });
-    svg.text((10.0, 20.0), Anchor::Start, 13.5, INK, &html::shorten(&title, most));
-    let (mut x, y) = (10.0, 38.0);
-    let mut entry = |svg: &mut Svg, width: f64, text: &str| {
-        svg.text((x + width, y + 3.5), Anchor::Start, 10.0, QUIET, text);
-        let at = x;
-        x += width + text_width(text, 10.0) + 14.0;
-        at
-    };
-    let at = entry(svg, 10.0, "feature");
-    svg.circle((at + 4.0, y), 4.0, "#31608f", "#fff");
-    let at = entry(svg, 12.0, "error");
-    svg.diamond((at + 5.0, y), 4.6, "#fff", "#8a6d3b");
-    let at = entry(svg, 12.0, "token, output");
-    svg.square((at + 5.0, y), 4.0, INK, "#fff");
-    let at = entry(svg, 24.0, "raises its target");
-    svg.line((at, y), (at + 19.0, y), GREEN, 2.5);
-    let at = entry(svg, 24.0, "lowers it");
-    svg.arc((at, y), (at + 19.0, y), (PURPLE, true), 2.5, 1.0);
-    entry(svg, 0.0, "· size: influence · label: layer/feature");
+    Ok(())
 }

@@ -1,52 +1,89 @@
 //! Picture: what people look at.
 //!
 //! In: a [`History`](crate::train::History), a [`Report`](crate::eval::Report), a [`Graph`](crate::graph::Graph), an
-//! [`Effect`](crate::intervene::Effect). Out: a [`Picture`], one SVG on white with a sentence that
-//! says the same, for a notebook, a file or a paper. Nothing here knows a notebook, nothing is
-//! fetched from a network. Inside HTML a picture is always an `<img>` with its data in the address:
-//! JupyterLab strips `<svg>` from notebooks it does not trust, and leaves `<img>`.
+//! [`Effect`](crate::intervene::Effect), or numbers of one's own ([`lines`], [`scatter`], [`bars`]). Out: a
+//! [`Picture`], SVG on white with a sentence that says the same, for a notebook, a file or a paper. [`Show`] makes
+//! text, HTML and a picture of a value. Nothing here knows a notebook, nothing is fetched from a network.
 //!
-//! `html` escapes and lays out, `svg` writes shapes; `chart`, `curves`, `report_view`, `graph_view`,
-//! `effect_view`, `qk_view`, `supernode_view` and `compare_view` draw. Cost: milliseconds.
+//! plotters draws every picture through `canvas`; `frame` puts title, caption and legend above it, `png` turns SVG
+//! into pixels by plotters' bitmap backend, `foreign` checks SVG from outside. `axes` and `chart` are charts of numbers, `rows` bars about zero;
+//! the other files draw one kind of value each. Cost: milliseconds, a PNG some tens of them.
 
-pub mod chart;
+mod axes;
+mod canvas;
+mod cards;
+mod chart;
 mod compare_view;
 mod curves;
 mod edge_table;
 mod effect_view;
+mod foreign;
+mod frame;
 mod graph_layout;
 mod graph_view;
-pub mod html;
+pub(crate) mod html;
+mod lists;
+mod per_layer;
+mod png;
 mod qk_view;
 mod report_view;
+mod rows;
+mod show;
 mod supernode_view;
-mod svg;
+pub(crate) mod words;
 
-pub use curves::{thin, training};
+pub use chart::{bars, lines, scatter, ChartConfig};
+pub(crate) use curves::training;
+pub use html::Html;
+pub use show::Show;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
-use base64::Engine;
+use frame::Frame;
 use std::path::Path;
+use std::sync::Arc;
 
-/// A drawing and what it says. Cheap to clone compared with drawing it.
+/// A drawing and what it says. Cheap to clone.
 ///
 /// ```
-/// let picture = cltlab::picture::chart::l0_per_layer(&[31.5, 40.0, 22.1]);
+/// use cltlab::picture::{bars, ChartConfig};
+/// let picture = bars(&[("relu", 0.31), ("top_k", 0.22)], &ChartConfig::default())?;
 /// assert!(picture.svg().starts_with("<svg"));
-/// assert!(picture.html().starts_with("<img alt="));
+/// # Ok::<(), cltlab::Error>(())
 /// ```
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Picture {
-    svg: String,
-    alt: String,
-    width: u32,
+    svg: Arc<str>,
+    /// Without the frame: elements that fill `size`.
+    body: Arc<str>,
+    frame: Frame,
+    size: (f64, f64),
+    /// Pixels that it is shown at.
+    width: f64,
 }
 
 impl Picture {
-    /// A picture from SVG text that is `width` pixels wide, and a sentence for those who cannot see it.
-    pub(crate) fn new(svg: String, alt: impl Into<String>, width: u32) -> Self {
-        Picture { svg, alt: alt.into(), width }
+    /// A picture of SVG elements that fill so many pixels, under a frame.
+    fn compose(frame: Frame, body: impl Into<Arc<str>>, size: (f64, f64)) -> Self {
+        let mut picture = Picture { svg: Arc::default(), body: body.into(), frame, size, width: size.0 };
+        picture.write();
+        picture
+    }
+
+    fn write(&mut self) {
+        let (head, above) = self.frame.head(self.size.0);
+        let (width, height) = (self.size.0, self.size.1 + above);
+        let scale = self.width / width;
+        self.svg = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" xmlns:xlink=\"http://www.w3.org/1999/xlink\" width=\"{}\" height=\"{}\" viewBox=\"0 0 {width} {height}\" role=\"img\">\
+             <title>{}</title><style>text{{unicode-bidi:isolate}}</style><rect width=\"{width}\" height=\"{height}\" fill=\"#fff\"/>\n\
+             <g transform=\"scale(0.125)\">\n{head}\n</g>\n<g transform=\"translate(0 {above})\">\n{}\n</g>\n</svg>\n",
+            (scale * width).round(),
+            (scale * height).round(),
+            html::escape(&self.frame.alt),
+            self.body
+        )
+        .into();
     }
 
     /// The drawing as SVG text, on white.
@@ -56,41 +93,68 @@ impl Picture {
 
     /// What the picture says, in words.
     pub fn alt(&self) -> &str {
-        &self.alt
+        &self.frame.alt
     }
 
-    /// An `<img>` that holds the picture itself; shown also where the notebook is not trusted.
-    pub fn html(&self) -> String {
-        let data = base64::engine::general_purpose::STANDARD.encode(&self.svg);
-        format!(
-            "<img alt=\"{}\" width=\"{}\" style=\"max-width:100%;background:#fff;border-radius:4px\" src=\"data:image/svg+xml;base64,{data}\">",
-            html::escape(&self.alt),
-            self.width
-        )
+    /// The same under another title; an empty one takes the title away.
+    pub fn titled(mut self, title: &str) -> Self {
+        self.frame.title = title.to_string();
+        self.write();
+        self
     }
 
-    /// Writes `.svg`, or `.html` as a page that needs nothing else; whole or not at all.
+    /// The same, shown at another width; its height and its letters follow.
     ///
     /// # Errors
-    /// `BadInput` for another ending; `MissingFile` (the folder), `DiskFull` or `Io` with the path.
+    /// `BadInput` for a width that is not between 50 and 10,000 pixels.
+    pub fn resized(mut self, pixels: u32) -> Result<Self> {
+        if !(50..=10_000).contains(&pixels) {
+            return Err(Error::expected(ErrorKind::BadInput, "Picture::resized", pixels, "50 to 10000 pixels"));
+        }
+        self.width = f64::from(pixels);
+        self.write();
+        Ok(self)
+    }
+
+    /// Writes `.svg`, `.png` (twice as many pixels each way as the picture is wide and high, for print and dense
+    /// screens; [`resized`](Picture::resized) changes that), or `.html` as a page that needs nothing else.
+    /// Whole or not at all. Letters that DejaVu Sans lacks (Chinese, emoji) are boxes in PNG, and all text runs from the left.
+    ///
+    /// # Errors
+    /// `BadInput` for another ending, for a PNG of more than 25 million pixels or of an SVG from outside ([`from_svg`](Picture::from_svg)); `MissingFile` (the folder), `DiskFull` or
+    /// `Io` with the path.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         match path.extension().and_then(|ending| ending.to_str()) {
             Some("svg") => files::write_atomic(path, self.svg.as_bytes()),
-            Some("html") => files::write_atomic(path, html::page(&self.alt, &self.html()).as_bytes()),
-            _ => Err(Error::expected(ErrorKind::BadInput, "Picture::save: path", path.display(), "a name that ends in .svg or .html")),
+            Some("png") => files::write_atomic(path, &png::encode(&self.svg)?),
+            Some("html") => files::write_atomic(path, html::Html::page(self.alt(), self.image()).as_str().as_bytes()),
+            _ => Err(Error::expected(ErrorKind::BadInput, "Picture::save: path", path.display(), "a name that ends in .svg, .png or .html")),
         }
+    }
+
+    /// An `<img>` that holds the picture itself.
+    fn image(&self) -> Html {
+        Html::image(&self.svg, self.alt(), self.width.round() as u32)
     }
 }
 
+impl PartialEq for Picture {
+    fn eq(&self, other: &Self) -> bool {
+        self.svg == other.svg
+    }
+}
+
+impl Eq for Picture {}
+
 impl std::fmt::Display for Picture {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.alt)
+        f.write_str(self.alt())
     }
 }
 
 impl std::fmt::Debug for Picture {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Picture ({} kB): {}", self.svg.len() / 1000, self.alt)
+        write!(f, "Picture ({} kB): {}", self.svg.len() / 1000, self.alt())
     }
 }

@@ -1,32 +1,42 @@
 //! The report of an evaluation: charts per layer, the fidelity figures, and a table.
 
-use super::chart::{dead_per_layer, fvu_per_layer, l0_per_layer};
-use super::html::{self, Align};
-use super::Picture;
+use super::html::{row, Align, Html};
+use super::{per_layer, Picture, Show};
 use crate::eval::{LayerReport, Report};
 
 impl Report {
     /// Held-out variance unexplained, layer by layer.
     pub fn fvu_picture(&self) -> Picture {
-        fvu_per_layer(&self.layer(|layer| layer.fvu))
+        per_layer::fvu(&self.layer(|layer| layer.fvu))
     }
 
     /// Active features per token, layer by layer.
     pub fn l0_picture(&self) -> Picture {
-        l0_per_layer(&self.layer(|layer| layer.l0))
+        per_layer::l0(&self.layer(|layer| layer.l0))
     }
 
     /// Share of features that never fired, layer by layer.
     pub fn dead_picture(&self) -> Picture {
-        dead_per_layer(&self.layer(|layer| layer.dead))
+        per_layer::dead(&self.layer(|layer| layer.dead))
     }
 
     fn layer(&self, value: fn(&LayerReport) -> f64) -> Vec<f64> {
         self.layers.iter().map(value).collect()
     }
+}
 
-    /// Charts, figures and the table of layers, as HTML.
-    pub fn html(&self) -> String {
+impl Show for Report {
+    fn text(&self) -> String {
+        self.to_string()
+    }
+
+    /// [`Report::fvu_picture`].
+    fn picture(&self) -> Option<Picture> {
+        Some(self.fvu_picture())
+    }
+
+    /// Charts, figures and the table of layers.
+    fn html(&self) -> Html {
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         let mut figures = vec![
             ("variance unexplained (FVU), mean of layers", format!("{:.3}", self.fvu())),
@@ -45,19 +55,14 @@ impl Report {
                 ("predictions compared", self.fidelity_tokens.to_string()),
             ]);
         }
-        let rows: Vec<Vec<String>> = self
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(l, layer)| vec![l.to_string(), format!("{:.3}", layer.fvu), format!("{:.1}", layer.l0), percent(layer.dead)])
-            .collect();
+        let rows = self.layers.iter().enumerate().map(|(l, layer)| row![l.to_string(), format!("{:.3}", layer.fvu), format!("{:.1}", layer.l0), percent(layer.dead)]);
         let columns = [("layer", Align::Right), ("FVU", Align::Right), ("L0", Align::Right), ("dead", Align::Right)];
-        format!(
-            "<div>{}{}{}{}</div>",
-            html::facts("Evaluation on held-out text", &figures),
+        Html::join([
+            Html::facts("Evaluation on held-out text", &figures),
             self.fvu_picture().html(),
             self.l0_picture().html(),
-            html::details("Layers as a table", &html::table(&columns, &rows))
-        )
+            Html::details("Layers as a table", Html::table(&columns, rows)),
+        ])
+        .block()
     }
 }

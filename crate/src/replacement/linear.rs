@@ -41,7 +41,7 @@ impl FrozenModel {
 
     /// The same with the skip connections of `clt`, if it has them: the MLPs' outputs are constant
     /// but for what goes through these.
-    pub fn with_skips(self, clt: &Clt) -> Self {
+    pub fn skips(self, clt: &Clt) -> Self {
         FrozenModel { skips: Some(clt.clone()).filter(|clt| clt.config().skip), ..self }
     }
 

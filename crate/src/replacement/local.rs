@@ -11,6 +11,7 @@ use super::{FeatureNode, FrozenModel, Replacement};
 use crate::clt::SparseCode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Capture, Logits, MlpSite, Run};
+use crate::text::Prompt;
 use candle_core::Tensor;
 use std::sync::Arc;
 
@@ -24,22 +25,31 @@ pub struct LocalReplacement {
     embeddings: Tensor,
 }
 
+/// Which positions of a prompt the CLT does not explain.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LocalConfig {
+    /// Positions without features and errors: the special first token. Default `[0]`.
+    pub zero_positions: Vec<usize>,
+}
+
+impl Default for LocalConfig {
+    fn default() -> Self {
+        LocalConfig { zero_positions: vec![0] }
+    }
+}
+
 impl Replacement {
-    /// The local replacement model of a prompt, which gets the model's special first token.
+    /// The local replacement model of a prompt.
     ///
     /// # Errors
-    /// As [`Model::prompt_tokens`](crate::Model::prompt_tokens) and [`Replacement::local`].
-    pub fn explain(&self, prompt: &str) -> Result<LocalReplacement> {
-        self.local(&self.model().prompt_tokens(prompt)?, &[0])
+    /// As [`Replacement::tokens`]; `BadInput` for fewer than two tokens, or a zero position beyond them; `NotFinite`
+    /// when the model's weights or logits hold NaN or infinity.
+    pub fn local(&self, prompt: impl Into<Prompt>, config: &LocalConfig) -> Result<LocalReplacement> {
+        self.local_at(&self.tokens(prompt)?, &config.zero_positions)
     }
 
-    /// The local replacement model of token ids, taken as they are.
-    ///
-    /// # Errors
-    /// `BadInput` for ids that cannot be run, fewer than two, or a zero position beyond them;
-    /// `NotFinite` when the model's weights or logits hold NaN or infinity.
-    pub fn local(&self, tokens: &[u32], zero_positions: &[usize]) -> Result<LocalReplacement> {
-        self.model().check_tokens(tokens)?;
+    pub(crate) fn local_at(&self, tokens: &[u32], zero_positions: &[usize]) -> Result<LocalReplacement> {
         if tokens.len() < 2 {
             return Err(Error::expected(ErrorKind::BadInput, "prompt", "one token", "at least two")
                 .help("the first position is the special token, which has no features: give a longer prompt"));
@@ -47,14 +57,14 @@ impl Replacement {
         if let Some(beyond) = zero_positions.iter().find(|position| **position >= tokens.len()) {
             return Err(Error::expected(ErrorKind::BadInput, "zero_positions", beyond, format_args!("less than {}", tokens.len())));
         }
-        let run = self.model().run_tokens(tokens, Capture { logits: Logits::Last, ..Capture::default() })?;
+        let run = self.model().run(tokens, &Capture { logits: Logits::Last, ..Capture::default() })?;
         last_logits(&run)?;
         let mut code = self.clt().encode(&run)?;
         zero_positions.iter().for_each(|position| code.zero_position(*position));
         let keep: Vec<f32> = (0..tokens.len()).map(|p| if zero_positions.contains(&p) { 0.0 } else { 1.0 }).collect();
         let keep = Tensor::from_vec(keep, (tokens.len(), 1), self.model().device())?;
         let inputs = run.layers.iter().map(|layer| Ok(self.clt().input(layer)?.clone())).collect::<Result<Vec<_>>>()?;
-        let errors = self.clt().decode_with(&code, &inputs)?.into_iter().zip(&run.layers).map(|(reconstruction, layer)| {
+        let errors = self.clt().decode(&code, &inputs)?.into_iter().zip(&run.layers).map(|(reconstruction, layer)| {
             let written = layer.mlp_out.as_ref().ok_or_else(|| Error::new(ErrorKind::BadInput, "run: mlp_out was not captured"))?;
             Ok((written - reconstruction)?.broadcast_mul(&keep)?)
         });
@@ -130,7 +140,7 @@ impl LocalReplacement {
 
     /// The frozen linear model of this prompt.
     pub fn frozen(&self) -> FrozenModel {
-        FrozenModel::new(self.replacement.model(), &self.run).with_skips(self.replacement.clt())
+        FrozenModel::new(self.replacement.model(), &self.run).skips(self.replacement.clt())
     }
 
     /// The MLP output of `layer` with features and error held, in a pass that shows `site` there: the

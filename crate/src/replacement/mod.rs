@@ -6,44 +6,29 @@
 //! outputs are the model's own (*Circuit Tracing*, sections on the replacement models). Evaluation,
 //! attribution and interventions all start here. Cost: a forward pass and an encoding.
 
+mod feature;
 mod linear;
 mod local;
 
+pub use feature::FeatureNode;
 pub use linear::{FrozenModel, Site};
 pub(crate) use local::{last_logits, last_uncapped};
-pub use local::LocalReplacement;
+pub use local::{LocalConfig, LocalReplacement};
 
 use crate::clt::{Clt, LayerCode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Capture, Freeze, MlpSite, Model, Run};
+use crate::model::{Capture, Freeze, Front, MlpSite, Model, Run};
+use crate::text::Prompt;
 use candle_core::Tensor;
-
-/// A feature at a position of a prompt: a node of a graph, and what an intervention acts on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-pub struct FeatureNode {
-    /// Layer that the feature reads.
-    pub layer: usize,
-    /// Position in the prompt, from 0.
-    pub position: usize,
-    /// Number within the layer.
-    pub feature: usize,
-}
-
-impl std::fmt::Display for FeatureNode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{} at {}", self.layer, self.feature, self.position)
-    }
-}
 
 /// A model and a CLT that belong together. Cheap to clone.
 ///
 /// ```no_run
-/// # use cltlab::{auto_device, clt::Clt, replacement::Replacement, Model};
-/// let device = auto_device()?;
-/// let model = Model::load("gpt2", &device)?;
-/// let clt = Clt::load("runs/gpt2-24k", &device)?;
+/// # use cltlab::{clt::Clt, replacement::Replacement, Model};
+/// let model = Model::load("gpt2", &Default::default())?;
+/// let clt = Clt::load("runs/gpt2-24k", &Default::default())?;
 /// let replacement = Replacement::new(&model, &clt)?;
-/// let local = replacement.explain("The capital of France is")?;
+/// let local = replacement.local("The capital of France is", &Default::default())?;
 /// println!("{} active features", local.active().len());
 /// # Ok::<(), cltlab::Error>(())
 /// ```
@@ -81,7 +66,7 @@ impl Replacement {
             return Err(Error::expected(ErrorKind::Mismatch, "CLT: device", format_args!("{:?}", clt.device()), format_args!("{:?}", model.device()))
                 .help("load both to the same device"));
         }
-        Ok(Replacement { model: model.with_output(config.output), clt: clt.clone() })
+        Ok(Replacement { model: model.at(config.output), clt: clt.clone() })
     }
 
     /// The model, its MLPs' outputs taken where the CLT writes.
@@ -94,18 +79,28 @@ impl Replacement {
         &self.clt
     }
 
+    /// Ids of a prompt as the replacement's verbs see it: as [`Model::tokens`], and a text with a special token in front
+    /// where it begins with none: that of the beginning of text, else padding's, else that of the end, as in
+    /// circuit-tracer. See [`Prompt`].
+    ///
+    /// # Errors
+    /// As [`Model::tokens`].
+    pub fn tokens(&self, prompt: impl Into<Prompt>) -> Result<Vec<u32>> {
+        self.model.ids(prompt.into(), Front::Special)
+    }
+
     /// Runs the replacement model: at each layer the features are computed on the replaced stream
     /// and the MLP's output becomes the reconstruction. Position 0, on which CLTs are not trained,
     /// keeps its MLP.
     ///
     /// # Errors
-    /// `BadInput` for ids that cannot be run; `NotFinite` when the stream overflows.
-    pub fn run(&self, tokens: &[u32], capture: Capture) -> Result<Run> {
+    /// As [`Replacement::tokens`]; `NotFinite` when the stream overflows.
+    pub fn run(&self, prompt: impl Into<Prompt>, capture: &Capture) -> Result<Run> {
         let mut codes: Vec<LayerCode> = Vec::with_capacity(self.model.layers());
-        self.model.run_spliced(tokens, capture, Freeze::none(), &mut |layer, site| {
+        self.model.run_spliced(self.tokens(prompt)?, capture, Freeze::none(), &mut |layer, site| {
             let read = self.read(site)?;
             codes.push(self.clt.encode_layer(layer, &read)?);
-            let written = self.clt.decode_target_with(&codes, layer, &read)?;
+            let written = self.clt.decode_target(&codes, layer, Some(&read))?;
             let count = written.dim(0)?;
             let first = site.mlp_out.narrow(0, 0, 1)?;
             Ok(Some(if count == 1 { first } else { Tensor::cat(&[&first, &written.narrow(0, 1, count - 1)?], 0)? }))
@@ -116,8 +111,8 @@ impl Replacement {
     ///
     /// # Errors
     /// As [`Replacement::run`].
-    pub fn logits(&self, tokens: &[u32]) -> Result<Tensor> {
-        self.run(tokens, Capture::logits())?.logits.ok_or_else(|| Error::new(ErrorKind::Tensor, "Replacement::logits: the pass made no logits"))
+    pub fn logits(&self, prompt: impl Into<Prompt>) -> Result<Tensor> {
+        self.run(prompt, &Capture::logits())?.logits.ok_or_else(|| Error::new(ErrorKind::Tensor, "Replacement::logits: the pass made no logits"))
     }
 
     /// What the encoders read of a site, `[T, d]`.

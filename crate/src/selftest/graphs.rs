@@ -32,7 +32,7 @@ pub(super) fn checks(device: &Device, done: &mut dyn FnMut(Check)) -> Result<()>
         let values = |code: &SparseCode| code.layers.iter().flat_map(|layer| layer.values.clone()).map(f64::from).collect::<Vec<_>>();
         let apart = if same { deviation(values(&got), values(&expected)) } else { f64::INFINITY };
         done(Check { name: format!("{name}: code of {} entries", expected.active()), deviation: apart, bound: 1e-5 });
-        let apart = deviation(numbers(&there.decode(&expected)?)?, numbers(&here.decode(&expected)?)?);
+        let apart = deviation(numbers(&there.decode(&expected, &[])?)?, numbers(&here.decode(&expected, &[])?)?);
         done(Check { name: format!("{name}: reconstruction"), deviation: apart, bound: 1e-5 });
     }
     sites(&shape, device, done)?;
@@ -51,7 +51,7 @@ pub(super) fn checks(device: &Device, done: &mut dyn FnMut(Check)) -> Result<()>
 /// buffer on the device.
 fn sites(shape: &RandomModel, device: &Device, done: &mut dyn FnMut(Check)) -> Result<()> {
     let (contexts, context) = (2, 40);
-    let load = |device: &Device| shape.load(&LoadConfig { device: Some(device.clone()), dtype: Some(DType::F32) });
+    let load = |device: &Device| shape.load(&LoadConfig { dtype: Some(DType::F32), ..LoadConfig::on(device) });
     let ids: Vec<u32> = (0..contexts * context).map(|i| ((i * 23 + 7) % shape.vocab) as u32).collect();
     let visited = |device: &Device| -> Result<[Vec<f64>; 2]> {
         let [mut inputs, mut targets] = [Vec::new(), Vec::new()];
@@ -90,8 +90,8 @@ fn sites(shape: &RandomModel, device: &Device, done: &mut dyn FnMut(Check)) -> R
 }
 
 fn graph(shape: &RandomModel, clt: &Clt, device: &Device) -> Result<Graph> {
-    let model = shape.load(&LoadConfig { device: Some(device.clone()), dtype: Some(DType::F32) })?;
+    let model = shape.load(&LoadConfig { dtype: Some(DType::F32), ..LoadConfig::on(device) })?;
     let tokens: Vec<u32> = (0..11).map(|i| (i * 17 + 3) % shape.vocab as u32).collect();
     let config = AttributeConfig { max_features: None, max_logits: 4, ..AttributeConfig::default() };
-    Replacement::new(&model, &clt.to_device(device)?)?.attribute_tokens(&tokens, &config)
+    Replacement::new(&model, &clt.to_device(device)?)?.attribute(&tokens, &config)
 }

@@ -11,11 +11,13 @@ mod graphs;
 mod margins;
 mod naive;
 mod random;
+mod show;
 mod training;
 
 pub use ceilings::Ceilings;
 pub use random::{random_clt, RandomModel};
 
+use crate::device::require_own;
 use crate::error::Result;
 use candle_core::Device;
 
@@ -74,6 +76,7 @@ impl SelfTest {
     /// # Errors
     /// As [`SelfTest::run`].
     pub fn observed(device: &Device, observe: &mut dyn FnMut(&Check)) -> Result<Self> {
+        require_own(device)?;
         let mut checks = Vec::new();
         let mut done = |check: Check| {
             observe(&check);

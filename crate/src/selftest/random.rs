@@ -15,7 +15,7 @@ use std::collections::HashMap;
 /// use cltlab::model::LoadConfig;
 /// use cltlab::selftest::RandomModel;
 /// let model = RandomModel { layers: 2, width: 32, ..RandomModel::default() }.load(&LoadConfig::default())?;
-/// let run = model.run_tokens(&[1, 2, 3], cltlab::model::Capture::default())?;
+/// let run = model.run([1, 2, 3], &Default::default())?;
 /// assert_eq!(run.layers.len(), 2);
 /// # Ok::<(), cltlab::Error>(())
 /// ```

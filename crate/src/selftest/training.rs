@@ -168,7 +168,7 @@ fn cpu(done: &mut dyn FnMut(Check)) -> Result<()> {
         let mut live = fresh(&case, false, false)?;
         let mut alone = live.clone();
         let (mut scratch, mut second) = (Scratch::default(), Scratch::default());
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|error| crate::Error::new(crate::ErrorKind::Unsupported, error.to_string()))?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|error| crate::Error::wrap(crate::ErrorKind::Unsupported, "threads", error))?;
         let (mut worst, mut apart) = (0f64, 0f64);
         for step in 1..=3 {
             let options = StepOptions { step, ..case.options.clone() };

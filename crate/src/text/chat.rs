@@ -70,7 +70,7 @@ impl Chat {
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
             let path = folder.join(name);
             if path.exists() {
-                let json = files::read_json(&path)?;
+                let json = files::read_json_object(&path)?;
                 chat.take_tokens(&json);
                 chat.take_templates(json.get("chat_template"), &path.display().to_string())?;
             }
@@ -148,8 +148,8 @@ impl Chat {
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("chat template".to_string()).stack_size(STACK);
             let thread = thread.spawn_scoped(scope, || self.run(source, messages, config, steps, most));
-            let thread = thread.map_err(|error| Error::new(ErrorKind::OutOfMemory, format!("chat template: no thread to run it: {error}")))?;
-            thread.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::BadFile, "chat template: it made the program that runs it fail").help("give another with Tokenizer::with_chat_template")))
+            let thread = thread.map_err(|error| Error::wrap(ErrorKind::OutOfMemory, "chat template: no thread to run it", error))?;
+            thread.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::BadFile, "chat template: it made the program that runs it fail").help("give another with Tokenizer::chat_template")))
         })
     }
 
@@ -168,17 +168,21 @@ impl Chat {
         let all = tokens.chain(given).chain(own.map(|(name, value)| (name.to_string(), value)));
         let mut environment = environment(most).map_err(|error| refused(&error))?;
         environment.set_fuel(Some(steps));
+        chat_guard::short_chains(source).map_err(|error| refused(&error))?;
         let source = chat_guard::guarded(&without_marks(source)).map_err(|error| refused(&error))?;
         let template = environment.template_from_named_str("chat_template", &source).map_err(|error| refused(&error))?;
         let mut out = Bounded { bytes: Vec::new(), most };
         template.render_captured_to(Value::from_pairs(all), &mut out).map_err(|error| refused(&error))?;
-        String::from_utf8(out.bytes).map_err(|error| Error::new(ErrorKind::BadFile, format!("chat template: {error}")))
+        if out.bytes.is_empty() {
+            return Err(Error::expected(ErrorKind::BadFile, "chat template", "no text from these messages", "the text of a chat").help("give another with Tokenizer::with_chat_template"));
+        }
+        String::from_utf8(out.bytes).map_err(|error| Error::wrap(ErrorKind::BadFile, "chat template", error))
     }
 
     fn missing(&self, name: &str) -> Error {
         if self.templates.is_empty() {
             return Error::expected(ErrorKind::MissingFile, "tokenizer: chat template", "none", "one in tokenizer_config.json, chat_template.jinja or the GGUF file")
-                .help("the model may not be tuned for chats: give it plain text, or a template with Tokenizer::with_chat_template");
+                .help("the model may not be tuned for chats: give it plain text, or a template with Tokenizer::chat_template");
         }
         Error::expected(ErrorKind::BadConfig, "ChatConfig::template", format_args!("'{name}'"), format_args!("one of {}", self.names().join(", ")))
     }
@@ -193,7 +197,7 @@ fn refused(error: &minijinja::Error) -> Error {
     }
     let line = error.line().map_or_else(String::new, |line| format!(" line {line}"));
     if error.kind() == minijinja::ErrorKind::OutOfFuel {
-        return Error::new(ErrorKind::BadFile, format!("chat template{line}: it does more than any number of messages needs, or does not end")).help("give another with Tokenizer::with_chat_template");
+        return Error::new(ErrorKind::BadFile, format!("chat template{line}: it does more than any number of messages needs, or does not end")).help("give another with Tokenizer::chat_template");
     }
     let cause = std::error::Error::source(error).map(ToString::to_string);
     let detail = error.detail().map(str::to_string).or(cause).map_or_else(String::new, |detail| format!(": {}", shown(&detail)));

@@ -10,9 +10,57 @@ const FILTER: &str = "cltlab_kept";
 /// Levels and entries of a value that a namespace keeps.
 const DEPTH: usize = 128;
 const ENTRIES: usize = 200_000;
+/// Operators in one tag; published templates have some ten.
+const OPERATORS: usize = 1000;
 
 fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
+}
+
+/// Refuses a tag of more than [`OPERATORS`] operators: the parser's time grows with the square of a chain's length.
+///
+/// # Errors
+/// `SyntaxError` with the number and the line.
+pub(super) fn short_chains(source: &str) -> Result<(), Error> {
+    let mut at = 0;
+    while let Some((start, end)) = ["{{", "{%", "{#"].iter().zip(["}}", "%}", "#}"]).filter_map(|(open, close)| Some((at + source[at..].find(open)? + 2, close))).min() {
+        if end == "#}" {
+            at = source[start..].find(end).map_or(source.len(), |length| start + length + end.len());
+            continue;
+        }
+        let (count, length) = operators(&source[start..], end);
+        if count > OPERATORS {
+            let line = source[..start].matches('\n').count() + 1;
+            return Err(Error::new(ErrorKind::SyntaxError, format!("line {line}: got a tag of {count} operators, expected at most {OPERATORS}")));
+        }
+        at = start + length;
+    }
+    Ok(())
+}
+
+/// How many operators stand in a tag before `end`, outside of its texts, and how many bytes it has.
+fn operators(tag: &str, end: &str) -> (usize, usize) {
+    let (mut quote, mut escaped, mut count, mut word) = (None, false, 0, 0);
+    for (at, c) in tag.char_indices() {
+        let is_word = c.is_alphanumeric() || c == '_';
+        if quote.is_none() && !is_word {
+            count += usize::from(["not", "and", "or", "if", "else", "is", "in"].contains(&&tag[word..at]));
+        }
+        match (quote, c) {
+            _ if escaped => escaped = false,
+            (Some(_), '\\') => escaped = true,
+            (Some(open), _) if c == open => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(c),
+            (None, _) if tag[at..].starts_with(end) => return (count, at + end.len()),
+            (None, '-' | '+' | '*' | '/' | '%' | '~' | '|' | '.' | '<' | '>' | '=' | '!' | '(' | '[' | '{') => count += 1,
+            _ => {}
+        }
+        if !is_word {
+            word = at + c.len_utf8();
+        }
+    }
+    (count, tag.len())
 }
 
 /// `source` with a check around what is assigned to an attribute: `{% set n.x = (…)|cltlab_kept %}`.

@@ -7,8 +7,11 @@ use super::documents::{self, Documents};
 use super::Tokenizer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::sealed::checksum;
-use crate::hub::HubRepo;
+use crate::hub::{HubConfig, HubRepo};
 use crate::progress;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::SeedableRng;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,40 +40,16 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Loads a text file (blank lines, two in a row, part documents), a `.jsonl` file (one object
+    /// Loads text from `source`: a file or folder, or a dataset of the hub where there is none of that name.
+    ///
+    /// Files: a text file (blank lines, two in a row, part documents), a `.jsonl` file (one object
     /// or string a line, field `text`), a `.json` file (the same, or one array of them), a `.csv` or `.tsv` file (the
     /// first row names the fields), a `.parquet` file (string column `text`), or a folder of such files in the order of
     /// their paths: as a dataset of the hub it is searched with its subfolders, and `README.md` and the like, other `.md`
     /// files and hidden ones are left out. All but parquet may be compressed: `.gz`, `.zst`. Text is UTF-8, or UTF-16 or
     /// UTF-32 (a byte order mark is no part of it), or in a plain text file Latin-1. A null or an empty field of a table is no document.
     ///
-    /// # Errors
-    /// `MissingFile`; `BadFile` with the line or column that could not be read, for files that are no text, and for packed
-    /// ones that hold more than a hundred times their length; `OutOfMemory`; `BadInput` when no text was found.
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        Self::load_with(path, &TextConfig::default())
-    }
-
-    /// As [`Corpus::load`], from another field, or only the first part.
-    ///
-    /// ```no_run
-    /// use cltlab::text::{Corpus, TextConfig};
-    /// let config = TextConfig { field: "content".into(), max_bytes: Some(100_000_000), ..TextConfig::default() };
-    /// let corpus = Corpus::load_with("code.jsonl.zst", &config)?;
-    /// # Ok::<(), cltlab::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Corpus::load`]; a missing field is named with those that are there.
-    pub fn load_with(path: impl AsRef<Path>, config: &TextConfig) -> Result<Self> {
-        let path = path.as_ref();
-        let mut documents = Documents::new(config);
-        documents.read(path)?;
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Self::named(name, documents.texts).map_err(|error| error.context(path.display()))
-    }
-
-    /// Loads a dataset from the hub: `owner/name` for all of its text, JSONL, CSV and parquet files,
+    /// Datasets: `owner/name` for all of its text, JSONL, CSV and parquet files,
     /// `owner/name/data/train` for those whose path begins so, or the path of one file; after the name
     /// `@revision` may stand (`@refs/convert/parquet` is the hub's own copy in parquet). Files are fetched
     /// one after the other until there is enough text ([`TextConfig::max_bytes`]), once, into the cache
@@ -79,27 +58,47 @@ impl Corpus {
     /// ```no_run
     /// use cltlab::text::{Corpus, TextConfig};
     /// let first_100_mb = TextConfig { max_bytes: Some(100_000_000), ..TextConfig::default() };
-    /// let stories = Corpus::hub("roneneldan/TinyStories/data/train", &first_100_mb)?;
+    /// let stories = Corpus::load("roneneldan/TinyStories/data/train", &first_100_mb)?;
+    /// let code = Corpus::load("code.jsonl.zst", &TextConfig { field: "content".into(), ..TextConfig::default() })?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```
     ///
     /// # Errors
-    /// `BadInput` for what is no such name; those of [`Corpus::from_hub`].
-    pub fn hub(source: &str, config: &TextConfig) -> Result<Self> {
+    /// `MissingFile`; `BadFile` with the line or column that could not be read, for files that are no text, and for packed
+    /// ones that hold more than a hundred times their length; a missing field is named with those that are there;
+    /// `OutOfMemory`; `BadInput` when no text was found; those of [`Corpus::from_hub`].
+    pub fn load(source: impl AsRef<Path>, config: &TextConfig) -> Result<Self> {
+        let path = source.as_ref();
+        if let Some(dataset) = dataset(path) {
+            return Self::from_dataset(dataset, config).map_err(|error| match error.kind() {
+                ErrorKind::MissingFile | ErrorKind::Network | ErrorKind::BadInput => error.context(format_args!("{dataset}: no file or folder here; as a dataset of the hub")),
+                _ => error,
+            });
+        }
+        let mut documents = Documents::new(config);
+        documents.read(path).map_err(|error| match path.exists() {
+            true => error,
+            false => error.help("give a file, a folder, or a dataset of the hub: owner/name or owner/name/path"),
+        })?;
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Self::named(name, documents.texts).map_err(|error| error.context(path.display()))
+    }
+
+    fn from_dataset(source: &str, config: &TextConfig) -> Result<Self> {
         let parts: Vec<&str> = source.split('/').collect();
         // refs/convert/parquet and refs/pr/1 are revisions of three parts.
         let of_name = if parts.get(1).is_some_and(|name| name.ends_with("@refs")) { 4 } else { 2 };
         if parts.len() < of_name {
             return Err(Error::expected(ErrorKind::BadInput, "dataset", format_args!("'{source}'"), "owner/name or owner/name/path, as on the hub"));
         }
-        Self::from_hub(&HubRepo::dataset(&parts[..of_name].join("/"))?, &parts[of_name..].join("/"), config)
+        Self::from_hub(&HubRepo::dataset(&parts[..of_name].join("/"), &HubConfig::default())?, &parts[of_name..].join("/"), config)
     }
 
-    /// As [`Corpus::hub`], from an open repository and a path in it, which may be empty.
+    /// A dataset of an open repository, and a path in it, which may be empty; see [`Corpus::load`].
     ///
     /// # Errors
     /// `MissingFile` when no file's path begins so; those of [`HubRepo::file`] and
-    /// [`Corpus::load_with`].
+    /// [`Corpus::load`].
     pub fn from_hub(repo: &HubRepo, path: &str, config: &TextConfig) -> Result<Self> {
         let place = format!("dataset {}", repo.name());
         let files = if documents::holds_text(path) { vec![path.to_string()] } else { matching(repo.list()?, path, &place)? };
@@ -136,8 +135,16 @@ impl Corpus {
         Ok(Corpus { name, documents: Arc::new(documents) })
     }
 
-    /// Splits by bytes of text into the first `fraction` (for training) and the rest (held out); a
-    /// document is cut at a line end when the border falls inside it.
+    /// Splits by bytes of text into the first `fraction` (for training) and the rest (held out), in the order of the
+    /// documents; a document is cut at a line end when the border falls inside it. The rest is the end of the text:
+    /// where the text is sorted, by date or by subject, it is of another kind. [`Corpus::shuffled`] before that cures it.
+    ///
+    /// ```
+    /// let texts = (0..100).map(|number| format!("Document {number}.")).collect();
+    /// let (train, test) = cltlab::Corpus::from_texts(texts)?.shuffled(0).split(0.9)?;
+    /// assert!(train.documents() > test.documents());
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
     ///
     /// # Errors
     /// `BadInput` when the fraction is not between 0 and 1 or one side would be empty.
@@ -167,6 +174,14 @@ impl Corpus {
         Ok((Self::named(format!("{} (first {fraction})", self.name), head)?, Self::named(format!("{} (rest)", self.name), tail)?))
     }
 
+    /// The same documents in an order drawn by `seed`: before [`Corpus::split`], and before reading is ended by
+    /// `max_tokens`, which takes the first ones. A text without blank lines is one document and stays as it is.
+    pub fn shuffled(&self, seed: u64) -> Corpus {
+        let mut documents = self.documents.to_vec();
+        documents.shuffle(&mut StdRng::seed_from_u64(seed));
+        Corpus { name: format!("{} (shuffled by {seed})", self.name), documents: Arc::new(documents) }
+    }
+
     /// Where the text came from.
     pub fn name(&self) -> &str {
         &self.name
@@ -193,8 +208,8 @@ impl Corpus {
     }
 
     /// Tokenises and packs into blocks of `context` ids; each block begins with `special` when the
-    /// model has such a token. Stops after `max_tokens` ids when given, so that a short experiment
-    /// does not tokenise a long corpus.
+    /// model has such a token. Stops after `max_tokens` ids when given, those of the first documents
+    /// ([`Corpus::shuffled`]), so that a short experiment does not tokenise a long corpus.
     ///
     /// # Shapes
     /// Blocks of `[blocks, context]`; the last, incomplete block is dropped.
@@ -241,6 +256,15 @@ impl Corpus {
         task.finish(format!("{} tokens", ids.len()));
         Ok(Blocks { ids: Arc::new(ids), context })
     }
+}
+
+/// `source` where it names a dataset of the hub: nothing of that name lies here, and it is `owner/name` or longer. Two
+/// parts of which the second is a name of a text file are a path.
+fn dataset(source: &Path) -> Option<&str> {
+    let text = source.to_str().filter(|text| !text.starts_with(['.', '/', '~']) && !source.exists())?;
+    let parts: Vec<&str> = text.split('/').collect();
+    let named = parts.len() >= 2 && parts.iter().all(|part| !part.is_empty());
+    (named && !(parts.len() == 2 && documents::holds_text(text))).then_some(text)
 }
 
 /// The files of a dataset that `path` means.

@@ -3,7 +3,9 @@
 mod csv;
 mod json;
 mod open;
+#[cfg(feature = "parquet")]
 mod pages;
+#[cfg(feature = "parquet")]
 mod parquet;
 
 use super::corpus::TextConfig;
@@ -105,7 +107,7 @@ impl<'a> Documents<'a> {
     }
 
     fn read_file(&mut self, path: &Path) -> Result<()> {
-        let length = std::fs::metadata(path).map_err(|error| Error::io(path, &error))?.len();
+        let length = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
         let wanted = self.config.max_bytes.map_or(length, |most| most.saturating_sub(self.bytes).min(length));
         require_memory(&format!("text of {}", path.display()), wanted, "read a part of it: TextConfig::max_bytes")?;
         match kind(path) {
@@ -116,10 +118,16 @@ impl<'a> Documents<'a> {
         }
     }
 
+    #[cfg(not(feature = "parquet"))]
+    fn read_parquet(&mut self, path: &Path) -> Result<()> {
+        let error = Error::new(ErrorKind::Unsupported, format!("{}: this build reads no parquet: it lacks the feature `parquet`", path.display()));
+        Err(error.help("build cltlab with the feature `parquet` (on by default), or convert the file: datasets.Dataset.to_json writes what is read"))
+    }
+
     fn read_text(&mut self, path: &Path) -> Result<()> {
         let most = self.longest();
         let mut bytes = Vec::new();
-        open::open(path, self.room)?.take(most).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
+        open::open(path, self.room)?.take(most).read_to_end(&mut bytes).map_err(|error| unreadable(path, error))?;
         // What is not wanted any more is not read; the last document then ends with a line.
         if bytes.len() as u64 == most {
             let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);

@@ -140,7 +140,7 @@ fn scored(fields: &Fields<'_>, tokens: &[String], types: &[i64]) -> Result<Score
         return Err(Error::expected(ErrorKind::BadFile, "GGUF field tokenizer.ggml.scores", format_args!("{} numbers", scores.len()), tokens.len()).help(BESIDE));
     }
     let pieces = tokens.iter().zip(scores).zip(roles(types)).map(|((token, score), role)| {
-        let score = score.to_f32().map_err(|error| Error::new(ErrorKind::BadFile, format!("GGUF field tokenizer.ggml.scores: {error}")))?;
+        let score = score.to_f32().map_err(|error| Error::wrap(ErrorKind::BadFile, "GGUF field tokenizer.ggml.scores", error))?;
         if !score.is_finite() {
             return Err(Error::expected(ErrorKind::BadFile, format_args!("GGUF field tokenizer.ggml.scores: of '{}'", shown(token)), score, "a finite number").help(BESIDE));
         }
@@ -202,7 +202,7 @@ impl<'a> Fields<'a> {
 
     fn strings(&self, key: &str) -> Result<Vec<String>> {
         let texts = self.list(key).iter().map(|value| value.to_string().cloned());
-        texts.collect::<Result<_, _>>().map_err(|error| Error::new(ErrorKind::BadFile, format!("GGUF field tokenizer.ggml.{key}: {error}")))
+        texts.collect::<Result<_, _>>().map_err(|error| Error::wrap(ErrorKind::BadFile, format_args!("GGUF field tokenizer.ggml.{key}"), error))
     }
 
     /// A type for each token; a file without types has normal ones only.

@@ -25,14 +25,14 @@ const TYPES: [(u32, &str, u64, u64); 40] = [
 /// # Errors
 /// `MissingFile`; `BadFile` naming what is wrong; `Unsupported` for a tensor type that is not read, by its name.
 pub(crate) fn read(path: &Path) -> Result<(Content, BufReader<File>)> {
-    let file = File::open(path).map_err(|error| Error::io(path, &error))?;
-    let length = file.metadata().map_err(|error| Error::io(path, &error))?.len();
+    let file = File::open(path).map_err(|error| Error::io(path, error))?;
+    let length = file.metadata().map_err(|error| Error::io(path, error))?.len();
     let mut scan = Scan { reader: BufReader::new(file), at: 0, length, narrow: false, path };
     scan.check()?;
     let mut reader = scan.reader;
-    reader.seek(SeekFrom::Start(0)).map_err(|error| Error::io(path, &error))?;
+    reader.seek(SeekFrom::Start(0)).map_err(|error| Error::io(path, error))?;
     let content = Content::read(&mut reader)
-        .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: not a readable GGUF file: {}", path.display(), shown(error))).help("check that the download is complete"))?;
+        .map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: not a readable GGUF file: {}", path.display(), shown(&error))).caused_by(error).help("check that the download is complete"))?;
     Ok((content, reader))
 }
 
@@ -67,7 +67,7 @@ impl Scan<'_> {
         if self.length - self.at < N as u64 {
             return Err(self.cut(N as u64));
         }
-        self.reader.read_exact(&mut bytes).map_err(|error| Error::io(self.path, &error))?;
+        self.reader.read_exact(&mut bytes).map_err(|error| Error::io(self.path, error))?;
         self.at += N as u64;
         Ok(bytes)
     }
@@ -85,7 +85,7 @@ impl Scan<'_> {
         if bytes > self.length - self.at {
             return Err(self.cut(bytes));
         }
-        self.reader.seek_relative(bytes as i64).map_err(|error| Error::io(self.path, &error))?;
+        self.reader.seek_relative(bytes as i64).map_err(|error| Error::io(self.path, error))?;
         self.at += bytes;
         Ok(())
     }
@@ -100,15 +100,15 @@ impl Scan<'_> {
             return Err(self.cut(length));
         }
         let mut bytes = vec![0; length as usize];
-        self.reader.read_exact(&mut bytes).map_err(|error| Error::io(self.path, &error))?;
+        self.reader.read_exact(&mut bytes).map_err(|error| Error::io(self.path, error))?;
         self.at += length;
         String::from_utf8(bytes).map_err(|_| self.bad(what, "bytes that are no UTF-8", "a text"))
     }
 
     fn magic(&mut self) -> Result<()> {
         let mut start = Vec::new();
-        self.reader.by_ref().take(256).read_to_end(&mut start).map_err(|error| Error::io(self.path, &error))?;
-        self.reader.seek(SeekFrom::Start(0)).map_err(|error| Error::io(self.path, &error))?;
+        self.reader.by_ref().take(256).read_to_end(&mut start).map_err(|error| Error::io(self.path, error))?;
+        self.reader.seek(SeekFrom::Start(0)).map_err(|error| Error::io(self.path, error))?;
         if let Some(error) = refused(self.path, &start) {
             return Err(error);
         }

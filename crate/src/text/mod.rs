@@ -13,13 +13,17 @@ pub(crate) mod gguf_header;
 mod guarded;
 mod incremental;
 pub(crate) mod placeholder;
+mod prompt;
 mod python_json;
 mod scored;
 mod specials;
+mod token;
 mod tokenizer;
 
 pub use chat::ChatConfig;
 pub use corpus::{Blocks, Corpus, TextConfig};
 pub(crate) use gguf::adds_bos;
 pub use incremental::Incremental;
+pub use prompt::Prompt;
+pub use token::Token;
 pub use tokenizer::Tokenizer;

@@ -47,7 +47,14 @@ impl Beside {
                 if let Some(error) = refused(&path, &bytes) {
                     return Err(error);
                 }
-                found.push(files::read_json_object(&path)?);
+                let json: Value = files::read_json_object(&path)?;
+                for name in NAMES {
+                    let known = |value: &Value| value.is_null() || text(value).is_some();
+                    if let Some(value) = json.get(name).filter(|value| !known(value)) {
+                        return Err(Error::expected(ErrorKind::BadFile, format_args!("{}: {name}", path.display()), shown(value), "a token's text, or an object with it in content"));
+                    }
+                }
+                found.push(json);
             }
         }
         Ok(Beside { files: found })
@@ -116,7 +123,7 @@ fn around(tokenizer: &mut tokenizers::Tokenizer, before: Option<(&str, u32)>, af
         before.iter().chain(&after).map(|(text, id)| (text.to_string(), json!({"id": text, "ids": [id], "tokens": [text]}))).collect();
     let pair = json!([own, {"Sequence": {"id": "B", "type_id": 1}}]);
     let template = json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens});
-    let wrong = |error: serde_json::Error| Error::new(ErrorKind::BadFile, format!("tokenizer_config.json: special tokens: {error}"));
+    let wrong = |error: serde_json::Error| Error::wrap(ErrorKind::BadFile, "tokenizer_config.json: special tokens", error);
     let processor: PostProcessorWrapper = serde_json::from_value(template).map_err(wrong)?;
     tokenizer.with_post_processor(Some(processor));
     Ok(())
@@ -128,7 +135,7 @@ pub(super) fn encode(kind: &Kind, specials: &Specials, text: &str) -> Result<Vec
     let mut ids = match kind {
         Kind::HuggingFace { tokenizer, .. } => {
             let encoding = guarded(ErrorKind::BadInput, || {
-                tokenizer.encode_fast(text, true).map_err(|error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(error))))
+                tokenizer.encode_fast(text, true).map_err(|error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(&error))).caused_by(error))
             })?;
             let (ids, mask) = (encoding.get_ids(), encoding.get_special_tokens_mask());
             if mask.iter().all(|added| *added == 1) {

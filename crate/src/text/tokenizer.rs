@@ -35,22 +35,22 @@ pub(super) enum Kind {
 
 /// A Hugging Face tokenizer from its description.
 pub(super) fn huggingface(description: &serde_json::Value) -> Result<Kind> {
-    let bytes = serde_json::to_vec(description).map_err(|error| Error::new(ErrorKind::BadFile, error.to_string()))?;
+    let bytes = serde_json::to_vec(description).map_err(|error| Error::wrap(ErrorKind::BadFile, "tokenizer", error))?;
     from_bytes(&bytes)
 }
 
 /// A tokenizer without the truncation and padding that its file may have saved: they belong to a training script.
 fn from_bytes(bytes: &[u8]) -> Result<Kind> {
-    let bad = |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadFile, format!("tokenizer: {}", shown(error)));
+    let bad = |error: tokenizers::Error| Error::new(ErrorKind::BadFile, format!("tokenizer: {}", shown(&error))).caused_by(error);
     /// The steps that replace text.
     #[derive(serde::Deserialize)]
     struct Steps {
         normalizer: Option<serde_json::Value>,
         decoder: Option<serde_json::Value>,
     }
-    let steps: Steps = serde_json::from_slice(bytes).map_err(|error| bad(&error))?;
-    let mut tokenizer = guarded(ErrorKind::BadFile, || tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| bad(&error)))?;
-    tokenizer.with_truncation(None).map_err(|error| bad(&error))?;
+    let steps: Steps = serde_json::from_slice(bytes).map_err(|error| bad(error.into()))?;
+    let mut tokenizer = guarded(ErrorKind::BadFile, || tokenizers::Tokenizer::from_bytes(bytes).map_err(bad))?;
+    tokenizer.with_truncation(None).map_err(bad)?;
     tokenizer.with_padding(None);
     Ok(Kind::HuggingFace { tokenizer: Box::new(tokenizer), growth: [growth(steps.normalizer.as_ref()), growth(steps.decoder.as_ref())] })
 }
@@ -131,7 +131,7 @@ impl Tokenizer {
 
     /// The same tokenizer with this chat template (Jinja) as its default.
     #[must_use]
-    pub fn with_chat_template(&self, template: &str) -> Self {
+    pub fn chat_template(&self, template: &str) -> Self {
         let mut chat = Chat::clone(&self.chat);
         chat.set_default(template);
         Tokenizer { chat: Arc::new(chat), ..self.clone() }
@@ -157,13 +157,14 @@ impl Tokenizer {
         self.chat.names()
     }
 
-    /// The text of a chat, messages of role and content, by the tokenizer's default template; with
-    /// `add_generation_prompt` it ends where the model's answer begins. Encode it as it is: the
-    /// template writes the special tokens.
+    /// The text of a chat, messages of role and content, by a chat template, the default one unless `config` names
+    /// another; it ends where the model's answer begins if `config` asks for that. Encode it as it is: the template
+    /// writes the special tokens.
     ///
     /// ```no_run
-    /// let tokenizer = cltlab::Tokenizer::from_gguf("SmolLM2-135M-Instruct.Q4_1.gguf")?;
-    /// let text = tokenizer.chat(&[("user", "What is the capital of France?")], true)?;
+    /// use cltlab::text::{ChatConfig, Tokenizer};
+    /// let tokenizer = Tokenizer::from_gguf("SmolLM2-135M-Instruct.Q4_1.gguf")?;
+    /// let text = tokenizer.chat(&[("user", "What is the capital of France?")], &ChatConfig::default())?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```
     ///
@@ -171,17 +172,9 @@ impl Tokenizer {
     /// Llama 3 and Gemma.
     ///
     /// # Errors
-    /// `MissingFile` when there is no template, `BadFile` when it is not one, `BadInput` when the
-    /// template refuses the messages, with its words.
-    pub fn chat(&self, messages: &[(&str, &str)], add_generation_prompt: bool) -> Result<String> {
-        self.chat_with(messages, &ChatConfig { generation_prompt: add_generation_prompt, ..ChatConfig::default() })
-    }
-
-    /// As [`Tokenizer::chat`], with a named template or further variables.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::chat`]; `BadConfig` for a name that is not there.
-    pub fn chat_with(&self, messages: &[(&str, &str)], config: &ChatConfig) -> Result<String> {
+    /// `MissingFile` when there is no template, `BadFile` when it is not one, `BadConfig` for a name that is not there,
+    /// `BadInput` when the template refuses the messages, with its words.
+    pub fn chat(&self, messages: &[(&str, &str)], config: &ChatConfig) -> Result<String> {
         self.chat.render(messages, config)
     }
 
@@ -197,7 +190,7 @@ impl Tokenizer {
         match &*self.kind {
             Kind::HuggingFace { tokenizer, growth } => {
                 bounded(growth[0], text.len())?;
-                let wrong = |error: tokenizers::Error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(error)));
+                let wrong = |error: tokenizers::Error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(&error))).caused_by(error);
                 guarded(ErrorKind::BadInput, || tokenizer.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()).map_err(wrong))
             }
             Kind::Scored(pieces) => Ok(pieces.encode(text)),
@@ -209,7 +202,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// `BadInput` when the tokenizer refuses the text.
-    pub fn encode_with_specials(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn encode_published(&self, text: &str) -> Result<Vec<u32>> {
         if let Kind::HuggingFace { growth, .. } = &*self.kind {
             self.named(bounded(growth[0], text.len()))?;
         }
@@ -218,12 +211,12 @@ impl Tokenizer {
 
     /// The special token that stands in front where one is wanted: that of the beginning of text, else
     /// padding's, else that of the end, where the tokenizer's files name one.
-    pub fn front(&self) -> Option<u32> {
+    pub(crate) fn front(&self) -> Option<u32> {
         self.specials.front
     }
 
     /// Whether `id` is a special token.
-    pub fn is_special(&self, id: u32) -> bool {
+    pub(crate) fn is_special(&self, id: u32) -> bool {
         self.specials.all.contains(&id)
     }
 
@@ -240,7 +233,7 @@ impl Tokenizer {
             Kind::HuggingFace { tokenizer, growth } => {
                 // A token has some 16 bytes at most on average.
                 bounded(growth[1], ids.len().saturating_mul(16))?;
-                guarded(ErrorKind::BadInput, || tokenizer.decode(ids, false).map_err(|error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(error)))))
+                guarded(ErrorKind::BadInput, || tokenizer.decode(ids, false).map_err(|error| Error::new(ErrorKind::BadInput, format!("tokenizer: {}", shown(&error))).caused_by(error)))
             }
             Kind::Scored(pieces) => pieces.decode(ids),
         }

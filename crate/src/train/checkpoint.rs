@@ -46,9 +46,15 @@ impl Trainer {
     /// earlier one leaves behind, are kept under the ending `.aside`.
     ///
     /// # Errors
-    /// `DiskFull` or `Io` with the path; earlier checkpoints are untouched then.
+    /// `DiskFull` or `Io` with the path, `BadInput` when another training writes there now; earlier checkpoints are untouched then.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
+        let _lock = self.lock(folder)?;
+        self.write(folder)
+    }
+
+    /// As [`Trainer::save`], into a folder that is locked for this training.
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
         files::create_folder(folder)?;
         let live = self.host()?;
         let layers = &live.layers;
@@ -66,7 +72,7 @@ impl Trainer {
             densities: layers.iter().map(|layer| layer.density).collect(),
             course: self.activations.course(),
         };
-        let fault = |error: serde_json::Error| Error::new(ErrorKind::NotFinite, format!("checkpoint: {error}"));
+        let fault = |error: serde_json::Error| Error::wrap(ErrorKind::NotFinite, "checkpoint", error);
         let note = serde_json::to_string(&state).map_err(fault)?;
         let history = serde_json::to_vec(&self.history).map_err(fault)?;
         let scales: Vec<Vec<f32>> = self.scale.layers.iter().flat_map(|layer| [packed(&layer.input), packed(&layer.target)]).collect();
@@ -107,7 +113,7 @@ impl Trainer {
     ///
     /// ```no_run
     /// use cltlab::prelude::*;
-    /// let activations = Activations::load("activations.safetensors")?;
+    /// let activations = Activations::load("activations.safetensors", &Default::default())?;
     /// let (mut trainer, damaged) = Trainer::resume_or_earlier("runs/first/checkpoints", &activations)?;
     /// for error in damaged { println!("{error}"); }
     /// trainer.run()?;
@@ -131,11 +137,11 @@ impl Trainer {
         let note = file.note(NOTE).ok_or_else(|| bad("not a checkpoint of a training".into()))?;
         // As YAML, of which JSON is a part: its numbers are exact, serde_json's may miss the last bit,
         // and a rate that differs in that would not give the same weights.
-        let value: serde_json::Value = serde_yaml_ng::from_str(note).map_err(|error| bad(error.to_string()))?;
+        let value: serde_json::Value = serde_yaml_ng::from_str(note).map_err(|error| bad(error.to_string()).caused_by(error))?;
         if value.get("version").and_then(serde_json::Value::as_u64) != Some(u64::from(VERSION)) {
             return Err(bad(format!("version: got {}, expected {VERSION}", value.get("version").unwrap_or(&serde_json::Value::Null))));
         }
-        let state: State = serde_json::from_value(value).map_err(|error| bad(error.to_string()))?;
+        let state: State = serde_json::from_value(value).map_err(|error| bad(error.to_string()).caused_by(error))?;
         check(activations, &state.clt, &state.train)?;
         same_data(path, &state.course, &activations.course())?;
         let l = state.clt.layers;
@@ -143,7 +149,7 @@ impl Trainer {
             return Err(bad("counters of another shape than the configuration".into()));
         }
         // A step leaves four bytes at least.
-        let length = std::fs::metadata(path).map_err(|error| Error::io(path, &error))?.len();
+        let length = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
         if state.steps > length / 4 {
             return Err(bad(format!("steps: got {}, expected at most {}, for which the file has room", state.steps, length / 4)));
         }
@@ -160,10 +166,13 @@ impl Trainer {
             let mut values = vec![0f32; state.clt.width + 1];
             file.fill(&scale_name(l, side), ArrayMut::F32(&mut values))?;
             let factor = values.pop().unwrap_or(1.0);
+            if !(factor > 0.0 && factor.is_finite() && values.iter().all(|value| value.is_finite())) {
+                return Err(bad(format!("{}: got the scale {factor}, expected a finite number above 0 and finite means", scale_name(l, side))));
+            }
             Ok(Affine { mean: values, factor })
         };
         let layers = (0..l).map(|l| Ok(LayerScale { input: unpack(l, 0)?, target: unpack(l, 1)? })).collect::<Result<_>>()?;
-        let history: History = serde_json::from_slice(file.bytes(HISTORY)?).map_err(|error| bad(format!("{HISTORY}: {error}")))?;
+        let history: History = serde_json::from_slice(file.bytes(HISTORY)?).map_err(|error| bad(format!("{HISTORY}: {error}")).caused_by(error))?;
         let reader = device::read(activations, &state.train, state.position).map_err(|error| match error.kind() {
             ErrorKind::BadFile => error.context(path.display()),
             _ => error,
@@ -180,7 +189,7 @@ impl Trainer {
     ///
     /// # Errors
     /// `BadConfig`; `Mismatch` naming the first field that differs.
-    pub fn with_config(mut self, config: &TrainConfig) -> Result<Self> {
+    pub fn set_config(&mut self, config: &TrainConfig) -> Result<()> {
         config.validate()?;
         same_course(&self.config, config)?;
         let refuse = |field: &str, got: String, expected: String| {
@@ -197,7 +206,7 @@ impl Trainer {
             self.target = config.steps;
         }
         self.config = config.clone();
-        Ok(self)
+        Ok(())
     }
 }
 
@@ -219,15 +228,20 @@ fn same_data(path: &Path, saved: &Course, given: &Course) -> Result<()> {
         None => Ok(()),
         Some((name, before)) => {
             let now = given.get(name).map_or("none", String::as_str);
-            Err(Error::expected(ErrorKind::Mismatch, format_args!("{}: activations: {name}", path.display()), now, format_args!("{before}, as when it was saved"))
-                .help("go on with the same text and settings, or begin anew with these weights: Trainer::from_clt"))
+            let what = match name.as_str() {
+                "blocks of text" => "contexts of the text",
+                "blocks of a filling (buffer_tokens)" => "contexts in the shuffled buffer",
+                other => other,
+            };
+            Err(Error::expected(ErrorKind::Mismatch, format_args!("{}: activations: {what}", path.display()), now, format_args!("{before}, as when it was saved"))
+                .help("the text, the context length or buffer_tokens is not that of the checkpoint: go on with the same ones, or begin anew with these weights: Trainer::from_clt"))
         }
     }
 }
 
 fn same_course(saved: &TrainConfig, given: &TrainConfig) -> Result<()> {
     let fields = |config: &TrainConfig| {
-        serde_json::to_value(config).map_err(|error| Error::new(ErrorKind::BadConfig, format!("TrainConfig: {error}")))
+        serde_json::to_value(config).map_err(|error| Error::wrap(ErrorKind::BadConfig, "TrainConfig", error))
     };
     let (saved, given) = (fields(saved)?, fields(given)?);
     let differing = given.as_object().into_iter().flatten().find(|(name, value)| !FREE.contains(&name.as_str()) && saved.get(name) != Some(value));

@@ -20,8 +20,8 @@ pub(super) fn all(path: &Path) -> Result<Vec<PathBuf>> {
         return Ok(vec![path.to_path_buf()]);
     }
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(|error| Error::io(path, &error))? {
-        let path = entry.map_err(|error| Error::io(path, &error))?.path();
+    for entry in std::fs::read_dir(path).map_err(|error| Error::io(path, error))? {
+        let path = entry.map_err(|error| Error::io(path, error))?.path();
         if let Some(step) = step_of(&path) {
             found.push((step, path));
         }
@@ -55,10 +55,10 @@ pub(super) fn tidy(folder: &Path, step: usize, keep: usize) -> Result<()> {
     let mut rest = all(folder)?;
     for later in rest.extract_if(.., |path| step_of(path) > Some(step)) {
         let aside = later.with_extension("safetensors.aside");
-        std::fs::rename(&later, aside).map_err(|error| Error::io(&later, &error))?;
+        std::fs::rename(&later, aside).map_err(|error| Error::io(&later, error))?;
     }
     for old in rest.iter().rev().skip(keep) {
-        std::fs::remove_file(old).map_err(|error| Error::io(old, &error))?;
+        std::fs::remove_file(old).map_err(|error| Error::io(old, error))?;
     }
     files::sweep(folder);
     Ok(())

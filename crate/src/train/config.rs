@@ -2,7 +2,8 @@
 
 use crate::clt::Activation;
 use crate::error::{Error, ErrorKind, Result};
-use std::path::PathBuf;
+use crate::files;
+use std::path::{Path, PathBuf};
 
 /// How a CLT is trained. The loss is that of *Circuit Tracing* (Anthropic 2025), per token
 /// `Σ_l ‖ŷ_l − y_l‖² + λ Σ tanh(c ‖W_dec,f‖ a_f) + λ_P Σ_{f dead} ReLU(θ_f − h_f) ‖W_dec,f‖`, with
@@ -74,8 +75,9 @@ pub struct TrainConfig {
     /// How encoder and decoder weights are held while they are trained on a GPU. Default f32, as on the CPU always.
     pub weights: Weights,
     /// Leave decoder rows alone while their feature does not fire, and make up for it when it does:
-    /// the same weights to rounding, in less time where features are rare. Default `true`; without
-    /// effect when weights decay.
+    /// the same weights to rounding, in less time where features are rare. The steps that are made up for
+    /// add `eps` to √v as it was when the feature last fired, so an `eps` that is not far below √v gives
+    /// other weights than `false` does. Default `true`; without effect when weights decay.
     pub lazy: bool,
     /// Checkpoints that are kept, the newest ones; at least 1. Default 2, so that there is one to fall
     /// back on.
@@ -97,7 +99,7 @@ pub struct TrainConfig {
     /// Whether inputs and targets are centred and scaled. Off, the loss is in the activations' own
     /// units, for comparison with a trainer that does not normalise. Default on.
     pub normalise: bool,
-    /// Steps between evaluations on the text of [`Trainer::with_eval`](crate::Trainer::with_eval); 0
+    /// Steps between evaluations on the text of [`Trainer::held_out`](crate::Trainer::held_out); 0
     /// for none. Default 0.
     pub eval_every: usize,
 }
@@ -191,8 +193,11 @@ impl TrainConfig {
     /// Checks every field.
     ///
     /// # Errors
-    /// `BadConfig` naming the field.
+    /// `BadConfig` naming the field; `Io` where a file is in the place of `checkpoint_dir` or of the folder of `metrics`.
     pub fn validate(&self) -> Result<()> {
+        for folder in self.checkpoint_dir.as_deref().into_iter().chain(self.metrics.as_deref().and_then(Path::parent)) {
+            files::not_a_file(folder)?;
+        }
         let bad = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::BadConfig, format_args!("TrainConfig::{field}"), got, expected));
         for (field, value) in [("steps", self.steps), ("batch_tokens", self.batch_tokens), ("checkpoint_keep", self.checkpoint_keep)] {
             if value == 0 {

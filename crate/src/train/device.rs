@@ -35,7 +35,7 @@ pub(super) fn require(activations: &Activations, clt: &CltConfig, config: &Train
     let (device, need) = (wanted(activations, config)?, MemoryNeed::of(clt, config));
     let held = activations.stay_on(&device);
     // A training on a GPU begins on the host.
-    if held { need } else { need.with_buffer(activations) }.require(clt, config)?;
+    if held { need } else { need.buffered(activations) }.require(clt, config)?;
     if device.is_cuda() {
         // A filling that is made elsewhere is copied to the device whole.
         let number = if config.weights == Weights::Bf16 { 2 } else { 4 };
@@ -111,7 +111,7 @@ impl Trainer {
     /// # use cltlab::prelude::*;
     /// use cltlab::train::GpuPath;
     /// # fn main() -> Result<()> {
-    /// let activations = Activations::load("activations.safetensors")?;
+    /// let activations = Activations::load("activations.safetensors", &Default::default())?;
     /// let mut trainer = Trainer::new(&activations, &CltConfig { layers: 12, width: 768, features: 9216, ..CltConfig::default() }, &TrainConfig::default())?;
     /// trainer.set_gpu_path(GpuPath::Lists);
     /// # Ok(())

@@ -1,5 +1,5 @@
 //! Evaluation between steps. What is measured belongs to a later room of the walk (`eval`, which
-//! gives [`Trainer::with_eval`]); here is only when it is asked and what becomes of its answer.
+//! gives [`Trainer::held_out`]); here is only when it is asked and what becomes of its answer.
 
 use super::Trainer;
 use crate::clt::Clt;
@@ -18,7 +18,7 @@ impl Trainer {
     pub(super) fn can_examine(&self) -> Result<()> {
         match (&self.examiner, self.config.eval_every) {
             (None, every) if every > 0 => Err(Error::expected(ErrorKind::BadConfig, "TrainConfig::eval_every", every, "0, because no held-out text was given")
-                .help("give one: Trainer::new(..)?.with_eval(&model, &text, &EvalConfig::default())?, also after a resume")),
+                .help("give one: Trainer::new(..)?.held_out(&model, &text, &EvalConfig::default())?, also after a resume")),
             _ => Ok(()),
         }
     }

@@ -43,9 +43,9 @@ impl MemoryNeed {
         }
     }
 
-    /// Adds the buffer that `activations` will fill.
+    /// The same with the buffer that `activations` will fill.
     #[must_use]
-    pub fn with_buffer(self, activations: &Activations) -> Self {
+    pub fn buffered(self, activations: &Activations) -> Self {
         MemoryNeed { buffer: activations.buffer_bytes(), ..self }
     }
 

@@ -32,7 +32,7 @@ impl Metrics {
             let held_out = evals.next_if(|eval| eval.step == sample.step);
             append(&mut text, path, &Line { sample, held_out })?;
         }
-        let fault = |error: std::io::Error| Error::io(path, &error);
+        let fault = |error: std::io::Error| Error::io(path, error);
         let file = match files::stream(path)? {
             Some(mut pipe) => pipe.write_all(&text).map(|()| pipe).map_err(fault)?,
             None => {
@@ -46,7 +46,7 @@ impl Metrics {
     fn push(&mut self, line: &Line<'_>) -> Result<()> {
         let mut bytes = Vec::new();
         append(&mut bytes, &self.path, line)?;
-        self.file.write_all(&bytes).map_err(|error| Error::io(&self.path, &error))
+        self.file.write_all(&bytes).map_err(|error| Error::io(&self.path, error))
     }
 }
 
@@ -58,8 +58,35 @@ struct Line<'a> {
     held_out: Option<&'a EvalSample>,
 }
 
+/// A line as it is read.
+#[derive(serde::Deserialize)]
+struct Read {
+    #[serde(flatten)]
+    sample: TrainSample,
+    held_out: Option<EvalSample>,
+}
+
+/// The history that a file of metrics holds. A last line without its end was being written when the process ended.
+pub(super) fn read(path: &Path) -> Result<History> {
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+    let mut history = History::default();
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let read: Read = match serde_json::from_str(line) {
+            Ok(read) => read,
+            Err(_) if !line.ends_with('\n') => break,
+            Err(error) => return Err(Error::new(ErrorKind::BadFile, format!("{}: line {}: {error}", path.display(), number + 1))),
+        };
+        history.samples.push(read.sample);
+        history.evals.extend(read.held_out);
+    }
+    if history.samples.is_empty() {
+        return Err(Error::expected(ErrorKind::BadFile, path.display(), "no whole line", "one line of JSON for each step"));
+    }
+    Ok(history)
+}
+
 fn append(text: &mut Vec<u8>, path: &Path, line: &Line<'_>) -> Result<()> {
-    serde_json::to_writer(&mut *text, line).map_err(|error| Error::new(ErrorKind::NotFinite, format!("{}: {error}", path.display())))?;
+    serde_json::to_writer(&mut *text, line).map_err(|error| Error::wrap(ErrorKind::NotFinite, path.display(), error))?;
     text.push(b'\n');
     Ok(())
 }

@@ -10,8 +10,10 @@ mod checkpoint;
 mod checkpoints;
 mod config;
 mod device;
+mod head;
 mod held_out;
 mod history;
+mod lock;
 mod memory;
 mod metrics;
 mod plan;
@@ -38,6 +40,7 @@ use crate::clt::live::{LiveClt, Scratch, StepOptions, StepReport};
 use crate::clt::{Clt, CltConfig, Tied};
 use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::lock::FolderLock;
 use crate::progress::{emit, stop_requested, Event, TrainSample};
 use std::time::Instant;
 
@@ -80,6 +83,8 @@ pub struct Trainer {
     metrics: Option<metrics::Metrics>,
     /// Looks at the CLT every [`TrainConfig::eval_every`] steps.
     examiner: Option<held_out::Examiner>,
+    /// Of the folder of checkpoints, where it is held for longer than a run.
+    lock: Option<FolderLock>,
 }
 
 impl Trainer {
@@ -117,6 +122,7 @@ impl Trainer {
             phases: [0.0; 4],
             metrics: None,
             examiner: None,
+            lock: None,
         })
     }
 
@@ -126,7 +132,8 @@ impl Trainer {
     ///
     /// # Errors
     /// `NotFinite` naming step and layer: the weights are then those before that step, and `clt`,
-    /// `save` and `run` go on working. Errors of the model and of writing checkpoints.
+    /// `save` and `run` go on working. Errors of the model and of writing checkpoints; `BadInput` when another training
+    /// writes into [`TrainConfig::checkpoint_dir`] at this time, in this process or another.
     pub fn run(&mut self) -> Result<History> {
         self.go(usize::MAX)
     }
@@ -145,7 +152,11 @@ impl Trainer {
         }
         self.history.stopped = false;
         self.can_examine()?;
+        let every = self.config.checkpoint_every;
+        let checkpoints = self.config.checkpoint_dir.clone().filter(|_| every > 0);
+        let _lock = checkpoints.as_ref().map(|folder| self.lock(folder)).transpose()?;
         let end = self.steps().saturating_add(most);
+        emit(Event::TrainBegin(self.head()));
         // The target moves when an L0 is reached.
         while self.steps() < end.min(self.target) {
             if stop_requested() {
@@ -160,9 +171,8 @@ impl Trainer {
                 self.end();
                 return Err(error);
             }
-            let every = self.config.checkpoint_every;
-            if let Some(folder) = self.config.checkpoint_dir.clone().filter(|_| every > 0 && self.steps() % every == 0) {
-                self.save(folder)?;
+            if let Some(folder) = checkpoints.as_ref().filter(|_| self.steps() % every == 0) {
+                self.write(folder)?;
             }
         }
         if let Err(error) = self.catch_up() {
@@ -320,7 +330,7 @@ fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Re
     for (field, got, expected) in [("layers", clt.layers, activations.layers()), ("width", clt.width, activations.width())] {
         if got != expected {
             return Err(Error::expected(ErrorKind::Mismatch, format_args!("CltConfig::{field}"), got, format_args!("{expected}, as the activations have"))
-                .help("begin with CltConfig::for_model(&model)"));
+                .help("a CLT has the layers and the width of the model that it is trained for; how many features it has is CltConfig::features"));
         }
     }
     if !activations.model_fingerprint().is_empty() {
@@ -329,7 +339,7 @@ fn check(activations: &Activations, clt: &CltConfig, config: &TrainConfig) -> Re
         }
         if clt.output != activations.output() {
             return Err(Error::expected(ErrorKind::Mismatch, "CltConfig::output", clt.output.hook(), format_args!("{}, as the activations have", activations.output().hook()))
-                .help("begin with CltConfig::for_model(&model), or stream from model.with_output(..)"));
+                .help("a CLT writes where its model was loaded to have its outputs: LoadConfig::output, [model] output"));
         }
         if clt.model_fingerprint != activations.model_fingerprint() {
             return Err(Error::expected(ErrorKind::Mismatch, "CltConfig::model_fingerprint", &clt.model_fingerprint, activations.model_fingerprint())

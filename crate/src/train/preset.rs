@@ -15,9 +15,9 @@ use crate::model::Model;
 ///
 /// ```no_run
 /// use cltlab::prelude::*;
-/// let model = Model::load("gpt2", &auto_device()?)?;
+/// let model = Model::load("gpt2", &Default::default())?;
 /// let preset = Preset::named("clt_forge_gpt2")?;
-/// let activations = Activations::stream_with(&model, &Corpus::load("stories.txt")?, &preset.stream())?;
+/// let activations = Activations::stream(&model, &Corpus::load("stories.txt", &Default::default())?, &preset.stream())?;
 /// let config = TrainConfig { steps: 2_000, ..preset.train() };
 /// let mut trainer = Trainer::new(&activations, &preset.clt(&model), &config)?;
 /// # Ok::<(), cltlab::Error>(())

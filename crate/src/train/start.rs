@@ -28,8 +28,8 @@ impl Trainer {
     ///
     /// ```no_run
     /// use cltlab::prelude::*;
-    /// let activations = Activations::load("activations.safetensors")?;
-    /// let clt = Clt::load("runs/first", &Device::Cpu)?;
+    /// let activations = Activations::load("activations.safetensors", &Default::default())?;
+    /// let clt = Clt::load("runs/first", &CltLoadConfig::on(&Device::Cpu))?;
     /// let mut trainer = Trainer::from_clt(&activations, &clt, clt.config(), &TrainConfig::default())?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```
@@ -71,16 +71,16 @@ fn unfold(clt: &Clt, scale: &Scale, l: usize, part: &str, into: &mut [f32]) -> R
     let flat = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1()?) };
     let (input, target, d) = (&scale.layers[l].input, &scale.layers[l].target, clt.config().width);
     match part {
-        "encoder" => into.iter_mut().zip(flat(clt.encoder(l))?).for_each(|(w, own)| *w = own / input.factor),
+        "encoder" => into.iter_mut().zip(flat(clt.encoder(l)?)?).for_each(|(w, own)| *w = own / input.factor),
         "encoder_bias" => {
-            let rows = flat(clt.encoder(l))?;
+            let rows = flat(clt.encoder(l)?)?;
             for ((b, own), row) in into.iter_mut().zip(flat(clt.encoder_bias(l))?).zip(rows.chunks_exact(d)) {
                 let shift: f64 = row.iter().zip(&input.mean).map(|(&w, &mean)| f64::from(w) * f64::from(mean)).sum();
                 *b = (f64::from(own) + shift) as f32;
             }
         }
         "decoder" => {
-            let values = flat(clt.decoder(l))?;
+            let values = flat(clt.decoder(l)?)?;
             let slots = clt.config().slots(l);
             for (row, (w, own)) in into.chunks_exact_mut(d).zip(values.chunks_exact(d)).enumerate() {
                 let factor = scale.layers[l + row % slots].target.factor;

@@ -212,32 +212,42 @@ pub(super) struct Store {
 }
 
 impl Activations {
-    /// Opens a store with the default [`ReadConfig`].
+    /// Loads activations from `source`: the folder of a store that [`Activations::store`] wrote, or a safetensors file that
+    /// another program made.
     ///
-    /// # Errors
-    /// As [`Activations::open_with`].
+    /// A store's values are read when they are needed, and tested then. A file is read whole and held in memory, as
+    /// f32; each pass serves every token once, in a new order, and `config` must be the default. Its tensors are
+    /// `input.{l}` (what the encoder of layer l reads) and `target.{l}` (what is to be reconstructed), all
+    /// `[tokens, d]`, for l from 0 on; others are not read.
     ///
     /// ```no_run
-    /// use cltlab::activations::{Activations, StoreConfig};
-    /// use cltlab::{auto_device, Corpus, Model};
-    /// let model = Model::load("gpt2", &auto_device()?)?;
-    /// Activations::store(&model, &Corpus::load("stories.txt")?, "runs/activations", &StoreConfig::default())?;
-    /// let activations = Activations::open("runs/activations")?;
+    /// use cltlab::activations::{Activations, ReadConfig, StoreConfig};
+    /// use cltlab::{Corpus, Model};
+    /// let model = Model::load("gpt2", &Default::default())?;
+    /// let corpus = Corpus::load("stories.txt", &Default::default())?;
+    /// Activations::store(&model, &corpus, "runs/activations", &StoreConfig::default())?;
+    /// let stored = Activations::load("runs/activations", &ReadConfig { passes: 4, ..ReadConfig::default() })?;
+    /// let of_another_program = Activations::load("gpt2_activations.safetensors", &ReadConfig::default())?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```
-    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
-        Self::open_with(folder, &ReadConfig::default())
-    }
-
-    /// Opens a store that [`Activations::store`] wrote. Values are read when they are needed, and
-    /// tested then.
     ///
     /// # Errors
-    /// `MissingFile` for the folder or a shard; `BadFile` for one that is cut off or damaged;
-    /// `Mismatch` for a shard of another store (another model or text), naming what differs;
-    /// `BadConfig`; `OutOfMemory` when the buffer's predicted size exceeds what is free.
-    pub fn open_with(folder: impl AsRef<Path>, config: &ReadConfig) -> Result<Self> {
-        let folder = folder.as_ref();
+    /// `MissingFile` for the file, the folder or a shard; `BadFile` for one that is cut off, damaged or no safetensors
+    /// file; `Mismatch` for a shard of another store (another model or text), naming what differs; `BadTensor` naming
+    /// the tensor that is missing (the first, where a layer is left out), has another shape than `input.0` or another
+    /// type; `NotFinite`; `BadConfig`; `OutOfMemory` when the predicted size exceeds what is free.
+    pub fn load(source: impl AsRef<Path>, config: &ReadConfig) -> Result<Self> {
+        let source = source.as_ref();
+        if source.is_dir() {
+            return Self::open(source, config);
+        }
+        if source.is_file() && *config != ReadConfig::default() {
+            return Err(Error::expected(ErrorKind::BadConfig, format_args!("{}: ReadConfig", source.display()), format_args!("{config:?}"), "the default, because a file is held whole in memory"));
+        }
+        Self::read_file(source)
+    }
+
+    fn open(folder: &Path, config: &ReadConfig) -> Result<Self> {
         let manifest: Manifest = files::read_json_object(folder.join(MANIFEST))?;
         if manifest.version != VERSION {
             return Err(Error::expected(ErrorKind::BadFile, format_args!("{}: version", folder.join(MANIFEST).display()), manifest.version, VERSION));

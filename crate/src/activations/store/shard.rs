@@ -58,7 +58,7 @@ pub(super) fn write(folder: &Path, index: usize, manifest: &Manifest, batch: &Ba
 }
 
 fn note(manifest: &Manifest, index: usize) -> Result<String> {
-    serde_json::to_string(&(manifest, index)).map_err(|error| Error::new(ErrorKind::BadConfig, format!("store: {error}")))
+    serde_json::to_string(&(manifest, index)).map_err(|error| Error::wrap(ErrorKind::BadConfig, "store", error))
 }
 
 fn dtype(format: StoreFormat) -> Dtype {
@@ -102,7 +102,7 @@ fn encode(manifest: &Manifest, values: &[f32], rows: &[u32]) -> Result<Encoded> 
     };
     let (mut bytes, mut ends, mut sums) = (Vec::new(), vec![0], Vec::new());
     for block in blocks {
-        let packed = zstd::bulk::compress(block, level).map_err(|error| Error::new(ErrorKind::Io, format!("zstd: {error}")))?;
+        let packed = zstd::bulk::compress(block, level).map_err(|error| Error::wrap(ErrorKind::Io, "zstd", error))?;
         sums.push(checksum(&packed));
         bytes.extend_from_slice(&packed);
         ends.push(bytes.len() as u32);
@@ -207,7 +207,7 @@ impl Shard {
         }
         let plain;
         let bytes = if self.packed {
-            plain = zstd::bulk::decompress(bytes, count * 4).map_err(|error| fault(error.to_string()))?;
+            plain = zstd::bulk::decompress(bytes, count * 4).map_err(|error| fault(error.to_string()).caused_by(error))?;
             &plain
         } else {
             bytes

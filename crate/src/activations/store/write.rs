@@ -66,7 +66,7 @@ impl Activations {
             task.advance(index as u64 + 1);
         }
         task.finish(format!("{} shards", manifest.shards()));
-        Activations::open(folder)
+        Activations::load(folder, &Default::default())
     }
 }
 

@@ -8,9 +8,9 @@
 //! `W_skip_i.safetensors` with `W_skip_i` `[d, d]` (input, output): circuit-tracer does not read them.
 
 use super::{gemma_scope, gemma_scope_2, per_layer};
-use super::import::ImportConfig;
+use super::import::CltLoadConfig;
 use super::source::Source;
-use super::staged::{self, write_as};
+use super::staged::write_as;
 use super::tensors::Reader;
 use super::weights::{floats, mean, no_place};
 use crate::clt::{Activation, Clt, CltConfig, Decoder, InputSite, Layer, Tied};
@@ -42,36 +42,7 @@ pub(super) struct Yaml {
 }
 
 impl Clt {
-    /// Writes the CLT into `folder` in circuit-tracer's format, plus `cltlab.json`.
-    ///
-    /// All files are written beside `folder` first and moved in when they are complete: a full disk
-    /// leaves an earlier CLT there untouched. Other files in the folder stay.
-    ///
-    /// # Errors
-    /// `DiskFull`, `MissingFile` or `Io`, with the path.
-    pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.save_half(folder, DType::F32)
-    }
-
-    /// As [`Clt::save`], encoders, decoders and skip connections in `dtype`: bf16 or f16 halve the files. Biases and thresholds stay
-    /// f32. Read back they are f32 again, rounded.
-    ///
-    /// # Errors
-    /// As [`Clt::save`]; `Unsupported` for another type than f32, bf16 and f16.
-    ///
-    /// ```no_run
-    /// # use cltlab::{candle::{DType, Device}, clt::Clt};
-    /// Clt::load("runs/first/clt", &Device::Cpu)?.save_half("runs/first/clt-bf16", DType::BF16)?;
-    /// # Ok::<(), cltlab::Error>(())
-    /// ```
-    pub fn save_half(&self, folder: impl AsRef<Path>, dtype: DType) -> Result<()> {
-        if !matches!(dtype, DType::F32 | DType::BF16 | DType::F16) {
-            return Err(Error::expected(ErrorKind::Unsupported, "Clt::save_half: dtype", dtype.as_str(), "f32, bf16 or f16"));
-        }
-        staged::write(folder.as_ref(), |folder| self.write_files(folder, dtype))
-    }
-
-    fn write_files(&self, folder: &Path, dtype: DType) -> Result<()> {
+    pub(super) fn write_files(&self, folder: &Path, dtype: DType) -> Result<()> {
         let config = self.config();
         let (f, d) = (config.features, config.width);
         if config.per_layer {
@@ -79,13 +50,13 @@ impl Clt {
         }
         for l in (0..config.layers).filter(|_| !config.per_layer) {
             let mut encoder = vec![
-                (format!("W_enc_{l}"), vec![f, d], self.encoder(l)),
+                (format!("W_enc_{l}"), vec![f, d], self.encoder(l)?),
                 (format!("b_enc_{l}"), vec![f], self.encoder_bias(l)),
                 (format!("b_dec_{l}"), vec![d], self.decoder_bias(l)),
             ];
             encoder.extend(self.threshold(l).map(|threshold| (format!("threshold_{l}"), vec![f], threshold)));
             write_as(&folder.join(format!("W_enc_{l}.safetensors")), &encoder, dtype)?;
-            let decoder = [(format!("W_dec_{l}"), vec![f, config.slots(l), d], self.decoder(l))];
+            let decoder = [(format!("W_dec_{l}"), vec![f, config.slots(l), d], self.decoder(l)?)];
             write_as(&folder.join(format!("W_dec_{l}.safetensors")), &decoder, dtype)?;
             if let Some(skip) = self.skip(l) {
                 write_as(&folder.join(skip_file(l)), &[(format!("W_skip_{l}"), vec![d, d], skip)], dtype)?;
@@ -102,7 +73,7 @@ impl Clt {
             activation: k.map(|_| "topk".into()),
             k,
         };
-        let text = serde_yaml_ng::to_string(&yaml).map_err(|error| Error::new(ErrorKind::BadConfig, format!("config.yaml: {error}")))?;
+        let text = serde_yaml_ng::to_string(&yaml).map_err(|error| Error::wrap(ErrorKind::BadConfig, "config.yaml", error))?;
         files::write_atomic(folder.join("config.yaml"), text.as_bytes())?;
         files::write_json(folder.join("cltlab.json"), config)
     }
@@ -131,7 +102,7 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
 /// Per-layer transcoders (`model_kind: transcoder_set`) are read too, see [`CltConfig::per_layer`].
 /// Without `cltlab.json` the shape comes from the tensors, and the activation is JumpReLU if
 /// `threshold_0` is there, else ReLU.
-pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
+pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> Result<Clt> {
     let own = source.optional("cltlab.json");
     let mut config = match &own {
         Some(path) => files::read_json_object::<CltConfig>(path)?,
@@ -152,7 +123,7 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
     if config.per_layer {
         layers = per_layer::layers(source, &yaml(source)?, import.fetch, &config, device, |done| task.advance(done as u64))?;
     }
-    let home = Decoder::home(&config, device);
+    let home = Decoder::home(&config, device)?;
     for l in layers.len()..config.layers {
         let place = source.file(&format!("W_enc_{l}.safetensors"))?;
         let encoder = Reader::open(&place)?;
@@ -216,7 +187,7 @@ fn kind_and_sites(source: &Source, yaml: &Yaml) -> Result<(bool, InputSite, Outp
 
 /// Gemma Scope's own files, where `config.yaml` lists them. circuit-tracer goes by the repository's name;
 /// here it is what the files hold.
-fn gemma_scope(source: &Source, import: &ImportConfig, yaml: &Yaml, device: &Device) -> Result<Option<Clt>> {
+fn gemma_scope(source: &Source, import: &CltLoadConfig, yaml: &Yaml, device: &Device) -> Result<Option<Clt>> {
     if yaml.transcoders.is_none() {
         return Ok(None);
     }

@@ -8,7 +8,7 @@
 //!
 //! Source: LLM-Interp/CLT-Forge at dcf4cc8. Refused on export: TopK, skip connections, other sites.
 
-use super::import::ImportConfig;
+use super::import::CltLoadConfig;
 use super::source::Source;
 use super::staged::write_owned;
 use super::weights::{assemble, exponential, floats, fold, joined, log_thresholds, no_place, summed, turned, Norm, Tensors};
@@ -76,7 +76,7 @@ fn shards(source: &Source, cfg: &Config) -> Result<Vec<(usize, Tensors)>> {
     Ok(sized)
 }
 
-pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
+pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> Result<Clt> {
     let cfg: Config = files::read_json_object(source.file("clt_cfg.json")?)?;
     let (l, d) = (cfg.n_layers, cfg.d_in);
     let mut config = CltConfig {
@@ -150,13 +150,13 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     for s in 0..l {
         for t in s..s + c.slots(s) {
             mask[s * c.decoders() + decoders.len()] = 1.0;
-            decoders.push(clt.decoder(s).narrow(1, t - s, 1)?.squeeze(1)?);
+            decoders.push(clt.decoder(s)?.narrow(1, t - s, 1)?.squeeze(1)?);
             biases.push(if s == t { clt.decoder_bias(t).clone() } else { clt.decoder_bias(t).zeros_like()? });
         }
     }
     let ones = Tensor::ones(l, DType::F32, &Device::Cpu)?;
     let mut tensors = vec![
-        ("W_enc".to_string(), stack(&|s| turned(clt.encoder(s)))?),
+        ("W_enc".to_string(), stack(&|s| turned(clt.encoder(s)?))?),
         ("b_enc".to_string(), stack(&|s| Ok(clt.encoder_bias(s).clone()))?),
         ("W_dec".to_string(), Tensor::stack(&decoders, 0)?),
         ("b_dec".to_string(), Tensor::stack(&biases, 0)?),

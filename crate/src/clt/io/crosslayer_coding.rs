@@ -10,7 +10,7 @@
 //! pre-activations standardised over a batch and across layers; skips from one layer to another; offsets of active
 //! features that differ between targets.
 
-use super::import::ImportConfig;
+use super::import::CltLoadConfig;
 use super::source::Source;
 use super::staged::write_owned;
 use super::weights::{assemble, exponential, fold, joined, log_thresholds, no_place, summed, turned, Norm, Tensors};
@@ -108,7 +108,7 @@ pub(super) fn is_here(source: &Source) -> Result<bool> {
     Ok(source.has("cfg.json")? && !source.has("sae_weights.safetensors")? && !source.has("sae.safetensors")? && weights(source)?.is_some())
 }
 
-pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
+pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> Result<Clt> {
     let path = source.file("cfg.json")?;
     let cfg: Config = files::read_json_object(&path)?;
     let place = path.display().to_string();
@@ -277,10 +277,10 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     }
     let zero = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu);
     for s in 0..l {
-        tensors.push((format!("encoder_module.encoders.{s}.weight"), clt.encoder(s).clone()));
+        tensors.push((format!("encoder_module.encoders.{s}.weight"), clt.encoder(s)?.clone()));
         tensors.push((format!("encoder_module.encoders.{s}.bias_param"), clt.encoder_bias(s).clone()));
         for t in s..l {
-            let decoder = if t - s < c.slots(s) { turned(&clt.decoder(s).narrow(1, t - s, 1)?.squeeze(1)?)? } else { zero(&[d, f])? };
+            let decoder = if t - s < c.slots(s) { turned(&clt.decoder(s)?.narrow(1, t - s, 1)?.squeeze(1)?)? } else { zero(&[d, f])? };
             tensors.push((format!("decoder_module.decoders.{s}->{t}.weight"), decoder));
             tensors.push((format!("decoder_module.decoders.{s}->{t}.bias_param"), if s == t { clt.decoder_bias(t).clone() } else { zero(&[d])? }));
             if let Some(skip) = clt.skip(s) {

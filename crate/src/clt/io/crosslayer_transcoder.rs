@@ -9,7 +9,7 @@
 //! Source: Goreg12345/crosslayer-transcoder at ae29e75. BatchTopK becomes the JumpReLU with which the
 //! program itself infers. Refused: standardising each token by itself; on export skip connections and other sites.
 
-use super::import::ImportConfig;
+use super::import::CltLoadConfig;
 use super::source::Source;
 use super::staged::write_owned;
 use super::weights::{assemble, floats, fold, joined, no_place, positive, thresholds, turned, Norm, Tensors};
@@ -38,7 +38,7 @@ fn class<'a>(value: &'a Value, place: &str) -> Result<(&'a str, &'a Value)> {
     Ok((path.rsplit('.').next().unwrap_or(path), value.get("init_args").unwrap_or(&Value::Null)))
 }
 
-pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
+pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> Result<Clt> {
     let path = source.file("config.yaml")?;
     let place = |field: &str| format!("{}: {field}", path.display());
     let yaml = files::read_yaml(&path)?;
@@ -136,11 +136,11 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     }
     let stack = |part: &dyn Fn(usize) -> Result<Tensor>| -> Result<Tensor> { Ok(Tensor::stack(&(0..l).map(part).collect::<Result<Vec<_>>>()?, 0)?) };
     let mut tensors = vec![
-        ("encoder.W".to_string(), stack(&|s| turned(clt.encoder(s)))?),
+        ("encoder.W".to_string(), stack(&|s| turned(clt.encoder(s)?))?),
         ("encoder.b".to_string(), stack(&|s| Ok(clt.encoder_bias(s).clone()))?),
         ("decoder.b".to_string(), stack(&|s| Ok(clt.decoder_bias(s).clone()))?),
     ];
-    let decoder = |s: usize, t: usize| -> Result<Tensor> { Ok(clt.decoder(s).narrow(1, t - s, 1)?.squeeze(1)?) };
+    let decoder = |s: usize, t: usize| -> Result<Tensor> { Ok(clt.decoder(s)?.narrow(1, t - s, 1)?.squeeze(1)?) };
     if c.per_layer {
         tensors.push(("decoder.W".to_string(), stack(&|s| decoder(s, s))?));
     }
@@ -170,6 +170,6 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
         "output_standardizer": null,
     }));
     model["is_folded"] = true.into();
-    let text = serde_yaml_ng::to_string(&serde_json::json!({ "model": model })).map_err(|error| Error::new(ErrorKind::BadConfig, format!("config.yaml: {error}")))?;
+    let text = serde_yaml_ng::to_string(&serde_json::json!({ "model": model })).map_err(|error| Error::wrap(ErrorKind::BadConfig, "config.yaml", error))?;
     files::write_atomic(folder.join("config.yaml"), text.as_bytes())
 }

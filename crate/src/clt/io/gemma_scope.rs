@@ -8,7 +8,7 @@
 //! Source: google/gemma-scope-2b-pt-transcoders as circuit-tracer and SAELens read it. Refused on
 //! export: CLTs, TopK, skip connections, other sites.
 
-use super::import::ImportConfig;
+use super::import::CltLoadConfig;
 use super::source::Source;
 use super::weights::{assemble, no_place, positive, thresholds, turned, Tensors};
 use crate::activations::InputSite;
@@ -62,7 +62,7 @@ pub(super) fn rest(tensors: Tensors, decoder: Tensor) -> Result<LayerWeights> {
 }
 
 /// The CLT or PLT of these layers, its shape taken from them.
-pub(super) fn of_layers(source: &Source, import: &ImportConfig, layers: Vec<LayerWeights>, mut config: CltConfig, device: &Device) -> Result<Clt> {
+pub(super) fn of_layers(source: &Source, import: &CltLoadConfig, layers: Vec<LayerWeights>, mut config: CltConfig, device: &Device) -> Result<Clt> {
     let Some(first) = layers.first() else {
         source.refuse_pickles()?;
         return Err(Error::new(ErrorKind::MissingFile, format!("{}: no parameters of any layer", source.name())));
@@ -73,7 +73,7 @@ pub(super) fn of_layers(source: &Source, import: &ImportConfig, layers: Vec<Laye
     assemble(config, layers, device).map_err(|error| error.context(source.name()))
 }
 
-pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
+pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> Result<Clt> {
     let files = source.layer_files(|name| name == WEIGHTS)?;
     let config = CltConfig { per_layer: true, input: InputSite::Normalized, output: OutputSite::AfterNorm, ..CltConfig::default() };
     of_layers(source, import, files.iter().map(|path| transcoder(path)).collect::<Result<_>>()?, config, device)
@@ -94,9 +94,9 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     }
     for l in 0..c.layers {
         let arrays = [
-            ("W_enc", turned(clt.encoder(l))?),
+            ("W_enc", turned(clt.encoder(l)?)?),
             ("b_enc", clt.encoder_bias(l).clone()),
-            ("W_dec", clt.decoder(l).squeeze(1)?),
+            ("W_dec", clt.decoder(l)?.squeeze(1)?),
             ("b_dec", clt.decoder_bias(l).clone()),
             ("threshold", thresholds(clt, l, NAME)?),
         ];

@@ -9,7 +9,7 @@
 //! this reader takes the last layer too. Refused on export: TopK, `ln2.hook_normalized`.
 
 use super::gemma_scope::{names, of_layers, rest, transcoder};
-use super::import::ImportConfig;
+use super::import::CltLoadConfig;
 use super::sites;
 use super::source::{layer_number, Source};
 use super::staged::write_owned;
@@ -49,12 +49,12 @@ pub(super) fn is_here(source: &Source) -> Result<bool> {
     first.map_or(Ok(false), |path| Ok(Tensors::open(path)?.has("w_enc")))
 }
 
-pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
+pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> Result<Clt> {
     read(source, import, &layer_files(source)?, device)
 }
 
 /// The CLT or PLT of these files, layer by layer.
-fn read(source: &Source, import: &ImportConfig, files: &[PathBuf], device: &Device) -> Result<Clt> {
+fn read(source: &Source, import: &CltLoadConfig, files: &[PathBuf], device: &Device) -> Result<Clt> {
     let cross = files.first().map(|path| decoder_axes(path)).transpose()? == Some(3);
     let mut config = CltConfig { per_layer: !cross, input: InputSite::MlpIn, output: OutputSite::AfterNorm, ..CltConfig::default() };
     let (mut layers, mut named) = (Vec::with_capacity(files.len()), None);
@@ -145,13 +145,13 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     }
     for l in 0..c.layers {
         let decoder = if c.per_layer {
-            clt.decoder(l).squeeze(1)?
+            clt.decoder(l)?.squeeze(1)?
         } else {
             let none = Tensor::zeros((c.features, l, c.width), DType::F32, &Device::Cpu)?;
-            Tensor::cat(&[&none, &clt.decoder(l).to_device(&Device::Cpu)?], 1)?
+            Tensor::cat(&[&none, &clt.decoder(l)?.to_device(&Device::Cpu)?], 1)?
         };
         let mut tensors = vec![
-            ("w_enc".to_string(), turned(clt.encoder(l))?),
+            ("w_enc".to_string(), turned(clt.encoder(l)?)?),
             ("b_enc".to_string(), clt.encoder_bias(l).clone()),
             ("w_dec".to_string(), decoder),
             ("b_dec".to_string(), clt.decoder_bias(l).clone()),

@@ -1,10 +1,12 @@
-//! Which format a folder is in, and reading and writing it: one [`Format`] per program.
+//! Which format a folder is in, and reading it: one [`Format`] per program.
 
 use super::source::Source;
-use super::{clt_forge, circuit_tracer, crosslayer_coding, crosslayer_transcoder, gemma_scope, gemma_scope_2, sae_lens, sparsify, staged};
+use super::{clt_forge, circuit_tracer, crosslayer_coding, crosslayer_transcoder, gemma_scope, gemma_scope_2, sae_lens, sparsify};
 use crate::activations::InputSite;
 use crate::clt::{Clt, CltConfig};
+use crate::device::{auto_device, require_own};
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::names;
 use crate::model::OutputSite;
 use candle_core::Device;
 use std::path::Path;
@@ -64,6 +66,20 @@ impl Format {
         }
     }
 
+    /// The files by which a folder of this format is known.
+    fn files(self) -> &'static str {
+        match self {
+            Format::CircuitTracer => "config.yaml with W_enc_0.safetensors and W_dec_0.safetensors, or with a file a layer",
+            Format::CrosslayerCoding => "cfg.json with clt_checkpoint_latest.safetensors or model.safetensors",
+            Format::Sparsify => "a folder a layer with cfg.json and sae.safetensors",
+            Format::CltForge => "clt_cfg.json with clt_weights.safetensors",
+            Format::CrosslayerTranscoder => "config.yaml with checkpoint.safetensors",
+            Format::GemmaScope => "params.npz, one a layer",
+            Format::GemmaScope2 => "params.safetensors a layer, or params_layer_0.safetensors and so on",
+            Format::SaeLens => "a folder a layer with cfg.json and sae_weights.safetensors",
+        }
+    }
+
     /// The format of a folder or hub repository, by its files.
     ///
     /// # Errors
@@ -94,9 +110,12 @@ impl Format {
             // A repository that does not exist has no files either: let the hub say so.
             source.file("config.yaml")?;
         }
-        let names: Vec<_> = Format::ALL.map(Format::name).to_vec();
-        Err(Error::expected(ErrorKind::BadFile, source.name(), "files of no known format", names.join(", "))
-            .help("see clt::Format for the files of each; folders of layers are searched on disk, not on the hub"))
+        if let Some(inner) = source.inside("clt").filter(|inner| circuit_tracer::is_here(inner).unwrap_or(false)) {
+            return Err(Error::expected(ErrorKind::BadFile, source.name(), "the folder of a training", "the folder of a CLT").help(format!("give the CLT in it: {}", inner.name())));
+        }
+        let files: Vec<String> = Format::ALL.map(|format| format!("{} ({})", format.name(), format.files())).to_vec();
+        Err(Error::expected(ErrorKind::BadFile, source.name(), "files of no known format", format_args!("those of one of these: {}", files.join("; ")))
+            .help("folders of layers are searched on disk, not on the hub"))
     }
 }
 
@@ -115,15 +134,17 @@ impl std::str::FromStr for Format {
     }
 }
 
-/// What a CLT's files do not say, or say otherwise. The default leaves all to them.
+/// Where a CLT is put, and what its files do not say, or say otherwise. The default leaves all to them.
 ///
 /// ```
 /// use cltlab::activations::InputSite;
-/// use cltlab::clt::ImportConfig;
-/// let config = ImportConfig { input: Some(InputSite::ResidMid), ..ImportConfig::default() };
+/// use cltlab::clt::CltLoadConfig;
+/// let config = CltLoadConfig { input: Some(InputSite::ResidMid), ..CltLoadConfig::default() };
 /// ```
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ImportConfig {
+#[derive(Clone, Debug, Default)]
+pub struct CltLoadConfig {
+    /// `None`: what [`auto_device`](crate::auto_device) finds. A [`Replacement`](crate::Replacement) needs the model's.
+    pub device: Option<Device>,
     /// The format. Default: by the folder's files.
     pub format: Option<Format>,
     /// What the encoders read. Default: what the files say, or the one site that the program has.
@@ -137,7 +158,12 @@ pub struct ImportConfig {
     pub fetch: bool,
 }
 
-impl ImportConfig {
+impl CltLoadConfig {
+    /// The defaults, on `device`.
+    pub fn on(device: &Device) -> Self {
+        CltLoadConfig { device: Some(device.clone()), ..CltLoadConfig::default() }
+    }
+
     /// Puts what is said here over what the files said.
     pub(super) fn amend(&self, config: &mut CltConfig) {
         config.input = self.input.unwrap_or(config.input);
@@ -160,15 +186,20 @@ impl Clt {
     /// # Errors
     /// `MissingFile`, `BadFile` (truncated, of no known format), `BadTensor` (name, shape), `Unsupported`
     /// (pickles, another hook, content that no CLT here can represent), each with the file; `Network` for the hub.
-    pub fn load(source: &str, device: &Device) -> Result<Clt> {
-        Clt::load_with(source, &ImportConfig::default(), device)
+    ///
+    /// ```no_run
+    /// # use cltlab::{candle::Device, clt::{Clt, CltLoadConfig}};
+    /// let clt = Clt::load("runs/first/clt", &CltLoadConfig::default())?;
+    /// let on_the_cpu = Clt::load("mntss/clt-gemma-2-2b-426k", &CltLoadConfig::on(&Device::Cpu))?;
+    /// # Ok::<(), cltlab::Error>(())
+    /// ```
+    pub fn load(source: impl AsRef<Path>, config: &CltLoadConfig) -> Result<Clt> {
+        Self::open(names::source(source.as_ref())?, config)
     }
 
-    /// As [`Clt::load`], with what the files do not say.
-    ///
-    /// # Errors
-    /// As [`Clt::load`].
-    pub fn load_with(source: &str, config: &ImportConfig, device: &Device) -> Result<Clt> {
+    fn open(source: &str, config: &CltLoadConfig) -> Result<Clt> {
+        let device = config.device.clone().map_or_else(auto_device, Ok)?;
+        require_own(&device)?;
         let source = Source::open(source)?;
         let format = config.format.map_or_else(|| Format::detect(&source), Ok)?;
         let read = match format {
@@ -181,27 +212,6 @@ impl Clt {
             Format::GemmaScope => gemma_scope::load,
             Format::GemmaScope2 => gemma_scope_2::load,
         };
-        read(&source, config, device)
-    }
-
-    /// Writes the CLT into `folder` in another program's format; [`Format::CircuitTracer`] is [`Clt::save`].
-    ///
-    /// All files are written beside `folder` first and moved in when they are complete.
-    ///
-    /// # Errors
-    /// `Unsupported` naming the first field that the format has no place for, and then nothing is
-    /// written; `DiskFull`, `MissingFile` or `Io`, with the path.
-    pub fn save_as(&self, folder: impl AsRef<Path>, format: Format) -> Result<()> {
-        let write = match format {
-            Format::CircuitTracer => circuit_tracer::write,
-            Format::CrosslayerTranscoder => crosslayer_transcoder::write,
-            Format::CltForge => clt_forge::write,
-            Format::CrosslayerCoding => crosslayer_coding::write,
-            Format::Sparsify => sparsify::write,
-            Format::SaeLens => sae_lens::write,
-            Format::GemmaScope => gemma_scope::write,
-            Format::GemmaScope2 => gemma_scope_2::write,
-        };
-        staged::write(folder.as_ref(), |folder| write(self, folder))
+        read(&source, config, &device)
     }
 }

@@ -4,6 +4,7 @@ mod circuit_tracer;
 mod clt_forge;
 mod crosslayer_coding;
 mod crosslayer_transcoder;
+mod export;
 mod gemma_scope;
 mod gemma_scope_2;
 mod import;
@@ -17,4 +18,5 @@ mod staged;
 pub(crate) mod tensors;
 mod weights;
 
-pub use import::{Format, ImportConfig};
+pub use export::CltSaveConfig;
+pub use import::{CltLoadConfig, Format};

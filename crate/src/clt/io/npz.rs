@@ -7,6 +7,7 @@ use super::tensors::unknown_tensor;
 use crate::device::{format_bytes, require_memory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::names::shown;
+use crate::files::numbers::finite;
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::io::Read;
@@ -39,13 +40,13 @@ pub(super) struct Npz {
 impl Npz {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let file = std::fs::File::open(&path).map_err(|error| Error::io(&path, &error))?;
+        let file = std::fs::File::open(&path).map_err(|error| Error::io(&path, error))?;
         let broken = |error: zip::result::ZipError| {
-            Error::new(ErrorKind::BadFile, format!("{}: not a whole npz file: {error}", path.display()))
+            Error::wrap(ErrorKind::BadFile, format_args!("{}: not a whole npz file", path.display()), error)
                 .help("the file is truncated or of another kind; copy or download it again")
         };
-        let length = file.metadata().map_err(|error| Error::io(&path, &error))?.len();
-        let members = members(&file, length).map_err(|error| Error::io(&path, &error))?;
+        let length = file.metadata().map_err(|error| Error::io(&path, error))?.len();
+        let members = members(&file, length).map_err(|error| Error::io(&path, error))?;
         let mut zip = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(broken)?;
         // The library keeps one of several members with the same name.
         if members.is_some_and(|members| members != zip.len()) {
@@ -94,6 +95,7 @@ impl Npz {
         if found != shape {
             return Err(Error::expected(ErrorKind::BadTensor, place(), format_args!("shape {found:?}"), format_args!("{shape:?}")));
         }
+        finite(place(), values, shape)?;
         Ok(Tensor::from_slice(values, shape, &Device::Cpu)?)
     }
 }
@@ -109,7 +111,7 @@ fn unpack<R: Read + ?Sized>(path: &Path, name: &str, mut entry: zip::read::ZipFi
         CompressionMethod::DEFLATE => flate2::read::DeflateDecoder::new(&mut entry).take(size.saturating_add(1)).read_to_end(&mut bytes),
         other => return Err(Error::expected(ErrorKind::Unsupported, place, format_args!("compressed as {other:?}"), "stored or deflated")),
     };
-    done.map_err(|error| Error::new(ErrorKind::BadFile, format!("{place}: {error}")))?;
+    done.map_err(|error| Error::wrap(ErrorKind::BadFile, &place, error))?;
     if bytes.len() as u64 != size {
         return Err(Error::expected(ErrorKind::BadFile, place, format_args!("{} bytes", bytes.len()), size));
     }

@@ -13,7 +13,7 @@ use crate::clt::{Activation, Clt, CltConfig, Decoder, Layer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::names::{plain_relative, shown};
 use crate::files::walk::walk;
-use crate::hub::HubRepo;
+use crate::hub::{HubConfig, HubRepo};
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 
@@ -75,9 +75,9 @@ fn place_of<'a>(source: &Source, place: &'a str, fetch: bool) -> Result<Place<'a
     plain_relative(file, &field)?;
     if !fetch && matches!(source, Source::Folder(_)) {
         return Err(Error::expected(ErrorKind::Unsupported, field, shown(place), "files in the folder: a folder on disk does not make this program fetch from the hub")
-            .help("if that is meant, set ImportConfig::fetch (clt convert --fetch keeps a copy), or load the CLT by its hub name"));
+            .help("if that is meant, set CltLoadConfig::fetch (clt convert --fetch keeps a copy), or load the CLT by its hub name"));
     }
-    Ok(Place::Hub(HubRepo::open(&format!("{owner}/{name}@{revision}")).map_err(|error| error.context(&field))?, file))
+    Ok(Place::Hub(HubRepo::open(&format!("{owner}/{name}@{revision}"), &HubConfig::default()).map_err(|error| error.context(&field))?, file))
 }
 
 /// Shape, activation and whether there are skip connections, from `config.yaml` and the first file.
@@ -111,7 +111,7 @@ pub(super) fn layers(source: &Source, yaml: &Yaml, fetch: bool, config: &CltConf
     if files.len() != config.layers {
         return Err(Error::expected(ErrorKind::BadFile, format!("{}: layer files", source.name()), files.len(), config.layers));
     }
-    let home = Decoder::home(config, device);
+    let home = Decoder::home(config, device)?;
     let layer = |(l, path): (usize, &PathBuf)| {
         let reader = Reader::open(path)?;
         if reader.shape(SKIP).is_some() != config.skip {
@@ -141,10 +141,10 @@ impl Clt {
     pub(super) fn write_per_layer(&self, folder: &Path, dtype: DType) -> Result<()> {
         let (f, d) = (self.features(), self.config().width);
         for l in 0..self.layers() {
-            let decoder = self.decoder(l).squeeze(1)?;
+            let decoder = self.decoder(l)?.squeeze(1)?;
             let skip = self.skip(l).map(|skip| skip.t()).transpose()?;
             let mut tensors = vec![
-                ("W_enc".to_string(), vec![f, d], self.encoder(l)),
+                ("W_enc".to_string(), vec![f, d], self.encoder(l)?),
                 ("b_enc".to_string(), vec![f], self.encoder_bias(l)),
                 ("W_dec".to_string(), vec![f, d], &decoder),
                 ("b_dec".to_string(), vec![d], self.decoder_bias(l)),

@@ -7,7 +7,7 @@
 //! Source: SAELens 6.54.12, classes `Transcoder`, `SkipTranscoder`, `JumpReLUTranscoder` and
 //! `JumpReLUSkipTranscoder`. Refused: autoencoders, normalisation of each token by itself; on export CLTs and TopK.
 
-use super::import::ImportConfig;
+use super::import::CltLoadConfig;
 use super::sites;
 use super::source::{layer_number, Source};
 use super::staged::write_owned;
@@ -36,7 +36,7 @@ struct Config {
     normalize_activations: String,
     #[serde(default = "none")]
     reshape_activations: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "metadata")]
     metadata: Metadata,
     /// Before version 6 these stood here.
     #[serde(flatten)]
@@ -52,6 +52,16 @@ struct Metadata {
     /// Gemma 3's transcoders have `hook_mlp_in` for a value after the norm.
     hf_hook_name: Option<String>,
     hf_hook_name_out: Option<String>,
+}
+
+/// The fields of `metadata`, by their names: a list is not taken for them in their order.
+fn metadata<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Metadata, D::Error> {
+    use serde::de::Error;
+    let value = <serde_json::Value as serde::Deserialize>::deserialize(from)?;
+    if !value.is_object() {
+        return Err(D::Error::custom(format!("metadata: got {}, expected an object", crate::files::names::shown(&value.to_string()))));
+    }
+    serde_json::from_value(value).map_err(|error| D::Error::custom(format!("metadata: {error}")))
 }
 
 fn none() -> String {
@@ -78,7 +88,7 @@ pub(super) fn is_here(source: &Source) -> Result<bool> {
     Ok(!source.find(|name| name == WEIGHTS)?.is_empty())
 }
 
-pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
+pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> Result<Clt> {
     let files = layer_files(source)?;
     let Some(first) = files.first() else {
         source.refuse_pickles()?;
@@ -126,7 +136,7 @@ pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> R
 }
 
 /// Where a layer reads and writes. Both names must be of one layer.
-fn sites_of(import: &ImportConfig, place: &str, said: &Metadata) -> Result<(InputSite, OutputSite)> {
+fn sites_of(import: &CltLoadConfig, place: &str, said: &Metadata) -> Result<(InputSite, OutputSite)> {
     let reads = said.hf_hook_name.as_deref().or(said.hook_name.as_deref());
     let writes = said.hf_hook_name_out.as_deref().or(said.hook_name_out.as_deref());
     let names = [&said.hook_name, &said.hook_name_out, &said.hf_hook_name, &said.hf_hook_name_out];
@@ -182,9 +192,9 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     for l in 0..c.layers {
         let cuts = thresholds(clt, l, NAME)?;
         let mut tensors = vec![
-            ("W_enc".to_string(), turned(clt.encoder(l))?),
+            ("W_enc".to_string(), turned(clt.encoder(l)?)?),
             ("b_enc".to_string(), clt.encoder_bias(l).clone()),
-            ("W_dec".to_string(), clt.decoder(l).squeeze(1)?),
+            ("W_dec".to_string(), clt.decoder(l)?.squeeze(1)?),
             ("b_dec".to_string(), clt.decoder_bias(l).clone()),
         ];
         if jumps {

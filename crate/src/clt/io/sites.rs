@@ -1,7 +1,7 @@
 //! Where a CLT reads and writes, in the names that other programs have for it: TransformerLens hooks,
 //! module paths with `.input` or `.output`.
 
-use super::import::ImportConfig;
+use super::import::CltLoadConfig;
 use crate::activations::InputSite;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::OutputSite;
@@ -38,10 +38,10 @@ pub(super) fn output(text: &str) -> Option<OutputSite> {
 }
 
 /// Both sites: what `import` says, else what the names at `place` say.
-pub(super) fn both(import: &ImportConfig, place: &str, reads: Option<&str>, writes: Option<&str>) -> Result<(InputSite, OutputSite)> {
+pub(super) fn both(import: &CltLoadConfig, place: &str, reads: Option<&str>, writes: Option<&str>) -> Result<(InputSite, OutputSite)> {
     let unknown = |field: &str, got: Option<&str>| {
         let got = got.map_or_else(|| "no name".to_string(), |name| format!("'{name}'"));
-        Error::expected(ErrorKind::Unsupported, format_args!("{place}: {field}"), got, "the name of a site that is captured here").help(format!("say it: ImportConfig::{field}"))
+        Error::expected(ErrorKind::Unsupported, format_args!("{place}: {field}"), got, "the name of a site that is captured here").help(format!("say it: CltLoadConfig::{field}"))
     };
     let input = import.input.or_else(|| reads.and_then(input)).ok_or_else(|| unknown("input", reads))?;
     let output = import.output.or_else(|| writes.and_then(output)).ok_or_else(|| unknown("output", writes))?;

@@ -5,7 +5,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::names::plain_relative;
 use crate::files::walk::walk;
-use crate::hub::HubRepo;
+use crate::hub::{HubConfig, HubRepo};
 use std::path::{Path, PathBuf};
 
 /// A folder, or a repository and a folder in it.
@@ -29,16 +29,24 @@ impl Source {
         let (repo, folder) = whole.split_once("//").unwrap_or((whole, ""));
         if repo.split('/').count() == 2 && !source.starts_with(['.', '/', '~']) {
             let repo = revision.map_or_else(|| repo.to_string(), |revision| format!("{repo}@{revision}"));
-            return Ok(Source::Hub(HubRepo::open(&repo)?, folder.trim_matches('/').to_string(), source.to_string()));
+            return Ok(Source::Hub(HubRepo::open(&repo, &HubConfig::default())?, folder.trim_matches('/').to_string(), source.to_string()));
         }
         Err(Error::new(ErrorKind::MissingFile, format!("{source}: no such folder"))
-            .help("give a folder of a CLT in one of the formats of clt::Format, or a hub name owner/name or owner/name//folder"))
+            .help("give the folder of a CLT (a training writes it to clt/ in its folder), or a hub name owner/name or owner/name//folder"))
     }
 
     pub fn name(&self) -> String {
         match self {
             Source::Folder(folder) => folder.display().to_string(),
             Source::Hub(_, _, name) => name.clone(),
+        }
+    }
+
+    /// A folder on disk within this one, when it is there.
+    pub fn inside(&self, name: &str) -> Option<Self> {
+        match self {
+            Source::Folder(folder) => Some(folder.join(name)).filter(|inner| inner.is_dir()).map(Source::Folder),
+            Source::Hub(..) => None,
         }
     }
 

@@ -11,7 +11,7 @@
 //! zero (not linear in the activation, and TopK cannot take it in a bias), TopK over several layers, group
 //! and batch TopK, skips from one layer to another, decoders tied twice.
 
-use super::import::ImportConfig;
+use super::import::CltLoadConfig;
 use super::sites;
 use super::source::Source;
 use super::staged::write_owned;
@@ -159,7 +159,7 @@ impl Part {
     }
 }
 
-pub(super) fn load(source: &Source, import: &ImportConfig, device: &Device) -> Result<Clt> {
+pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> Result<Clt> {
     let files = layer_files(source)?;
     if files.is_empty() {
         source.refuse_pickles()?;
@@ -267,7 +267,7 @@ fn norm(part: &Part, name: &str) -> Result<Norm> {
 }
 
 /// Sites and the model's name: hook points in `config.json`, else the folder's own name.
-fn sites_of(source: &Source, import: &ImportConfig, first: &Path) -> Result<(InputSite, OutputSite, String)> {
+fn sites_of(source: &Source, import: &CltLoadConfig, first: &Path) -> Result<(InputSite, OutputSite, String)> {
     let run: Run = if source.has("config.json")? { files::read_json_object(source.file("config.json")?)? } else { Run::default() };
     let folder = first.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let writes = format!("{folder}.output");
@@ -302,11 +302,11 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     };
     let points = |module: &str| (0..c.layers).map(|l| format!("{layers}.{l}.{module}")).collect::<Vec<_>>();
     for l in 0..c.layers {
-        let mut tensors = vec![("encoder.weight".to_string(), clt.encoder(l).clone()), ("encoder.bias".to_string(), clt.encoder_bias(l).clone())];
+        let mut tensors = vec![("encoder.weight".to_string(), clt.encoder(l)?.clone()), ("encoder.bias".to_string(), clt.encoder_bias(l).clone())];
         for i in 0..c.slots(l) {
             let entry = |what: &str| if c.per_layer { what.to_string() } else { format!("{what}s.{i}") };
             let own = |tensor: Tensor| if i == 0 { Ok(tensor) } else { tensor.zeros_like() };
-            tensors.push((entry("W_dec"), clt.decoder(l).narrow(1, i, 1)?.squeeze(1)?));
+            tensors.push((entry("W_dec"), clt.decoder(l)?.narrow(1, i, 1)?.squeeze(1)?));
             tensors.push((entry("b_dec"), own(clt.decoder_bias(l).clone())?));
             if let Some(skip) = clt.skip(l) {
                 tensors.push((entry("W_skip"), own(turned(skip)?)?));

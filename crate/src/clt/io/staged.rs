@@ -10,24 +10,38 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 
 /// A named tensor to write, with its shape in the file.
 pub(super) type Part<'a> = (String, Vec<usize>, &'a Tensor);
 
 /// Lets `fill` write a temporary folder, then moves its files into `folder`, or the folder itself when
-/// there is none. A full disk leaves what was there before; other files in the folder stay.
+/// there is none. A full disk leaves what was there before; other files in the folder stay. Of two writers at
+/// once the folder gets all files of one, then all of the other.
 pub(super) fn write(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     files::create_folder(folder_of(folder))?;
+    files::not_a_file(folder)?;
     let place = if folder.file_name().is_some() { folder.to_path_buf() } else { folder.join("clt") };
-    let staged = Temporary::folder(&place)?;
+    let mut staged = Temporary::folder(&place)?;
     fill(&staged.path)?;
-    if folder.exists() { move_in(&staged.path, folder) } else { staged.move_to(folder).map_err(|error| Error::io(folder, &error)) }
+    let fault = |error: std::io::Error| Error::io(folder, error);
+    if !folder.exists() {
+        match staged.move_to(folder) {
+            // Another writer made it meanwhile.
+            Err(_) if folder.is_dir() => {}
+            moved => return moved.map_err(fault),
+        }
+    }
+    // Kept until it is dropped. A file system without locks has one writer at a time.
+    let lock = File::open(folder).map_err(fault)?;
+    let _ = lock.lock();
+    move_in(&staged.path, folder)
 }
 
 fn move_in(staged: &Path, folder: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(staged).map_err(|error| Error::io(staged, &error))? {
-        let entry = entry.map_err(|error| Error::io(staged, &error))?;
+    for entry in std::fs::read_dir(staged).map_err(|error| Error::io(staged, error))? {
+        let entry = entry.map_err(|error| Error::io(staged, error))?;
         let to = folder.join(entry.file_name());
         if entry.path().is_dir() && to.is_dir() {
             move_in(&entry.path(), &to)?;

@@ -2,6 +2,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::names::shown;
+use crate::files::numbers::{finite, floating};
+use crate::text::placeholder::stands_in;
 use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use std::path::{Path, PathBuf};
@@ -25,12 +27,15 @@ pub(crate) struct Reader {
 impl Reader {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let file = std::fs::File::open(&path).map_err(|error| Error::io(&path, &error))?;
+        let file = std::fs::File::open(&path).map_err(|error| Error::io(&path, error))?;
         // SAFETY: the map is only read; a file that another program cuts meanwhile would fault,
         // and every writer of ours replaces files by renaming.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(&path, &error))?;
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(&path, error))?;
         let (length, header) = SafeTensors::read_metadata(&map).map_err(|error| {
-            Error::new(ErrorKind::BadFile, format!("{}: not a whole safetensors file: {error}", path.display()))
+            if let Some(error) = stands_in(&path) {
+                return error;
+            }
+            Error::wrap(ErrorKind::BadFile, format_args!("{}: not a whole safetensors file", path.display()), error)
                 .help("the file is truncated or of another kind; copy or download it again")
         })?;
         Ok(Reader { path, file, map, start: length + 8, header })
@@ -53,10 +58,27 @@ impl Reader {
 
     /// Tensor `name` as f32, checked against `shape`.
     pub fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let values = self.checked(name, shape)?;
+        finite(self.place(name), &values, shape)?;
+        Ok(Tensor::from_vec(values, shape, device)?)
+    }
+
+    /// As [`Reader::tensor`] on the CPU, for one whose shape and type were checked and whose numbers are looked at when
+    /// they are used.
+    pub fn as_it_is(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::from_vec(self.checked(name, shape)?, shape, &Device::Cpu)?)
+    }
+
+    fn checked(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.f32s(name, shape)?;
         let mut values = vec![0f32; shape.iter().product()];
         self.read_into(name, &mut values)?;
-        Ok(Tensor::from_vec(values, shape, device)?)
+        Ok(values)
+    }
+
+    /// Refuses NaN and infinity among `values` of tensor `name`, which has `shape`.
+    pub fn finite(&self, name: &str, values: &[f32], shape: &[usize]) -> Result<()> {
+        finite(self.place(name), values, shape)
     }
 
     /// Row `index` of the first axis of tensor `name`, as f32; `shape` is the whole tensor's.
@@ -67,6 +89,7 @@ impl Reader {
         }
         let mut values = vec![0f32; shape[1..].iter().product()];
         self.read_from(name, index * values.len(), &mut values)?;
+        finite(format_args!("{}[{index}]", self.place(name)), &values, &shape[1..])?;
         Ok(Tensor::from_vec(values, &shape[1..], &Device::Cpu)?)
     }
 
@@ -112,7 +135,7 @@ impl Reader {
         use std::os::unix::fs::FileExt;
         // SAFETY: any bytes are f32 values, and u8 has no alignment.
         let bytes = unsafe { std::slice::from_raw_parts_mut(into.as_mut_ptr().cast(), std::mem::size_of_val(into)) };
-        self.file.read_exact_at(bytes, at).map_err(|error| Error::io(&self.path, &error))
+        self.file.read_exact_at(bytes, at).map_err(|error| Error::io(&self.path, error))
     }
 
     /// Copies tensor `name` into `into` as f32, checked against its length.
@@ -134,7 +157,7 @@ impl Reader {
             Dtype::F16 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, two)| *value = half::f16::from_le_bytes(*two).to_f32()),
             Dtype::BF16 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, two)| *value = half::bf16::from_le_bytes(*two).to_f32()),
             Dtype::F64 => into.iter_mut().zip(bytes.as_chunks().0).for_each(|(value, eight)| *value = f64::from_le_bytes(*eight) as f32),
-            other => return Err(Error::expected(ErrorKind::BadTensor, self.place(name), format_args!("{other:?}"), "F64, F32, F16 or BF16")),
+            other => return floating(self.place(name), &format!("{other:?}")),
         }
         Ok(())
     }

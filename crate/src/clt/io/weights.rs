@@ -64,23 +64,12 @@ impl Tensors {
         format!("{}: {name}", self.path.display())
     }
 
-    /// Tensor `name`, f32 on the CPU, checked against `shape`, of numbers only.
+    /// Tensor `name`, f32 on the CPU, checked against `shape`.
     pub fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.left.borrow_mut().remove(name);
-        let tensor = match &self.file {
-            File::Safetensors(reader) => reader.tensor(name, shape, &Device::Cpu)?,
-            File::Npz(npz) => npz.tensor(name, shape)?,
-        };
-        self.numbers(name, tensor)
-    }
-
-    /// Refuses NaN and infinity: a threshold of NaN would become 0 on the way, and a weight of NaN shows only where it is used.
-    /// A logarithm may be -∞.
-    fn numbers(&self, name: &str, tensor: Tensor) -> Result<Tensor> {
-        let log = name.ends_with("log_threshold");
-        match floats(&tensor)?.iter().position(|value| !value.is_finite() && !(log && *value == f32::NEG_INFINITY)) {
-            None => Ok(tensor),
-            Some(at) => Err(Error::new(ErrorKind::NotFinite, format!("{}: NaN or infinity at {at}", self.place(name)))),
+        match &self.file {
+            File::Safetensors(reader) => reader.tensor(name, shape, &Device::Cpu),
+            File::Npz(npz) => npz.tensor(name, shape),
         }
     }
 
@@ -92,11 +81,10 @@ impl Tensors {
     /// Row `index` of the first axis of tensor `name`, which has `shape` in all.
     pub fn take_row(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
         self.left.borrow_mut().remove(name);
-        let row = match &self.file {
-            File::Safetensors(reader) => reader.row(name, shape, index)?,
-            File::Npz(npz) => npz.tensor(name, shape)?.get(index)?,
-        };
-        self.numbers(name, row)
+        match &self.file {
+            File::Safetensors(reader) => reader.row(name, shape, index),
+            File::Npz(npz) => Ok(npz.tensor(name, shape)?.get(index)?),
+        }
     }
 
     /// `Unsupported` naming a tensor that was not taken, other than those in `unused`.
@@ -225,7 +213,7 @@ pub(super) fn thresholds(clt: &Clt, layer: usize, format: &str) -> Result<Tensor
             let values = floats(threshold)?;
             match values.iter().position(|value| *value < 0.0) {
                 None => Ok(threshold.clone()),
-                Some(at) => Err(no_place(format, &format!("threshold of feature {layer}/{at}"), values[at], "0 or above: it has no activations below 0")),
+                Some(at) => Err(no_place(format, &format!("threshold of feature {layer}_{at}"), values[at], "0 or above: it has no activations below 0")),
             }
         }
         _ => Err(no_place(format, "activation", activation.label(), "relu or jump_relu")),

@@ -67,6 +67,6 @@ impl Gpu {
             // Up to Turing the tensor-core variant may round f32 factors to f16.
             sys::cublasGemmAlgo_t::CUBLAS_GEMM_DFALT,
         )
-        .map_err(|error| Error::from(candle_core::Error::wrap(error)).context(format_args!("GPU: product of [{rows}, {depth}] and [{depth}, {columns}]")))
+        .map_err(|error| Error::from(candle_core::Error::Cuda(Box::new(error))).context(format_args!("GPU: product of [{rows}, {depth}] and [{depth}, {columns}]")))
     }
 }

@@ -5,15 +5,17 @@
 //! its source by `./x build-cuda`) and assembled by the driver for the card at hand. Products are cuBLAS'.
 
 mod gemm;
+mod kernel;
 
 pub(crate) use gemm::{Operand, Product};
+pub(crate) use kernel::{Kernel, Kernels};
 
 use crate::device;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::cuda_backend::cudarc::driver::{sys, CudaEvent, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, PinnedHostSlice, ValidAsZeroBits};
 use candle_core::{CudaDevice, DType, Device, Storage, Tensor};
 use half::bf16;
-use std::collections::HashMap;
+use std::collections::hash_map::{Entry, HashMap};
 use std::sync::{Arc, Mutex};
 
 const PTX: &str = include_str!("../../clt/kernels/cuda/kernels.ptx");
@@ -52,7 +54,7 @@ pub(crate) struct Gpu(Arc<Inner>);
 struct Inner {
     device: CudaDevice,
     stream: Arc<CudaStream>,
-    functions: Mutex<HashMap<String, CudaFunction>>,
+    functions: Mutex<HashMap<Kernel, CudaFunction>>,
     /// Whether products of f32 may round their factors to TF32.
     tf32: bool,
 }
@@ -64,7 +66,7 @@ pub(crate) fn fault(what: &str, error: DriverError) -> Error {
         sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | sys::CUresult::CUDA_ERROR_INVALID_PTX => ErrorKind::Unsupported,
         _ => ErrorKind::Tensor,
     };
-    let error = Error::new(kind, format!("GPU: {what}: {:?}", error.0));
+    let error = Error::new(kind, format!("GPU: {what}: {:?}", error.0)).caused_by(error);
     match kind {
         ErrorKind::OutOfMemory => error.help("use fewer features or tokens in a step, moments in eight bits, or weights in bf16"),
         ErrorKind::Unsupported => error.help("update the driver: CUDA 13.0 needs version 580 or later"),
@@ -76,8 +78,9 @@ impl Gpu {
     /// The device behind candle's; its products are as [`device::tf32`] says now.
     ///
     /// # Errors
-    /// `Unsupported` for a device that is no GPU.
+    /// `Unsupported` for a device that is no GPU, or that [`device::cuda`] did not open.
     pub fn of(device: &Device) -> Result<Self> {
+        device::require_own(device)?;
         let Device::Cuda(device) = device else {
             return Err(Error::expected(ErrorKind::Unsupported, "device", "the CPU", "a CUDA device").help("take it from cltlab::device::cuda(0)"));
         };
@@ -157,20 +160,24 @@ impl Gpu {
         (&self.0.device, self.0.tf32)
     }
 
-    /// Starts the kernel `name` with `arguments`, each the address of a value as the kernel's parameter has it.
+    /// Starts `kernel` with `arguments`, each the address of a value as the kernel's parameter has it.
     ///
     /// # Safety
     /// The arguments must be those of the kernel, and every address must lie in a buffer that outlives it.
-    pub unsafe fn launch(&self, name: &str, grid: (usize, usize), block: usize, arguments: &[&dyn Argument]) -> Result<()> {
+    pub unsafe fn launch(&self, kernel: Kernel, grid: (usize, usize), block: usize, arguments: &[&dyn Argument]) -> Result<()> {
         if grid.0 == 0 || grid.1 == 0 {
             return Ok(());
         }
         let mut functions = self.0.functions.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if !functions.contains_key(name) {
-            let loaded = self.0.device.get_or_load_custom_func(name, "cltlab", PTX).map_err(|error| Error::from(error).context(format_args!("GPU: kernel {name}")))?;
-            functions.insert(name.to_string(), loaded.into_cuda_function());
-        }
-        let mut builder = self.0.stream.launch_builder(&functions[name]);
+        let name = kernel.name();
+        let function = match functions.entry(kernel) {
+            Entry::Occupied(loaded) => loaded.into_mut(),
+            Entry::Vacant(place) => {
+                let loaded = self.0.device.get_or_load_custom_func(name, "cltlab", PTX).map_err(|error| Error::from(error).context(format_args!("GPU: kernel {name}")))?;
+                place.insert(loaded.into_cuda_function())
+            }
+        };
+        let mut builder = self.0.stream.launch_builder(function);
         arguments.iter().for_each(|argument| argument.push(&mut builder));
         let config = LaunchConfig { grid_dim: (grid.0 as u32, grid.1 as u32, 1), block_dim: (block as u32, 1, 1), shared_mem_bytes: 0 };
         builder.launch(config).map(|_| ()).map_err(|error| fault(&format!("kernel {name}"), error))

@@ -151,7 +151,7 @@ impl GraphDifference {
         })
     }
 
-    /// Writes nodes and edges with their values in both graphs as JSON; [`Graph::save_json`] of
+    /// Writes nodes and edges with their values in both graphs as JSON; [`Graph::save`] of
     /// [`GraphDifference::graph`] writes the differences for viewers.
     ///
     /// # Errors
@@ -162,7 +162,7 @@ impl GraphDifference {
 }
 
 impl MergedGraph {
-    /// Writes nodes and edges with their values in every graph as JSON; [`Graph::save_json`] of
+    /// Writes nodes and edges with their values in every graph as JSON; [`Graph::save`] of
     /// [`MergedGraph::graph`] writes the means for viewers.
     ///
     /// # Errors

@@ -136,15 +136,18 @@ impl<'a> Fields<'a> {
     }
 
     /// A token id, the first where there are several; `None` for none.
-    pub fn token(&self, field: &str) -> Option<u32> {
-        self.tokens(field).first().copied()
+    pub fn token(&self, field: &str) -> Result<Option<u32>> {
+        Ok(self.tokens(field)?.first().copied())
     }
 
-    /// Token ids: a number or a list of them.
-    pub fn tokens(&self, field: &str) -> Vec<u32> {
-        let Some(value) = self.get(field) else { return Vec::new() };
-        let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-        list.iter().filter_map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect()
+    /// Token ids: a number or a list of them. −1 stands for none, as some files have it.
+    pub fn tokens(&self, field: &str) -> Result<Vec<u32>> {
+        let ids = |value: &Json| {
+            let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            let some = list.iter().filter(|id| !id.is_null() && id.as_i64() != Some(-1));
+            some.map(|id| u32::try_from(id.as_u64()?).ok()).collect::<Option<Vec<u32>>>()
+        };
+        Ok(self.read(field, "a token id or a list of them", ids)?.unwrap_or_default())
     }
 
     pub fn activation(&self, field: &str, default: &str) -> Result<MlpActivation> {

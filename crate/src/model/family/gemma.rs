@@ -9,6 +9,7 @@ use super::names::{Names, GGUF, LLAMA};
 use super::{rope, Family, Gguf};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::{LocalAttention, ModelConfig, NormPlaces, QkNorm};
+use crate::text::placeholder::shown;
 use serde_json::json;
 
 const SANDWICH: Names = Names { mlp_norm: "pre_feedforward_layernorm", ..LLAMA };
@@ -24,12 +25,14 @@ pub(super) const GEMMA3: Family =
 pub(super) const GEMMA3_WITH_IMAGES: Family = Family {
     name: "gemma3",
     config: |fields| match fields.get("text_config") {
+        Some(json) if !json.is_object() => Err(Error::expected(ErrorKind::BadFile, format_args!("{}: text_config", fields.place), shown(json), "an object")),
         Some(json) => gemma3(&Fields { json, place: &format!("{}: text_config", fields.place) }),
         None => gemma3(fields),
     },
     names: Names {
         prefixes: &["language_model.model.", "model.language_model."],
-        others: &["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.", "language_model.lm_head."],
+        others: &["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."],
+        unembeddings: &["language_model.lm_head"],
         ..SANDWICH
     },
     gguf: None,

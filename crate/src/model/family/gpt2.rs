@@ -33,6 +33,7 @@ pub(super) const NAMES: Names = Names {
     mlp_post_norm: "",
     final_norm: "ln_f",
     unembedding: "lm_head",
+    unembeddings: &[],
     transposed: true,
     others: &[],
 };
@@ -77,8 +78,8 @@ pub(super) fn learned(fields: &Fields<'_>, [layers, width, heads, context]: [usi
         tied: fields.flag("tie_word_embeddings", true)?,
         logit_scale: 1.0,
         logit_cap: None,
-        special_token: fields.token("bos_token_id").or(fields.token("eos_token_id")),
+        special_token: fields.token("bos_token_id")?.or(fields.token("eos_token_id")?),
         add_special: false,
-        stop_tokens: fields.tokens("eos_token_id"),
+        stop_tokens: fields.tokens("eos_token_id")?,
     })
 }

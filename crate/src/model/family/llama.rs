@@ -65,9 +65,9 @@ pub(super) fn rotated(fields: &Fields<'_>, part: f64, base: Option<f64>) -> Resu
         tied: fields.flag("tie_word_embeddings", false)?,
         logit_scale: 1.0,
         logit_cap: None,
-        special_token: fields.token("bos_token_id"),
+        special_token: fields.token("bos_token_id")?,
         add_special: false,
-        stop_tokens: fields.tokens("eos_token_id"),
+        stop_tokens: fields.tokens("eos_token_id")?,
     })
 }
 

@@ -16,7 +16,7 @@ pub(crate) fn open(path: &Path) -> Result<(ModelConfig, Weights)> {
     if let Some(error) = stands_in(path) {
         return Err(error);
     }
-    let file_length = std::fs::metadata(path).map_err(|error| Error::io(path, &error))?.len();
+    let file_length = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
     // As they lie in the file, and as tensors.
     require_memory(&format!("{place}"), file_length.saturating_mul(2), "take a smaller model")?;
     let bytes = files::read(path)?;

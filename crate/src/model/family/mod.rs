@@ -111,6 +111,9 @@ fn quantized(json: &serde_json::Value, place: &str) -> Result<()> {
     let inner = json.get("text_config");
     for field in ["quantization_config", "compression_config"] {
         let Some(found) = json.get(field).or(inner.and_then(|inner| inner.get(field))).filter(|found| !found.is_null()) else { continue };
+        if !found.is_object() {
+            return Err(Error::expected(ErrorKind::BadFile, format_args!("{place}: {field}"), shown(found), "an object with quant_method"));
+        }
         let loads = ["load_in_8bit", "load_in_4bit"].iter().any(|flag| found.get(flag).and_then(|flag| flag.as_bool()) == Some(true));
         let named = ["quant_method", "quant_algo", "format"].iter().find_map(|name| found.get(name)?.as_str());
         let method = shown(named.unwrap_or(if loads { "bitsandbytes" } else { "an unnamed method" }));
@@ -124,7 +127,7 @@ fn quantized(json: &serde_json::Value, place: &str) -> Result<()> {
 pub(crate) fn has_own_head(config: &ModelConfig, weights: &Weights) -> Result<bool> {
     let family = FAMILIES.iter().find(|family| family.name == config.architecture);
     let Some(names) = family.map(|family| &family.names).filter(|_| config.tied && !matches!(weights, Weights::Gguf(_))) else { return Ok(false) };
-    let head = format!("{}.weight", names.unembedding);
+    let head = format!("{}.weight", names.of(weights).unembedding);
     let embedding = names.prefixes.iter().map(|prefix| format!("{prefix}{}.weight", names.embedding)).find(|name| weights.contains(name));
     let Some(embedding) = embedding.filter(|embedding| weights.contains(&head) && weights.shape(embedding) == weights.shape(&head)) else { return Ok(false) };
     let [one, two] = [weights.read(&head, &Device::Cpu)?, weights.read(&embedding, &Device::Cpu)?];
@@ -151,9 +154,10 @@ pub(crate) fn config_from_gguf(content: &Content, place: &str) -> Result<ModelCo
     if let Positions::Rotary { interleaved, .. } = &mut config.positions {
         *interleaved = gguf.interleaved;
     }
-    // A file that says "no special token in front" means it: such a model was not trained with one.
+    // A file that says "no special token in front" means texts that are run. Contexts of a training begin with one as
+    // attribution's prompts do, so that features are learnt where they are explained.
     config.add_special = fields.flag("add_special", false)?;
-    config.special_token = fields.token("bos_token_id").filter(|_| config.add_special);
+    config.special_token = fields.token("bos_token_id")?;
     Ok(config)
 }
 

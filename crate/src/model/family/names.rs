@@ -1,5 +1,7 @@
 //! Names of the tensors: which part of the block lies under which name, and in which form.
 
+use crate::model::weights::Weights;
+
 /// How query, key and value are stored.
 #[derive(Clone, Copy)]
 pub(super) enum Qkv {
@@ -43,10 +45,21 @@ pub(super) struct Names {
     pub mlp_post_norm: &'static str,
     pub final_norm: &'static str,
     pub unembedding: &'static str,
+    /// Other names of the unembedding, looked for where that one is not there.
+    pub unembeddings: &'static [&'static str],
     /// The maps of the blocks are stored `[in, out]`.
     pub transposed: bool,
     /// Parts of the file that are not the language model's, by the beginnings of their names.
     pub others: &'static [&'static str],
+}
+
+impl Names {
+    /// The names with the unembedding's as these weights have it.
+    pub fn of(&self, weights: &Weights) -> Names {
+        let there = |name: &&&str| weights.contains(&format!("{name}.weight"));
+        let other = if there(&&self.unembedding) { None } else { self.unembeddings.iter().find(there) };
+        Names { unembedding: other.unwrap_or(&self.unembedding), ..*self }
+    }
 }
 
 /// Llama's in Hugging Face files, which most families share.
@@ -67,6 +80,7 @@ pub(super) const LLAMA: Names = Names {
     mlp_post_norm: "post_feedforward_layernorm",
     final_norm: "norm",
     unembedding: "lm_head",
+    unembeddings: &[],
     transposed: false,
     others: &[],
 };
@@ -89,6 +103,7 @@ pub(super) const GGUF: Names = Names {
     mlp_post_norm: "post_ffw_norm",
     final_norm: "output_norm",
     unembedding: "output",
+    unembeddings: &[],
     transposed: false,
     others: &[],
 };

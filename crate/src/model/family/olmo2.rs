@@ -14,7 +14,7 @@ fn config(fields: &Fields<'_>) -> Result<ModelConfig> {
     Ok(ModelConfig {
         norm_places: NormPlaces::Post,
         qk_norm: Some(QkNorm::Whole),
-        special_token: config.special_token.or(fields.token("eos_token_id")),
+        special_token: config.special_token.or(fields.token("eos_token_id")?),
         ..config
     })
 }

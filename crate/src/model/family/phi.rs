@@ -33,7 +33,7 @@ fn config(fields: &Fields<'_>) -> Result<ModelConfig> {
         activation: fields.activation("hidden_act", "gelu_new")?,
         gated: false,
         biases: Biases { unembedding: true, ..Biases::BLOCKS },
-        special_token: config.special_token.or(fields.token("eos_token_id")),
+        special_token: config.special_token.or(fields.token("eos_token_id")?),
         ..config
     })
 }

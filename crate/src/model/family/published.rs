@@ -23,6 +23,6 @@ pub(crate) fn generation(json: &serde_json::Value, place: &str) -> Result<(Optio
         usual
     };
     sampling.validate().map_err(|error| error.context(place))?;
-    let stops = fields.tokens("eos_token_id");
+    let stops = fields.tokens("eos_token_id")?;
     Ok(((!stops.is_empty()).then_some(stops), sampling))
 }

@@ -28,6 +28,6 @@ fn windowed(fields: &Fields<'_>) -> Result<ModelConfig> {
     let first = fields.optional("max_window_layers")?.unwrap_or(0);
     let local = fields.local(window, config.layers, config.context, |layer| layer >= first)?;
     // Beginning and end are one token in the files that name only the end.
-    let special_token = config.special_token.or(fields.token("eos_token_id"));
+    let special_token = config.special_token.or(fields.token("eos_token_id")?);
     Ok(ModelConfig { local, special_token, ..config })
 }

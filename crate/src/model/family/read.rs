@@ -67,6 +67,7 @@ pub(super) fn parts(config: &ModelConfig, weights: &Weights, names: &Names, devi
         let place = format!("{}: number of layers in the configuration", weights.path().display());
         return Err(Error::expected(ErrorKind::BadTensor, place, config.layers, format_args!("fewer than the {} tensors that are there", weights.count())));
     }
+    let names = &names.of(weights);
     let is_there = |prefix: &&&str| [names.embedding, names.final_norm].iter().any(|name| weights.contains(&format!("{prefix}{name}.weight")));
     let prefix = names.prefixes.iter().find(is_there).or(names.prefixes.first()).copied().unwrap_or("");
     let reader = Reader { config, weights, names, prefix, device, dtype, found: RefCell::default(), checks: true, sample: RefCell::default() };

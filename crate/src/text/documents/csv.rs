@@ -83,7 +83,7 @@ impl Documents<'_> {
         while !self.enough() {
             let (first, most) = (line, self.longest());
             let place = || format!("{} line {first}", path.display());
-            if !row.read(&mut source, between, most, &mut line).map_err(|error| unreadable(path, &error).context(format_args!("line {first}")))? {
+            if !row.read(&mut source, between, most, &mut line).map_err(|error| unreadable(path, error).context(format_args!("line {first}")))? {
                 break;
             }
             if row.is_empty() {

@@ -116,7 +116,7 @@ impl Documents<'_> {
     pub(super) fn read_lines(&mut self, path: &Path) -> Result<()> {
         let mut reader = open(path, self.room)?;
         // Where an array begins, the file is one; lines that are objects or strings begin otherwise.
-        if reader.fill_buf().map_err(|error| unreadable(path, &error))?.trim_ascii_start().starts_with(b"[") {
+        if reader.fill_buf().map_err(|error| unreadable(path, error))?.trim_ascii_start().starts_with(b"[") {
             return self.read_array(path, reader);
         }
         let (mut line, mut number) = (Vec::new(), 0);
@@ -125,14 +125,14 @@ impl Documents<'_> {
             number += 1;
             let place = || format!("{} line {number}", path.display());
             let most = self.longest();
-            let count = reader.by_ref().take(most).read_until(b'\n', &mut line).map_err(|error| unreadable(path, &error).context(format_args!("line {number}")))?;
+            let count = reader.by_ref().take(most).read_until(b'\n', &mut line).map_err(|error| unreadable(path, error).context(format_args!("line {number}")))?;
             if count == 0 {
                 break;
             }
             if count as u64 == most && line.last() != Some(&b'\n') {
                 return Err(Error::expected(ErrorKind::BadFile, place(), format_args!("more than {most} bytes"), "a JSON object or string a line"));
             }
-            let text = std::str::from_utf8(&line).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", place())))?;
+            let text = std::str::from_utf8(&line).map_err(|error| Error::wrap(ErrorKind::BadFile, place(), error))?;
             // A mark stands within a file that was joined from several.
             let text = text.trim().trim_start_matches('\u{feff}').trim_start();
             if text.is_empty() {
@@ -140,7 +140,7 @@ impl Documents<'_> {
             }
             let mut source = serde_json::Deserializer::from_str(text);
             let entry = Wanted { field: Some(&self.config.field) }.deserialize(&mut source).and_then(|entry| source.end().map(|()| entry));
-            let entry = entry.map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {}", place(), error.to_string().replace(" at line 1 column ", ", column "))))?;
+            let entry = entry.map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {}", place(), error.to_string().replace(" at line 1 column ", ", column "))).caused_by(error))?;
             self.push_entry(path, entry, place)?;
         }
         Ok(())
@@ -162,8 +162,8 @@ impl Documents<'_> {
             return Err(fault);
         }
         match read.and_then(|()| source.end()) {
-            Err(error) if !stopped && error.is_io() => Err(unreadable(path, &error.into())),
-            Err(error) if !stopped => Err(Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display()))),
+            Err(error) if !stopped && error.is_io() => Err(unreadable(path, error.into())),
+            Err(error) if !stopped => Err(Error::wrap(ErrorKind::BadFile, path.display(), error)),
             _ => Ok(()),
         }
     }

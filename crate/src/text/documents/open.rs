@@ -46,8 +46,8 @@ pub(super) fn no_text(path: &Path, got: &str) -> Error {
 
 /// The text of a file. It fails once there is more than `room` bytes, or more than a packed text can hold.
 pub(super) fn open(path: &Path, room: u64) -> Result<BufReader<Utf8<Box<dyn BufRead>>>> {
-    let fault = |error: io::Error| unreadable(path, &error);
-    let file = File::open(path).map_err(|error| Error::io(path, &error))?;
+    let fault = |error: io::Error| unreadable(path, error);
+    let file = File::open(path).map_err(|error| Error::io(path, error))?;
     let length = file.metadata().map_err(fault)?.len();
     let file = BufReader::new(file);
     let packed = length.saturating_mul(RATIO).max(SLACK);
@@ -89,10 +89,10 @@ impl Read for Bounded {
 }
 
 /// A fault of the disk, or of what lies on it.
-pub(super) fn unreadable(path: &Path, error: &io::Error) -> Error {
+pub(super) fn unreadable(path: &Path, error: io::Error) -> Error {
     match (error.raw_os_error(), error.kind()) {
         (Some(_), _) => Error::io(path, error),
         (None, io::ErrorKind::OutOfMemory) => Error::io(path, error).help("read a part of it: TextConfig::max_bytes"),
-        _ => Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())),
+        _ => Error::wrap(ErrorKind::BadFile, path.display(), error),
     }
 }

@@ -23,15 +23,15 @@ fn is_text(column: &Type) -> bool {
 
 impl Documents<'_> {
     pub(super) fn read_parquet(&mut self, path: &Path) -> Result<()> {
-        let bad = |error: parquet::errors::ParquetError| Error::new(ErrorKind::BadFile, format!("{}: {}", path.display(), shown(&error.to_string())));
-        let file = File::open(path).map_err(|error| Error::io(path, &error))?;
+        let bad = |error: parquet::errors::ParquetError| Error::new(ErrorKind::BadFile, format!("{}: {}", path.display(), shown(&error.to_string()))).caused_by(error);
+        let file = File::open(path).map_err(|error| Error::io(path, error))?;
         let mut start = [0; 64];
-        let count = file.read_at(&mut start, 0).map_err(|error| Error::io(path, &error))?;
+        let count = file.read_at(&mut start, 0).map_err(|error| Error::io(path, error))?;
         if let Some(what) = binary(&start[..count]).filter(|_| !start.starts_with(b"PAR1")) {
             return Err(no_text(path, what));
         }
-        let length = file.metadata().map_err(|error| Error::io(path, &error))?.len();
-        let own = file.try_clone().map_err(|error| Error::io(path, &error))?;
+        let length = file.metadata().map_err(|error| Error::io(path, error))?.len();
+        let own = file.try_clone().map_err(|error| Error::io(path, error))?;
         let reader = SerializedFileReader::new(file).map_err(bad)?;
         let schema = reader.metadata().file_metadata().schema();
         let field = &self.config.field;
@@ -59,7 +59,7 @@ impl Documents<'_> {
                     Compression::BROTLI(_) => Codec::Brotli,
                     _ => Codec::Other,
                 };
-                pages::check(&own, start, (start + count).min(length), codec).map_err(|error| wrong(&error.to_string()))?;
+                pages::check(&own, start, (start + count).min(length), codec).map_err(|error| wrong(&error.to_string()).caused_by(error))?;
             }
         }
         // Many rows may be one text of the file's dictionary. What the user bounds is not bounded here.

@@ -2,7 +2,7 @@
 //! a training's (`select.cuh`, `decode.cu`); their twins on the CPU are in [`crate::clt::activation`] and
 //! [`crate::clt::decode`](mod@crate::clt).
 
-use super::{At, Buffer, Gpu};
+use super::{At, Buffer, Gpu, Kernel, Kernels, Stored};
 use crate::clt::{Clt, LayerCode};
 use crate::error::Result;
 use candle_core::{DType, Tensor};
@@ -31,7 +31,7 @@ pub(crate) fn select(h: &Tensor, bias: &Tensor, keep: &Keep<'_>) -> Result<Layer
             let (kept, values, of): (Buffer<u32>, Buffer<f32>, Buffer<u32>) = (gpu.zeros(places)?, gpu.zeros(places)?, gpu.zeros(places)?);
             let (starts, counts, cuts, hint): (Buffer<u32>, Buffer<u32>, Buffer<f32>, Buffer<f32>) = (gpu.zeros(tokens)?, gpu.zeros(tokens)?, gpu.zeros(tokens)?, gpu.zeros(1)?);
             // SAFETY: one block a token; runs of k entries each have room.
-            unsafe { gpu.launch("top_rows", (tokens, 1), ROW, &[&at, &bias, &features, &(*k as u32), &hint.at(), &kept.at(), &values.at(), &of.at(), &starts.at(), &counts.at(), &cuts.at(), &(0 as At)])? };
+            unsafe { gpu.launch(Kernel::TOP_ROWS, (tokens, 1), ROW, &[&at, &bias, &features, &(*k as u32), &hint.at(), &kept.at(), &values.at(), &of.at(), &starts.at(), &counts.at(), &cuts.at(), &(0 as At)])? };
             let (kept, values) = (kept.read_first(places)?, values.read_first(places)?);
             let mut code = LayerCode::empty(0);
             for (features, values) in kept.chunks_exact(*k).zip(values.chunks_exact(*k)) {
@@ -48,7 +48,7 @@ pub(crate) fn select(h: &Tensor, bias: &Tensor, keep: &Keep<'_>) -> Result<Layer
             let threshold = threshold.map_or(Ok(0), |threshold| gpu.place(threshold))?;
             let counts: Buffer<u32> = gpu.zeros(tokens)?;
             // SAFETY: one block a token, which has a count.
-            unsafe { gpu.launch("count_kept", (tokens, 1), ROW, &[&at, &bias, &features, &threshold, &counts.at()])? };
+            unsafe { gpu.launch(Kernel::COUNT_KEPT, (tokens, 1), ROW, &[&at, &bias, &features, &threshold, &counts.at()])? };
             let mut offsets = vec![0u32];
             for count in counts.read_first(tokens)? {
                 offsets.push(offsets[offsets.len() - 1] + count);
@@ -56,7 +56,7 @@ pub(crate) fn select(h: &Tensor, bias: &Tensor, keep: &Keep<'_>) -> Result<Layer
             let places = offsets[tokens] as usize;
             let (starts, kept, values, of): (_, Buffer<u32>, Buffer<f32>, Buffer<u32>) = (gpu.copy(&offsets)?, gpu.zeros(places)?, gpu.zeros(places)?, gpu.zeros(places)?);
             // SAFETY: runs begin and end where they were counted.
-            unsafe { gpu.launch("write_kept", (tokens, 1), ROW, &[&at, &bias, &features, &threshold, &starts.at(), &kept.at(), &values.at(), &of.at()])? };
+            unsafe { gpu.launch(Kernel::WRITE_KEPT, (tokens, 1), ROW, &[&at, &bias, &features, &threshold, &starts.at(), &kept.at(), &values.at(), &of.at()])? };
             Ok(LayerCode { tokens, offsets, features: kept.read_first(places)?, values: values.read_first(places)? })
         }
     }
@@ -88,7 +88,7 @@ pub(crate) fn decode(clt: &Clt, codes: &[LayerCode], targets: std::ops::Range<us
         Ok((gpu.copy(&code.features)?, gpu.copy(&code.values)?, gpu.copy(&code.offsets)?, gpu.copy(&counts)?))
     };
     let lists = codes.iter().map(lists).collect::<Result<Vec<_>>>()?;
-    let decoders = (0..codes.len()).map(|s| gpu.place(clt.decoder(s))).collect::<Result<Vec<_>>>()?;
+    let decoders = (0..codes.len()).map(|s| gpu.place(clt.decoder(s)?)).collect::<Result<Vec<_>>>()?;
     let aligned = |at: &At| at.is_multiple_of(16);
     let mut out = Vec::with_capacity(targets.len());
     for t in targets {
@@ -105,8 +105,8 @@ pub(crate) fn decode(clt: &Clt, codes: &[LayerCode], targets: std::ops::Range<us
         let (count, sources) = (sources.len() as u32, gpu.copy(&sources)?);
         let made = Tensor::zeros((tokens, d), DType::F32, clt.device())?;
         let (slab, none, d32) = (gpu.place(&made)?, 0 as At, d as u32);
-        // SAFETY: a block a token, eight columns a thread; features are below F, checked by the caller; `made` is [T, d].
-        unsafe { gpu.launch("decode_f32", (tokens, 1), d.div_ceil(8).next_multiple_of(32), &[&sources.at(), &count, &none, &bias, &none, &(tokens as u32), &d32, &d32, &none, &slab, &none, &none])? };
+        // SAFETY: a block a token, eight columns a thread; runs end within the entries, as a `LayerCode` is made; features are below F, checked by the caller; `made` is [T, d].
+        unsafe { gpu.launch(Kernels::DECODE.of(Stored::F32), (tokens, 1), d.div_ceil(8).next_multiple_of(32), &[&sources.at(), &count, &none, &bias, &none, &(tokens as u32), &d32, &d32, &none, &slab, &none, &none])? };
         out.push(made);
     }
     Ok(Some(out))

@@ -4,7 +4,7 @@
 //! Decoder rows are read where they lie: in a decoder on the device, or, where the decoders are left in their files,
 //! in a copy of the active features' rows. Kernels: `edges.cu`; their twin on the CPU is in the graph's columns.
 
-use super::{At, Buffer, Gpu};
+use super::{At, Buffer, Gpu, Kernel};
 use crate::clt::{Clt, LayerCode, SparseCode};
 use crate::device::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
@@ -180,7 +180,7 @@ impl Effects {
         // SAFETY: tiles name writers, whose rows have d numbers and outlive this; spans' rows are within `directions`, which
         // the stream needs no longer than this kernel; every node has its column.
         unsafe {
-            self.gpu.launch("edge_products", (self.sites[site].len(), count.div_ceil(SIDE)), 256, &[&tiles, &self.writers.at(), &at, &d, &firsts, &starts, &ends, &b, &self.sums.at(), &stride, &kept, &left_out])
+            self.gpu.launch(Kernel::EDGE_PRODUCTS, (self.sites[site].len(), count.div_ceil(SIDE)), 256, &[&tiles, &self.writers.at(), &at, &d, &firsts, &starts, &ends, &b, &self.sums.at(), &stride, &kept, &left_out])
         }
     }
 
@@ -193,15 +193,15 @@ impl Effects {
         let (sums, stride, width, kept, left_out) = (self.sums.at(), columns as u64, columns as u32, self.kept as u32, (self.features - self.kept) as u32);
         // SAFETY: sums are [targets, columns], counts [targets, parts] and `begins` has one more.
         unsafe {
-            self.gpu.launch("count_edges", (parts, targets), 256, &[&sums, &stride, &width, &self.counts.at()])?;
-            self.gpu.launch("scan_edges", (1, 1), 1024, &[&self.counts.at(), &((parts * targets) as u32), &self.begins.at()])?;
+            self.gpu.launch(Kernel::COUNT_EDGES, (parts, targets), 256, &[&sums, &stride, &width, &self.counts.at()])?;
+            self.gpu.launch(Kernel::SCAN_EDGES, (1, 1), 1024, &[&self.counts.at(), &((parts * targets) as u32), &self.begins.at()])?;
         }
         let begins = self.begins.read_first(parts * targets + 1)?;
         let total = begins[parts * targets] as usize;
         self.sources.fit(total)?;
         self.weights.fit(total)?;
         // SAFETY: as above; as many edges as were counted have room.
-        unsafe { self.gpu.launch("write_edges", (parts, targets), 256, &[&sums, &stride, &width, &kept, &left_out, &self.begins.at(), &self.sources.at(), &self.weights.at()])? };
+        unsafe { self.gpu.launch(Kernel::WRITE_EDGES, (parts, targets), 256, &[&sums, &stride, &width, &kept, &left_out, &self.begins.at(), &self.sources.at(), &self.weights.at()])? };
         let ends = (1..=targets).map(|b| begins[b * parts] as usize).collect();
         Ok((ends, self.sources.read_first(total)?, self.weights.read_first(total)?))
     }
@@ -219,7 +219,7 @@ fn decoders(clt: &Clt, code: &SparseCode, gpu: &Gpu) -> Result<Vec<Rows>> {
     let rows = |(s, features): (usize, Vec<u32>)| {
         let (store, row) = (clt.decoder_store(s), row(s));
         if store.is_held_on(clt.device()) {
-            return Ok(Rows::Whole(gpu.place(store.tensor())?));
+            return Ok(Rows::Whole(gpu.place(store.tensor()?)?));
         }
         let mut buffer = gpu.zeros(features.len() * row)?;
         store.bring(&features)?;

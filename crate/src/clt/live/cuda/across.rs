@@ -5,7 +5,7 @@
 
 use super::encode::{ROW, WIDE};
 use super::CudaClt;
-use crate::clt::kernels::cuda::{At, Buffer, Gpu, Sent};
+use crate::clt::kernels::cuda::{At, Buffer, Gpu, Kernel, Sent};
 use crate::clt::Activation;
 use crate::error::Result;
 
@@ -64,17 +64,17 @@ impl CudaClt {
             match self.config.activation {
                 Activation::GlobalBatchTopK { k } => {
                     let (wanted, hint) = ((k * l * tokens) as u32, if hinted { shared.hints.at() } else { 0 });
-                    self.gpu.launch("ranking_begin", (1, 1), ROW, &[&ranking, &wanted, &0u64, &0u32, &histogram, &self.found()])?;
+                    self.gpu.launch(Kernel::RANKING_BEGIN, (1, 1), ROW, &[&ranking, &wanted, &0u64, &0u32, &histogram, &self.found()])?;
                     for round in 0..3u32 {
-                        self.gpu.launch("count_across", (WIDE, l), ROW, &[&layers, &ranking, &round, &histogram])?;
-                        self.gpu.launch("ranking_pick", (1, 1), ROW, &[&ranking, &round, &0u32, &histogram])?;
+                        self.gpu.launch(Kernel::COUNT_ACROSS, (WIDE, l), ROW, &[&layers, &ranking, &round, &histogram])?;
+                        self.gpu.launch(Kernel::RANKING_PICK, (1, 1), ROW, &[&ranking, &round, &0u32, &histogram])?;
                     }
-                    self.gpu.launch("ties_across", (tokens.div_ceil(8), l), ROW, &[&layers, &t, &ranking, &ties])?;
-                    self.gpu.launch("scan_ties", (1, 1), 1024, &[&ties, &(l32 * t), &ranking, &hint, &across.too_few.at()])?;
-                    self.gpu.launch("cut_batch", (tokens.div_ceil(8), l), ROW, &[&layers, &t, &ranking, &ties])?;
+                    self.gpu.launch(Kernel::TIES_ACROSS, (tokens.div_ceil(8), l), ROW, &[&layers, &t, &ranking, &ties])?;
+                    self.gpu.launch(Kernel::SCAN_TIES, (1, 1), 1024, &[&ties, &(l32 * t), &ranking, &hint, &across.too_few.at()])?;
+                    self.gpu.launch(Kernel::CUT_BATCH, (tokens.div_ceil(8), l), ROW, &[&layers, &t, &ranking, &ties])?;
                     self.across.told.send(&self.across.too_few)
                 }
-                Activation::GlobalTopK { k } => self.gpu.launch("cut_tokens", (tokens, 1), ROW, &[&layers, &l32, &t, &((k * l) as u32), &ties]),
+                Activation::GlobalTopK { k } => self.gpu.launch(Kernel::CUT_TOKENS, (tokens, 1), ROW, &[&layers, &l32, &t, &((k * l) as u32), &ties]),
                 _ => Ok(()),
             }
         }

@@ -6,7 +6,7 @@
 
 use super::tables::{pair, Table};
 use super::{CudaClt, DeviceBatch};
-use crate::clt::kernels::cuda::{Argument, Buffer, Gpu};
+use crate::clt::kernels::cuda::{Argument, Buffer, Gpu, Kernel, Kernels};
 use crate::clt::live::StepOptions;
 use crate::clt::{CltConfig, Tied};
 use crate::error::Result;
@@ -59,8 +59,8 @@ impl CudaClt {
         let aux = &self.aux;
         // SAFETY: L counters of F numbers; single numbers.
         unsafe {
-            self.gpu.launch("count_dead", (1, l), 1024, &[&aux.idle.at(), &f, &options.dead_window, &aux.dead.at()])?;
-            self.gpu.launch("aux_factor", (1, 1), 1, &[&aux.dead.at(), &(l as u32), &k, &(options.aux as f32), &(self.groups.len() as u32), &aux.factor.at()])
+            self.gpu.launch(Kernel::COUNT_DEAD, (1, l), 1024, &[&aux.idle.at(), &f, &options.dead_window, &aux.dead.at()])?;
+            self.gpu.launch(Kernel::AUX_FACTOR, (1, 1), 1, &[&aux.dead.at(), &(l as u32), &k, &(options.aux as f32), &(self.groups.len() as u32), &aux.factor.at()])
         }
     }
 
@@ -76,7 +76,7 @@ impl CudaClt {
             &e.tokens.from(from), &aux.starts.from(index * tokens), &aux.counts.from(index * tokens), &lengths,
         ];
         // SAFETY: one block a token; runs of k entries each have room behind the others.
-        unsafe { self.gpu.launch("top_dead", (tokens, 1), 256, &arguments) }
+        unsafe { self.gpu.launch(Kernel::TOP_DEAD, (tokens, 1), 256, &arguments) }
     }
 
     /// The loss, and its gradient at the targets; the last slab holds the errors.
@@ -99,8 +99,8 @@ impl CudaClt {
             [&aux.sources.at(), &l32, &tied, &t32, &d32, &s32, &shared.scales.at(), &aux.factor.at(), &shared.slab.at(), &groups, &apart, &aux.errors.at()];
         // SAFETY: a block a token; slabs have 2T rows of L·d, errors are [L, T].
         unsafe {
-            self.gpu.launch(&format!("decode_dead_{}", self.stored.name()), (tokens, 1), super::step::threads(d), &arguments)?;
-            self.gpu.launch("report_aux", (l, 1), 256, &[&aux.errors.at(), &t32, &self.line(0)])
+            self.gpu.launch(Kernels::DECODE_DEAD.of(self.stored), (tokens, 1), super::step::threads(d), &arguments)?;
+            self.gpu.launch(Kernel::REPORT_AUX, (l, 1), 256, &[&aux.errors.at(), &t32, &self.line(0)])
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::path::Side;
 use super::step::threads;
 use super::{CudaClt, DeviceBatch};
-use crate::clt::kernels::cuda::{Argument, At, Product};
+use crate::clt::kernels::cuda::{Argument, At, Kernel, Kernels, Product};
 use crate::clt::live::StepOptions;
 use crate::clt::Tied;
 use crate::error::Result;
@@ -20,18 +20,16 @@ impl CudaClt {
         let (shared, gpu) = (&self.shared, &self.gpu);
         let (t32, d32, l32, s32, fvu) = (tokens as u32, d as u32, l as u32, stride as u32, u32::from(options.fvu));
         let (variances, scales) = (shared.variances.at(), shared.scales.at());
-        let kind = self.stored.name();
-        let name = |kernel: &str| format!("{kernel}_{kind}");
         // SAFETY: all of these are [G, T, L·d], [L, T, d], [L·d] or [L], as their kernels read them.
         unsafe {
-            gpu.launch(&name("column_sums"), (d.div_ceil(64), l), 256, &[&batch.targets.at(), &t32, &d32, &d32, &shared.target_sums.at(), &shared.target_squares.at()])?;
-            gpu.launch("target_scales", (l, 1), 256, &[&shared.target_sums.at(), &shared.target_squares.at(), &t32, &d32, &fvu, &(groups as u32), &variances, &scales])?;
+            gpu.launch(Kernels::COLUMN_SUMS.of(self.stored), (d.div_ceil(64), l), 256, &[&batch.targets.at(), &t32, &d32, &d32, &shared.target_sums.at(), &shared.target_squares.at()])?;
+            gpu.launch(Kernel::TARGET_SCALES, (l, 1), 256, &[&shared.target_sums.at(), &shared.target_squares.at(), &t32, &d32, &fvu, &(groups as u32), &variances, &scales])?;
             for group in 0..groups {
                 let base = if any || group > 0 { shared.base.at() } else { 0 };
                 let running = if group + 1 < groups { shared.base.at() } else { 0 };
                 self.reconstruct(group, batch, [base, running])?;
             }
-            gpu.launch("report_errors", (l, 1), 256, &[&shared.errors.at(), &variances, &t32, &self.line(0), &shared.go.at(), &shared.broken.at(), &(options.step as u32)])?;
+            gpu.launch(Kernel::REPORT_ERRORS, (l, 1), 256, &[&shared.errors.at(), &variances, &t32, &self.line(0), &shared.go.at(), &shared.broken.at(), &(options.step as u32)])?;
         }
         self.decode_dead(batch)?;
         let (shared, gpu) = (&self.shared, &self.gpu);
@@ -39,15 +37,15 @@ impl CudaClt {
         unsafe {
             if groups > 1 {
                 let (n, apart) = (tokens * stride, self.rows(tokens) * stride);
-                gpu.launch(&name("sum_groups"), (n.div_ceil(8 * 256), 1), 256, &[&shared.slab.at(), &(groups as u32), &(n as u64), &(apart as u64)])?;
+                gpu.launch(Kernels::SUM_GROUPS.of(self.stored), (n.div_ceil(8 * 256), 1), 256, &[&shared.slab.at(), &(groups as u32), &(n as u64), &(apart as u64)])?;
             }
-            gpu.launch(&name("column_sums"), (stride.div_ceil(64), 1), 256, &[&shared.slab.at(), &t32, &s32, &s32, &self.decoder_bias.gradient.at(), &0u64])?;
+            gpu.launch(Kernels::COLUMN_SUMS.of(self.stored), (stride.div_ceil(64), 1), 256, &[&shared.slab.at(), &t32, &s32, &s32, &self.decoder_bias.gradient.at(), &0u64])?;
             (0..l).try_for_each(|layer| self.skip_gradient(layer, batch))?;
             if self.config.tied == Tied::PerSource {
-                gpu.launch(&name("sum_later"), (groups * self.rows(tokens), 1), threads(d), &[&shared.slab.at(), &l32, &d32, &s32])?;
+                gpu.launch(Kernels::SUM_LATER.of(self.stored), (groups * self.rows(tokens), 1), threads(d), &[&shared.slab.at(), &l32, &d32, &s32])?;
             }
             if options.dead > 0.0 {
-                gpu.launch(&name("column_sums"), (d.div_ceil(64), l), 256, &[&batch.inputs.at(), &t32, &d32, &d32, &shared.input_sums.at(), &0u64])?;
+                gpu.launch(Kernels::COLUMN_SUMS.of(self.stored), (d.div_ceil(64), l), 256, &[&batch.inputs.at(), &t32, &d32, &d32, &shared.input_sums.at(), &0u64])?;
             }
         }
         Ok(())
@@ -88,7 +86,7 @@ impl CudaClt {
         let shared = &self.shared;
         let arguments: [&dyn Argument; 6] = [&self.tables.layers.at(), &(tokens as u32), &shared.ends.at(), &(groups as u32), &shared.group_starts.at(), &shared.group_counts.at()];
         // SAFETY: a start and a count for each group, layer and token.
-        unsafe { self.gpu.launch("cut_groups", (tokens.div_ceil(256), l), 256, &arguments) }
+        unsafe { self.gpu.launch(Kernel::CUT_GROUPS, (tokens.div_ceil(256), l), 256, &arguments) }
     }
 
     /// Adds one group's features to what `base` holds (0 for nothing), writes that to `running` (0 for nowhere), and its gradient
@@ -101,12 +99,11 @@ impl CudaClt {
         let slab = shared.slab.from(group * self.rows(tokens) * stride);
         let arguments: [&dyn Argument; 12] =
             [&self.sources_of(group, 0), &l32, &base, &bias, &batch.targets.at(), &t32, &d32, &s32, &shared.scales.at(), &slab, &shared.errors.at(), &running];
-        let kernel = |name: &str| format!("{name}_{}", self.stored.name());
         // SAFETY: a block a token and target, or a token; slab, base and running are [T, L·d].
         unsafe {
             match self.config.tied {
-                Tied::No => self.gpu.launch(&kernel("decode"), (tokens, l), threads(d), &arguments),
-                Tied::PerSource => self.gpu.launch(&kernel("decode_tied"), (tokens, 1), threads(d), &arguments),
+                Tied::No => self.gpu.launch(Kernels::DECODE.of(self.stored), (tokens, l), threads(d), &arguments),
+                Tied::PerSource => self.gpu.launch(Kernels::DECODE_TIED.of(self.stored), (tokens, 1), threads(d), &arguments),
                 Tied::PerTarget => (0..l).try_for_each(|target| self.decode_shared(target, group, batch, [base, running])),
             }
         }

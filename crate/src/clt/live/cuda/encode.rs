@@ -2,7 +2,7 @@
 
 use super::{CudaClt, DeviceBatch, Matrix};
 use crate::clt::live::room::{most_kept, FOUND, WARPS};
-use crate::clt::kernels::cuda::{Argument, At, Operand, Product, Sent};
+use crate::clt::kernels::cuda::{Argument, At, Kernel, Operand, Product, Sent};
 use crate::clt::live::StepOptions;
 use crate::clt::Activation;
 use crate::error::Result;
@@ -99,7 +99,7 @@ impl CudaClt {
         let shared = &self.shared;
         let lines = self.line(0);
         // SAFETY: the buffers have L lines and one number each.
-        unsafe { self.gpu.launch("begin_step", (1, 1), 32, &[&lines, &(self.config.layers as u32), &shared.go.at(), &shared.broken.at()]) }
+        unsafe { self.gpu.launch(Kernel::BEGIN_STEP, (1, 1), 32, &[&lines, &(self.config.layers as u32), &shared.go.at(), &shared.broken.at()]) }
     }
 
     /// Where this step's line of `layer` is.
@@ -162,7 +162,7 @@ impl CudaClt {
         let e = &*entries;
         // SAFETY: one block a token; runs of k entries each have room.
         unsafe {
-            self.gpu.launch("top_rows", (tokens, 1), ROW, &[&h, &layer.encoder_bias.w.at(), &f, &k32, &hint, &e.features.at(), &e.values.at(), &e.tokens.at(), &e.starts.at(), &e.counts.at(), &cuts, &lengths])
+            self.gpu.launch(Kernel::TOP_ROWS, (tokens, 1), ROW, &[&h, &layer.encoder_bias.w.at(), &f, &k32, &hint, &e.features.at(), &e.values.at(), &e.tokens.at(), &e.starts.at(), &e.counts.at(), &cuts, &lengths])
         }
     }
 
@@ -176,19 +176,19 @@ impl CudaClt {
         // SAFETY: the histogram has 2,048 bins, the ranking seven numbers; rows are [T, F]; each token has room for what is
         // found; runs begin and end where they were counted.
         unsafe {
-            self.gpu.launch("ranking_begin", (1, 1), ROW, &[&ranking, &wanted, &hint, &part, &histogram, &found])?;
-            self.gpu.launch("collect_rows", (tokens, 1), 32 * WARPS, &[&h, &bias, &f, &ranking, &found])?;
+            self.gpu.launch(Kernel::RANKING_BEGIN, (1, 1), ROW, &[&ranking, &wanted, &hint, &part, &histogram, &found])?;
+            self.gpu.launch(Kernel::COLLECT_ROWS, (tokens, 1), 32 * WARPS, &[&h, &bias, &f, &ranking, &found])?;
             for round in 0..3u32 {
                 // The first digit is looked for once more from 0 where the hint was too high.
                 for again in 0..if round == 0 { 2u32 } else { 1 } {
-                    self.gpu.launch("ranking_count", (tokens.min(1024), 1), ROW, &[&h, &bias, &f, &t, &ranking, &round, &again, &histogram, &found])?;
-                    self.gpu.launch("ranking_pick", (1, 1), ROW, &[&ranking, &round, &again, &histogram])?;
+                    self.gpu.launch(Kernel::RANKING_COUNT, (tokens.min(1024), 1), ROW, &[&h, &bias, &f, &t, &ranking, &round, &again, &histogram, &found])?;
+                    self.gpu.launch(Kernel::RANKING_PICK, (1, 1), ROW, &[&ranking, &round, &again, &histogram])?;
                 }
             }
-            self.gpu.launch("count_ranked", (tokens, 1), ROW, &[&h, &bias, &f, &ranking, &found, &above, &equal])?;
+            self.gpu.launch(Kernel::COUNT_RANKED, (tokens, 1), ROW, &[&h, &bias, &f, &ranking, &found, &above, &equal])?;
             self.scan(index, tokens, ranking)?;
             let arguments: [&dyn Argument; 12] = [&h, &bias, &f, &ranking, &found, &equal, &e.starts.at(), &e.counts.at(), &e.features.at(), &e.values.at(), &e.tokens.at(), &lengths];
-            self.gpu.launch("write_ranked", (tokens, 1), 32 * WARPS, &arguments)
+            self.gpu.launch(Kernel::WRITE_RANKED, (tokens, 1), 32 * WARPS, &arguments)
         }
     }
 
@@ -215,14 +215,14 @@ impl CudaClt {
     fn scan(&self, index: usize, tokens: usize, ranking: At) -> Result<()> {
         let (t, shared, e) = (tokens as u32, &self.shared, &self.layers[index].entries);
         // SAFETY: every buffer has a number a token.
-        unsafe { self.gpu.launch("scan_rows", (1, 1), 1024, &[&shared.above.at(), &shared.equal.at(), &t, &ranking, &e.starts.at(), &e.counts.at(), &e.cuts.at(), &e.total.at()]) }
+        unsafe { self.gpu.launch(Kernel::SCAN_ROWS, (1, 1), 1024, &[&shared.above.at(), &shared.equal.at(), &t, &ranking, &e.starts.at(), &e.counts.at(), &e.cuts.at(), &e.total.at()]) }
     }
 
     fn count(&self, index: usize, tokens: usize) -> Result<()> {
         let (f, layer, shared, reach) = (self.config.features as u32, &self.layers[index], &self.shared, self.reach());
         let log = layer.log_threshold.as_ref().map_or(0, |log| log.w.at());
         // SAFETY: one block a token; every buffer has a number a token.
-        unsafe { self.gpu.launch("count_rows", (tokens, 1), ROW, &[&self.h(index), &layer.encoder_bias.w.at(), &f, &log, &reach, &shared.above.at(), &shared.equal.at()])? };
+        unsafe { self.gpu.launch(Kernel::COUNT_ROWS, (tokens, 1), ROW, &[&self.h(index), &layer.encoder_bias.w.at(), &f, &log, &reach, &shared.above.at(), &shared.equal.at()])? };
         self.scan(index, tokens, 0)
     }
 
@@ -233,7 +233,7 @@ impl CudaClt {
         let arguments: [&dyn Argument; 12] =
             [&self.h(index), &layer.encoder_bias.w.at(), &f, &log, &reach, &e.starts.at(), &e.counts.at(), &e.features.at(), &e.values.at(), &pre, &e.tokens.at(), &lengths];
         // SAFETY: one block a token; runs begin and end where they were counted.
-        unsafe { self.gpu.launch("write_rows", (tokens, 1), ROW, &arguments) }
+        unsafe { self.gpu.launch(Kernel::WRITE_ROWS, (tokens, 1), ROW, &arguments) }
     }
 
     /// The entries of all layers by feature, tokens ascending.
@@ -242,9 +242,9 @@ impl CudaClt {
         let (l, f, table) = (self.config.layers, self.config.features as u32, self.tables.layers.at());
         // SAFETY: features are below F or none, tokens below T, places below the total; a row of blocks a layer.
         unsafe {
-            self.gpu.launch("scan_features", (1, l), 1024, &[&table, &f])?;
-            self.gpu.launch("fill_features", (WIDE, l), ROW, &[&table])?;
-            self.gpu.launch("order_features", (self.config.features.div_ceil(8), l), ROW, &[&table, &f, &(self.rows(tokens) as u32)])
+            self.gpu.launch(Kernel::SCAN_FEATURES, (1, l), 1024, &[&table, &f])?;
+            self.gpu.launch(Kernel::FILL_FEATURES, (WIDE, l), ROW, &[&table])?;
+            self.gpu.launch(Kernel::ORDER_FEATURES, (self.config.features.div_ceil(8), l), ROW, &[&table, &f, &(self.rows(tokens) as u32)])
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use super::DeviceBatch;
 use crate::activations::{Batch, Filling, Held, Reader, Scale, Taken};
-use crate::clt::kernels::cuda::{Buffer, Gpu, Numbers, Stored};
+use crate::clt::kernels::cuda::{Buffer, Gpu, Kernels, Numbers, Stored};
 use crate::clt::CltConfig;
 use crate::error::Result;
 use rayon::prelude::*;
@@ -108,15 +108,18 @@ impl Feed {
         let (rows, all, first, d, l) = (self.rows.at(), batch.tokens as u32, done as u32, self.width as u32, self.layers);
         let (grid, block) = ((part.rows.len(), l), self.width.div_ceil(8).next_multiple_of(32));
         for (side, (from, into)) in [(&self.inputs, &batch.inputs), (&self.targets, &batch.targets)].into_iter().enumerate() {
-            let kind = self.stored.name();
             // SAFETY: rows are below those held, and `done` and they together at most `tokens`; places, means and
             // factors are those of this side's layers.
             unsafe {
                 match part.buffer {
-                    Filling::Host(filling) => self.gpu.launch(&format!("pick_rows_{kind}"), grid, block, &[&from.at(), &rows, &(filling.tokens as u32), &all, &first, &d, &into.at()])?,
+                    Filling::Host(filling) => self.gpu.launch(Kernels::PICK_ROWS.of(self.stored), grid, block, &[&from.at(), &rows, &(filling.tokens as u32), &all, &first, &d, &into.at()])?,
                     Filling::Held(_) => {
                         let (places, means, factors) = (self.places.from(side * l), self.means.from(side * l * self.width), self.factors.from(side * l));
-                        self.gpu.launch(&format!("pick_normal_{}_{kind}", self.made.name()), grid, block, &[&places, &means, &factors, &rows, &all, &first, &d, &into.at()])?;
+                        let normal = match self.made {
+                            Stored::F32 => Kernels::PICK_NORMAL_F32,
+                            Stored::Bf16 => Kernels::PICK_NORMAL_BF16,
+                        };
+                        self.gpu.launch(normal.of(self.stored), grid, block, &[&places, &means, &factors, &rows, &all, &first, &d, &into.at()])?;
                     }
                 }
             }

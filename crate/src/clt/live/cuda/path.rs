@@ -15,14 +15,19 @@ use crate::clt::live::room::dense_pays;
 pub(super) use crate::clt::live::room::Side;
 use crate::clt::live::GpuPath;
 use crate::clt::Tied;
+use crate::environment::{self, CudaPath};
+use crate::error::Result;
 
 /// As the environment says.
-pub(super) fn wanted() -> GpuPath {
-    match std::env::var("CLTLAB_CUDA_PATH").as_deref() {
-        Ok("dense") => GpuPath::Dense,
-        Ok("lists") => GpuPath::Lists,
-        _ => GpuPath::Reckoned,
-    }
+///
+/// # Errors
+/// `BadConfig` for another word than `dense` or `lists`.
+pub(super) fn wanted() -> Result<GpuPath> {
+    Ok(match environment::cuda_path()? {
+        Some(CudaPath::Dense) => GpuPath::Dense,
+        Some(CudaPath::Lists) => GpuPath::Lists,
+        None => GpuPath::Reckoned,
+    })
 }
 
 impl CudaClt {

@@ -7,7 +7,7 @@
 use super::step::{threads, Told};
 use super::tables::{pair, Table};
 use super::{CudaClt, DeviceBatch, Matrix, Moments};
-use crate::clt::kernels::cuda::{At, Gpu};
+use crate::clt::kernels::cuda::{At, Gpu, Kernels};
 use crate::clt::live::StepOptions;
 use crate::clt::Tied;
 use crate::error::Result;
@@ -204,19 +204,16 @@ impl CudaClt {
 
     /// `feature_pass` over some lines of the table.
     fn pass(&self, lines: Range<usize>, pass: Pass, told: &Told) -> Result<()> {
-        let stored = self.stored.name();
-        let kind = match &self.layers[0].decoder.moments {
-            Moments::Full { .. } => "full",
-            Moments::Small { .. } => "small",
-        };
-        let name = match pass {
-            Pass::Products => format!("products_{stored}"),
-            Pass::Measure => format!("measure_{stored}"),
-            Pass::Spend => format!("spend_{stored}_{kind}"),
-            Pass::Meet => format!("meet_{stored}_{kind}"),
+        let kernels = match (pass, &self.layers[0].decoder.moments) {
+            (Pass::Products, _) => Kernels::PRODUCTS,
+            (Pass::Measure, _) => Kernels::MEASURE,
+            (Pass::Spend, Moments::Full { .. }) => Kernels::SPEND_FULL,
+            (Pass::Spend, Moments::Small { .. }) => Kernels::SPEND_SMALL,
+            (Pass::Meet, Moments::Full { .. }) => Kernels::MEET_FULL,
+            (Pass::Meet, Moments::Small { .. }) => Kernels::MEET_SMALL,
         };
         let (table, d) = (self.tables.rows.0.at() + (8 * LINE * lines.start) as u64, self.config.width as u32);
         // SAFETY: a block a row and line; the lists' tokens are below T, and every row has its moments.
-        unsafe { self.gpu.launch(&name, (self.config.features, lines.len()), threads(self.config.width), &[&table, &d, told]) }
+        unsafe { self.gpu.launch(kernels.of(self.stored), (self.config.features, lines.len()), threads(self.config.width), &[&table, &d, told]) }
     }
 }

@@ -1,7 +1,7 @@
 //! Skip connections: `ŷ[l] += x[l] W_skip[l]`, and their gradient `xᵀ e`, both dense products.
 
 use super::{CudaClt, DeviceBatch};
-use crate::clt::kernels::cuda::{Operand, Product, Stored};
+use crate::clt::kernels::cuda::{Kernel, Operand, Product, Stored};
 use crate::error::Result;
 
 impl CudaClt {
@@ -20,7 +20,7 @@ impl CudaClt {
             Stored::Bf16 => {
                 let n = (d * d) as u32;
                 // SAFETY: both have d·d numbers.
-                unsafe { self.gpu.launch("narrow_all", ((d * d).div_ceil(256), 1), 256, &[&skip.w.at(), &n, &self.shared.skip.at()])? };
+                unsafe { self.gpu.launch(Kernel::NARROW_ALL, ((d * d).div_ceil(256), 1), 256, &[&skip.w.at(), &n, &self.shared.skip.at()])? };
                 self.shared.skip.at()
             }
         };

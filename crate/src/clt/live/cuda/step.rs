@@ -3,7 +3,7 @@
 use super::path::Side;
 use super::rows::Pass;
 use super::{CudaClt, DeviceBatch, SHARES};
-use crate::clt::kernels::cuda::{At, Operand, Product};
+use crate::clt::kernels::cuda::{At, Kernel, Kernels, Operand, Product};
 use crate::clt::kernels::AdamStep;
 use crate::clt::live::StepOptions;
 use crate::clt::Tied;
@@ -56,9 +56,8 @@ impl CudaClt {
         self.shared.code.fit(tokens * self.config.features)?;
         self.shared.code.clear()?;
         let e = &self.layers[layer].entries;
-        let name = format!("scatter_{}", self.stored.name());
         // SAFETY: lists hold tokens below T and features below F.
-        unsafe { self.gpu.launch(&name, (self.config.features, 1), 64, &[&e.offsets.at(), &e.list_tokens.at(), &coefficients, &(self.config.features as u32), &self.shared.code.at()]) }
+        unsafe { self.gpu.launch(Kernels::SCATTER.of(self.stored), (self.config.features, 1), 64, &[&e.offsets.at(), &e.list_tokens.at(), &coefficients, &(self.config.features as u32), &self.shared.code.at()]) }
     }
 
     /// Backward and update.
@@ -83,7 +82,7 @@ impl CudaClt {
             self.norm()?;
             let shared = &self.shared;
             // SAFETY: single numbers.
-            unsafe { self.gpu.launch("clip_factor", (1, 1), 1, &[&self.square(), &(most as f32), &shared.clip.at(), &shared.go.at(), &shared.broken.at(), &(options.step as u32)])? };
+            unsafe { self.gpu.launch(Kernel::CLIP_FACTOR, (1, 1), 1, &[&self.square(), &(most as f32), &shared.clip.at(), &shared.go.at(), &shared.broken.at(), &(options.step as u32)])? };
         }
         for layers in &turns {
             if meets {
@@ -101,8 +100,8 @@ impl CudaClt {
         let (f, tokens) = (self.config.features as u32, batch.tokens as u32);
         // SAFETY: the tables say where each lies; a row of blocks a vector or layer.
         unsafe {
-            self.gpu.launch("adam_vectors", (longest.div_ceil(256), count), 256, &[&self.tables.vectors.at(), &told])?;
-            self.gpu.launch("report_layers", (1, l), 1024, &[&self.tables.layers.at(), &f, &tokens, &options.dead_window, &self.shared.go.at(), &self.line(0)])
+            self.gpu.launch(Kernel::ADAM_VECTORS, (longest.div_ceil(256), count), 256, &[&self.tables.vectors.at(), &told])?;
+            self.gpu.launch(Kernel::REPORT_LAYERS, (1, l), 1024, &[&self.tables.layers.at(), &f, &tokens, &options.dead_window, &self.shared.go.at(), &self.line(0)])
         }
     }
 
@@ -116,8 +115,8 @@ impl CudaClt {
         let (parts, sums) = (self.count_vectors().0 + 1, self.shared.sums.at());
         // SAFETY: the table names the parts; `sums` has room for the shares of each.
         unsafe {
-            self.gpu.launch("sum_parts", (SHARES, parts), 256, &[&self.tables.parts.at(), &sums])?;
-            self.gpu.launch("set_total", (1, 1), 1024, &[&sums, &((SHARES * parts) as u32), &self.square()])
+            self.gpu.launch(Kernel::SUM_PARTS, (SHARES, parts), 256, &[&self.tables.parts.at(), &sums])?;
+            self.gpu.launch(Kernel::SET_TOTAL, (1, 1), 1024, &[&sums, &((SHARES * parts) as u32), &self.square()])
         }
     }
 
@@ -143,9 +142,9 @@ impl CudaClt {
         // there are entries.
         unsafe {
             if options.dead > 0.0 {
-                self.gpu.launch("sum_cuts", (1, l), 1024, &[&table, &(batch.tokens as u32), &cuts])?;
+                self.gpu.launch(Kernel::SUM_CUTS, (1, l), 1024, &[&table, &(batch.tokens as u32), &cuts])?;
             }
-            self.gpu.launch(&format!("feature_terms_{}", self.stored.name()), (self.config.features.div_ceil(8), l), 256, &[&penalty, &table, &cuts])
+            self.gpu.launch(Kernels::FEATURE_TERMS.of(self.stored), (self.config.features.div_ceil(8), l), 256, &[&penalty, &table, &cuts])
         }
     }
 
@@ -153,7 +152,7 @@ impl CudaClt {
     fn entry_gradients(&self, layers: &Range<usize>, batch: &DeviceBatch, options: &StepOptions) -> Result<()> {
         let penalty = self.penalty(batch, options);
         // SAFETY: as in `terms`; each layer's products have room for every part, as its line of the table says.
-        unsafe { self.gpu.launch("entry_gradients", (self.config.features.div_ceil(8), layers.len()), 256, &[&penalty, &self.tables.layers.at(), &(layers.start as u32)]) }
+        unsafe { self.gpu.launch(Kernel::ENTRY_GRADIENTS, (self.config.features.div_ceil(8), layers.len()), 256, &[&penalty, &self.tables.layers.at(), &(layers.start as u32)]) }
     }
 
     /// `Σ_p coefficients · factor[p]` of all features of a layer, in `shared.gradient`; `factor` is `[T, columns]`.
@@ -180,7 +179,7 @@ impl CudaClt {
             // SAFETY: gradients at the targets from l·d on are as many columns as a decoder row; `h` has room for [T, F].
             unsafe {
                 self.gpu.product(&product)?;
-                self.gpu.launch("gather", (f, 1), 64, &[&e.offsets.at(), &e.list_tokens.at(), &self.shared.h.at(), &(f as u32), &self.shared.products.at()])?;
+                self.gpu.launch(Kernel::GATHER, (f, 1), 64, &[&e.offsets.at(), &e.list_tokens.at(), &self.shared.h.at(), &(f as u32), &self.shared.products.at()])?;
             }
             if pass == Pass::Products {
                 return Ok(());

@@ -3,7 +3,7 @@
 
 use super::tables::Tables;
 use super::{CudaClt, Cut, Entries, Layer, LiveClt, Matrix, Moments, Shared, Vector, LINE, RING};
-use crate::clt::kernels::cuda::{Buffer, Gpu, Numbers, Sent, Stored};
+use crate::clt::kernels::cuda::{Buffer, Gpu, Kernels, Numbers, Sent, Stored};
 use crate::clt::live::param::{self, Param};
 use crate::clt::CltConfig;
 use crate::error::Result;
@@ -158,16 +158,15 @@ impl CudaClt {
         let mut shared = Shared::new(gpu, stored, &config)?;
         shared.hints.write(&live.layers.iter().map(|layer| layer.cut.last).collect::<Vec<f32>>())?;
         let (tables, aux, across) = (Tables::new(gpu)?, super::aux::Aux::new(gpu, &config)?, super::across::Across::new(gpu)?);
-        let mut clt = CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, tables, aux, across, path: super::path::wanted(), groups: Vec::new(), told: live.steps, tokens: Vec::new() };
+        let mut clt = CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, tables, aux, across, path: super::path::wanted()?, groups: Vec::new(), told: live.steps, tokens: Vec::new() };
         let parts = (0..clt.config.layers).map(|index| clt.parts(index)).sum::<usize>();
         clt.shared.squares = gpu.zeros(parts * clt.config.features)?;
         clt.shared.norms = gpu.zeros((parts + clt.config.layers) * clt.config.features)?;
         clt.tell_vectors()?;
-        let name = format!("square_rows_{}", stored.name());
         for (index, layer) in clt.layers.iter().enumerate() {
             let (row, d, into) = (layer.decoder.row as u32, clt.config.width as u32, clt.shared.squares.from(clt.squares_from(index)));
             // SAFETY: one warp a row and part, of as many as the buffers have.
-            unsafe { gpu.launch(&name, (clt.config.features, clt.parts(index)), 32, &[&layer.decoder.w.at(), &row, &d, &into])? };
+            unsafe { gpu.launch(Kernels::SQUARE_ROWS.of(stored), (clt.config.features, clt.parts(index)), 32, &[&layer.decoder.w.at(), &row, &d, &into])? };
         }
         Ok(clt)
     }

@@ -5,7 +5,7 @@
 
 use super::step::threads;
 use super::{CudaClt, DeviceBatch};
-use crate::clt::kernels::cuda::{Argument, At};
+use crate::clt::kernels::cuda::{Argument, At, Kernels};
 use crate::error::Result;
 
 impl CudaClt {
@@ -20,6 +20,6 @@ impl CudaClt {
             &shared.slab.from(group * self.rows(tokens) * stride + target * d), &shared.errors.from(target * tokens), &running,
         ];
         // SAFETY: a block a token; all of these have a target's part there, [T, d] with rows as far apart as those of all.
-        unsafe { self.gpu.launch(&format!("decode_{}", self.stored.name()), (tokens, 1), threads(d), &arguments) }
+        unsafe { self.gpu.launch(Kernels::DECODE.of(self.stored), (tokens, 1), threads(d), &arguments) }
     }
 }

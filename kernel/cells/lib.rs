@@ -1,0 +1,3 @@
+//! The library, whole, as one shared object.
+
+pub use cltlab::*;

@@ -8,7 +8,7 @@ pub use crate::graph::{Alignment, AttributeConfig, Graph, GraphDifference, Graph
 pub use crate::intervene::{EdgeCheck, Effect, InterveneConfig, Intervention, Mode, Positions, SupernodeCheck, SupernodeConfig};
 pub use crate::model::{Capture, Freeze, GenerateConfig, Generation, LoadConfig, Model, ModelConfig, OutputSite, Run, Summary};
 pub use crate::notebook::param::param;
-pub use crate::notebook::{display, Display as _};
+pub use crate::notebook::display;
 pub use crate::picture::{self, ChartConfig, Html, Picture, Show};
 pub use crate::replacement::{FeatureNode, LocalConfig, LocalReplacement, Replacement};
 pub use crate::text::{Blocks, ChatConfig, Corpus, Prompt, TextConfig, Token, Tokenizer};

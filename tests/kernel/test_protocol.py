@@ -308,11 +308,15 @@ def test_every_display_of_a_cell_is_shown(kernel):
     _, outputs = kernel.run('for n in 0..3 { display(picture::bars(&[(format!("bar {n}"), 1.0)], &ChartConfig::default())?); }')
     assert [data["text/plain"] for data in shown(outputs)] == [f"Bars: bar {n} 1" for n in range(3)], outputs
     assert all(data["text/html"].startswith("<img ") for data in shown(outputs)), outputs
-    _, outputs = kernel.run('vec![FeatureId { layer: 1, feature: 605 }]')
+    _, outputs = kernel.run('display(vec![FeatureId { layer: 1, feature: 605 }])')
     assert "<table" in shown(outputs)[0]["text/html"] and "605" in shown(outputs)[0]["text/plain"], outputs
     _, outputs = kernel.run(show.format("c") + ' println!("between"); 42')
     assert [kind for _, kind, _ in outputs] == ["display_data", "stream", "execute_result"], outputs
     assert shown(outputs)[1] == {"text/plain": "42"}, outputs
+    # evcxr tries a display on numbers whose type is open, and shows them by Debug.
+    for number in ("11", "1.5"):
+        _, outputs = kernel.run(f"let open_number = {number}; open_number")
+        assert shown(outputs) == [{"text/plain": number}], outputs
     _, outputs = kernel.run("for n in 0..3 { println!(\"{n}\"); }")
     assert shown(outputs) == [], outputs
 

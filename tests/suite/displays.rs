@@ -6,7 +6,7 @@ use crate::support::{says, scratch};
 use cltlab::clt::LayerCode;
 use cltlab::eval::{LayerReport, Report};
 use cltlab::graph::AttributeConfig;
-use cltlab::notebook::{attach, display, Display as _};
+use cltlab::notebook::{attach, display};
 use cltlab::picture::{bars, ChartConfig, Show};
 use cltlab::progress::{emit, quiet, set_sink, EvalSample, Event, Sink, Task};
 use cltlab::train::History;
@@ -47,7 +47,7 @@ fn prints_what_a_cell_shows() {
     let role = std::env::var(ROLE).unwrap();
     println!("\nBEGIN");
     match role.as_str() {
-        "closing" => Hostile.evcxr_display(),
+        "closing" => display(Hostile),
         "several" => (0..3).for_each(|number| display(bars(&[(number.to_string(), 1.0)], &ChartConfig::default()).unwrap())),
         "training" => {
             attach().unwrap();
@@ -71,7 +71,7 @@ fn prints_what_a_cell_shows() {
 
 #[test]
 fn blocks_end_where_they_should() {
-    let written = printed("closing", &[]);
+    let written = printed("closing", &[("EVCXR_IS_RUNTIME", "1")]);
     assert_eq!(written.lines().filter(|line| line.starts_with("EVCXR_BEGIN_CONTENT")).count(), 2);
     assert_eq!(written.lines().filter(|line| *line == "EVCXR_END_CONTENT").count(), 2, "{written}");
     assert!(written.ends_with("\nEVCXR_END_CONTENT\n"));

@@ -8,24 +8,45 @@
 //! EVCXR_END_CONTENT
 //! ```
 //!
-//! Every value that has [`Show`] prints itself so, as HTML and as text.
+//! The library's values print themselves so, as HTML and as text; lists, tensors and values of a cell's own types that
+//! have [`Show`] do with [`display`].
 
 use super::channel;
 use super::live;
+use crate::clt::{Clt, Format};
 use crate::environment;
-use crate::picture::Show;
+use crate::eval::Report;
+use crate::graph::{Graph, GraphDifference, MergedGraph, QkAttribution};
+use crate::intervene::{EdgeCheck, Effect, SupernodeCheck};
+use crate::model::{Generation, Model, Run, Summary};
+use crate::picture::{Picture, Show};
+use crate::selftest::{Ceilings, SelfTest};
+use crate::train::{History, Plan};
 use std::io::Write;
 
-/// What evcxr calls to show a cell's closing value. Every [`Show`] has it; the prelude brings it into a cell.
-pub trait Display: Show {
-    /// Shows the value as the cell's own.
-    fn evcxr_display(&self) {
-        live::give_way(self);
-        write(&blocks(self.html().as_str(), &self.text()));
-    }
+/// Inherent methods, not those of a trait: where any trait has a method of this name, `let n = 1; n` does not compile,
+/// because evcxr tries the method on a number whose type is still open (E0689), and takes no other way then.
+macro_rules! displayed {
+    ($($of:ty),* $(,)?) => {
+        $(impl $of {
+            /// Shows the value as the cell's own: evcxr calls it for a cell that ends with one.
+            #[doc(hidden)]
+            pub fn evcxr_display(&self) {
+                closing(self);
+            }
+        })*
+    };
 }
 
-impl<T: Show + ?Sized> Display for T {}
+displayed!(
+    Ceilings, Clt, EdgeCheck, Effect, Format, Generation, Graph, GraphDifference, History, MergedGraph, Model, Picture, Plan, QkAttribution, Report, Run, SelfTest, Summary,
+    SupernodeCheck,
+);
+
+fn closing(value: &dyn Show) {
+    live::give_way(value);
+    write(&blocks(value.html().as_str(), &value.text()));
+}
 
 /// Shows a value now, from anywhere: in a loop, in a function, several in one cell. On the kernel of this project
 /// each is shown where it was called. On a stock evcxr kernel, which keeps one output a cell, the last one is

@@ -11,7 +11,7 @@ mod interrupt;
 pub mod live;
 pub mod param;
 
-pub use display::{display, Display};
+pub use display::display;
 
 use crate::error::Result;
 

@@ -34,57 +34,6 @@ fn deeply_nested_yaml_is_refused_at_once() {
     assert!(started.elapsed().as_secs() < 60);
 }
 
-/// A value of a file may be of any length, an error about it may not.
-#[test]
-fn long_values_are_cut_in_errors() {
-    let long = "\u{e9}".repeat(1_000_000);
-    let cut = |error: &Error, words: &[&str]| {
-        says(error, error.kind(), words);
-        assert!(error.to_string().chars().count() < 4_500, "{}", error.to_string().len());
-    };
-    for key in ["model_kind", "feature_input_hook", "feature_output_hook"] {
-        let place = copied("attribution/llama/clt", "long-values");
-        let path = place.join("config.yaml");
-        let text = std::fs::read_to_string(&path).unwrap();
-        let lines: Vec<String> = text.lines().map(|line| if line.starts_with(key) { format!("{key}: {long}") } else { line.into() }).collect();
-        std::fs::write(&path, lines.join("\n")).unwrap();
-        cut(&load(&place), &["config.yaml", "characters left out", "expected"]);
-    }
-    cut(&Error::new(ErrorKind::BadFile, format!("a{long}b")), &["a\u{e9}", "992001 characters left out", "\u{e9}b"]);
-    cut(&Error::new(ErrorKind::BadFile, "a").context(&long), &["characters left out", ": a"]);
-    let exact = "x".repeat(4000);
-    assert_eq!(Error::new(ErrorKind::BadFile, exact.clone()).to_string(), exact);
-}
-
-/// `max(NaN, 0)` is 0: a threshold of NaN was one of 0.
-#[test]
-fn weights_that_are_no_numbers_are_named() {
-    for (from, file, tensor) in [
-        ("formats/saelens_jumprelu_skip", "number_6/sae_weights.safetensors", "threshold"),
-        ("formats/saelens_jumprelu_skip", "number_6/sae_weights.safetensors", "W_enc"),
-        ("formats/crosslayer_coding_jumprelu", "clt_checkpoint_latest.safetensors", "theta_manager.log_threshold"),
-        ("formats/crosslayer_transcoder_plt", "checkpoint.safetensors", "nonlinearity.threshold"),
-        ("formats/clt_forge_clt", "clt_weights.safetensors", "log_threshold"),
-        ("formats/gemma_scope_2_plt", "layer_1_width_12_l0_small_affine/params.safetensors", "threshold"),
-        ("formats/sparsify_plt", "h.1.mlp/sae.safetensors", "encoder.weight"),
-    ] {
-        for value in [f32::NAN, f32::INFINITY] {
-            let place = copied(from, "not-finite");
-            let path = place.join(file);
-            let mut bytes = std::fs::read(&path).unwrap();
-            let at = {
-                let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-                let view = tensors.tensor(tensor).unwrap_or_else(|_| panic!("{from}: {:?}", tensors.names()));
-                assert_eq!(view.dtype(), safetensors::Dtype::F32, "{from} {tensor}");
-                view.data().as_ptr() as usize - bytes.as_ptr() as usize
-            };
-            bytes[at + 4..at + 8].copy_from_slice(&value.to_le_bytes());
-            std::fs::write(&path, bytes).unwrap();
-            says(&load(&place), ErrorKind::NotFinite, &[path.file_name().unwrap().to_str().unwrap(), tensor, "NaN or infinity at 1"]);
-        }
-    }
-}
-
 /// What is made for each layer is made for layers that the weights have.
 #[test]
 fn layers_that_the_weights_do_not_have() {
@@ -152,13 +101,4 @@ fn an_override_is_one_value() {
         let said = crate::train_command::said(&output);
         assert!(output.status.code() == Some(1) && said.contains("steps"), "{said}");
     }
-}
-
-/// A device that never ends is no file.
-#[test]
-fn devices_without_an_end() {
-    let place = copied("attribution/llama/clt", "endless");
-    std::fs::remove_file(place.join("config.yaml")).unwrap();
-    std::os::unix::fs::symlink("/dev/zero", place.join("config.yaml")).unwrap();
-    says(&load(&place), ErrorKind::BadFile, &["config.yaml", "1 GiB"]);
 }

@@ -146,9 +146,9 @@ fn crosslayer_coding_that_cannot_be_represented() {
     // Sizes that no memory holds are compared, not reserved.
     let place = copy("crosslayer_coding_jumprelu", "huge");
     edit(&place.join("cfg.json"), |cfg| cfg["num_layers"] = (1u64 << 60).into());
-    refused(&place, ErrorKind::BadTensor, &["log_threshold", "1152921504606846976"]);
+    refused(&place, ErrorKind::BadFile, &["cfg.json: num_layers", "1152921504606846976"]);
     edit(&place.join("cfg.json"), |cfg| cfg["activation_fn"] = "relu".into());
-    refused(&place, ErrorKind::BadTensor, &["decoder_module.decoders.0->3.weight", "missing"]);
+    refused(&place, ErrorKind::BadFile, &["cfg.json: num_layers", "1152921504606846976"]);
 
     let place = copy("crosslayer_coding_per_target", "content");
     set(&place.join("latest/model.safetensors"), "decoder_module.feature_offset.2", ones(&[12]));

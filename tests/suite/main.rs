@@ -64,7 +64,6 @@ mod sources;
 mod skips;
 mod steered_text;
 mod saved;
-mod snapshots;
 mod store;
 mod summary;
 mod supernodes;

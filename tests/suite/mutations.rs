@@ -287,7 +287,7 @@ fn shape() -> CltConfig {
 
 fn store(folder: &Path, _: &Path) -> Result<()> {
     let activations = Activations::load(folder, &Default::default())?;
-    let shape = CltConfig { features: 24, layers: activations.layers(), width: activations.width(), activation: Activation::TopK { k: 4 }, ..CltConfig::default() };
+    let shape = CltConfig { features: 24, layers: activations.layers(), width: activations.width(), model_fingerprint: activations.model_fingerprint().to_string(), activation: Activation::TopK { k: 4 }, ..CltConfig::default() };
     Trainer::new(&activations, &shape, &TrainConfig { steps: 1, batch_tokens: 8, ..TrainConfig::default() })?.run().map(|_| ())
 }
 

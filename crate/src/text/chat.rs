@@ -21,7 +21,7 @@ use std::path::Path;
 const DEFAULT: &str = "default";
 
 /// Bytes of a template; published ones have less than a third.
-const LONGEST: usize = 48 << 10;
+const LONGEST: usize = 128 << 10;
 /// Steps of a template, and for each message and each byte of messages and variables. A step also pays for 64 bytes of strings.
 const STEPS: u64 = 300_000;
 const STEPS_A_MESSAGE: u64 = 20_000;

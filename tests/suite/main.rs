@@ -51,7 +51,6 @@ mod plan;
 mod pictures;
 mod presets;
 mod program;
-mod properties;
 mod qk;
 mod reader_gguf;
 mod reader_models;

@@ -176,7 +176,7 @@ pub(crate) fn read_yaml(path: impl AsRef<Path>) -> Result<serde_yaml_ng::Value> 
             return Err(Error::expected(ErrorKind::BadFile, path.display(), format_args!("more than {DEEPEST} brackets open at once"), "YAML that is nested less deeply"));
         }
     }
-    serde_yaml_ng::from_str(&text).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
+    serde_yaml_ng::from_str(&text).map_err(|error| Error::wrap(ErrorKind::BadFile, path.display(), error))
 }
 
 /// Writes `value` as indented JSON, whole or not at all; the folder is made.

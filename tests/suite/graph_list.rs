@@ -127,6 +127,6 @@ fn attribute_lists_and_draws_its_graph() {
     assert_eq!(slugs(&folder), ["dallas"]);
     let svg = std::fs::read_to_string(folder.join("dallas.svg")).unwrap();
     assert!(svg.contains("<svg") && svg.contains("Attribution graph"));
-    refused(&run("gpt2", "attribute", &["-o", &at("none/x.json")]), &["none is not there", "make the folder"]);
+    refused(&run("gpt2", "attribute", &["-o", &at("none/x.json")]), &["no folder", "make the folder"]);
     refused(&run("gpt2", "attribute", &["-o", &at("x.json"), "--picture", &at("x.bmp")]), &[".svg"]);
 }

@@ -144,8 +144,8 @@ fn each_refusal_has_a_kind_and_says_what_to_do() {
     let repo = HubRepo::open("lab/gated", &right).unwrap();
     assert!(repo.file("config.json").is_ok());
     assert_eq!(repo.optional("absent.json").unwrap(), None);
-    let nobody = HubConfig { endpoint: "http://127.0.0.1:9".to_string(), ..config(&address, &cache) };
-    let error = HubRepo::open("lab/tiny", &nobody).unwrap().file("README.md").unwrap_err();
+    let unreachable = HubConfig { endpoint: "http://127.0.0.1:9".to_string(), ..config(&address, &cache) };
+    let error = HubRepo::open("lab/tiny", &unreachable).unwrap().file("README.md").unwrap_err();
     assert!(error.kind() == ErrorKind::Network && error.to_string().contains("check the network"), "{error}");
 }
 

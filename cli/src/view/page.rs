@@ -1,27 +1,12 @@
 //! The pages: a table of graphs, and one graph's picture. No script; every text of a file is escaped.
 
 use super::folder::{Folder, Summary};
+use cltlab::picture::Html;
 use std::fmt::Write;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24;background:#fff}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .8rem .35rem 0;border-bottom:1px solid #d9dde2;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}a{color:#0b57a4}img{max-width:100%;background:#fff}p.q{color:#57606a}";
-
-/// `text` for HTML; control characters and those that turn the direction of writing as their codes.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in crate::out::printable(text).chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
-}
 
 /// `name` as a part of an address.
 fn address(name: &str) -> String {
@@ -37,7 +22,7 @@ fn address(name: &str) -> String {
 }
 
 fn page(title: &str, body: &str) -> String {
-    format!("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>{}</title><style>{STYLE}</style></head><body>{body}</body></html>\n", escaped(title))
+    format!("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>{}</title><style>{STYLE}</style></head><body>{body}</body></html>\n", Html::text(title).as_str())
 }
 
 /// What a graph is called.
@@ -56,9 +41,9 @@ pub fn list(folder: &Folder, graphs: &[Summary]) -> String {
             rows,
             "<tr><td><a href=\"/graph/{}\">{}</a></td><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
             address(&graph.name),
-            escaped(&title(graph)),
-            escaped(graph.text("prompt")),
-            escaped(graph.text("scan")),
+            Html::text(&title(graph)).as_str(),
+            Html::text(graph.text("prompt")).as_str(),
+            Html::text(graph.text("scan")).as_str(),
             graph.nodes,
             graph.links
         );
@@ -68,7 +53,7 @@ pub fn list(folder: &Folder, graphs: &[Summary]) -> String {
         true => "<p>No graphs are here yet: <code>cltlab attribute ... -o FOLDER/NAME.json</code> writes one.</p>".to_string(),
         false => format!("<table><thead><tr><th>graph</th><th>prompt</th><th>model</th><th class=\"n\">nodes</th><th class=\"n\">links</th></tr></thead><tbody>{rows}</tbody></table>"),
     };
-    page(&format!("Attribution graphs: {name}"), &format!("<h1>Attribution graphs</h1><p class=\"q\">{}</p>{table}", escaped(&name)))
+    page(&format!("Attribution graphs: {name}"), &format!("<h1>Attribution graphs</h1><p class=\"q\">{}</p>{table}", Html::text(&name).as_str()))
 }
 
 /// One graph.
@@ -76,8 +61,8 @@ pub fn one(graph: &Summary) -> String {
     let name = address(&graph.name);
     let body = format!(
         "<p><a href=\"/\">all graphs</a></p><h1>{}</h1><p>{}</p><p class=\"q\">{} nodes, {} links; <a href=\"/graph_data/{name}.json\">JSON</a>, <a href=\"/picture/{name}.svg\">SVG</a></p><img src=\"/picture/{name}.svg\" alt=\"picture of the graph\">",
-        escaped(&title(graph)),
-        escaped(graph.text("prompt")),
+        Html::text(&title(graph)).as_str(),
+        Html::text(graph.text("prompt")).as_str(),
         graph.nodes,
         graph.links
     );

@@ -148,9 +148,6 @@ pub(super) fn at_place(path: &Path, place: &Path, write: impl FnOnce(&Path, File
     let folder = folder_of(place);
     sweep(folder, place.file_name().map(|name| name.to_string_lossy().into_owned()));
     let fault = |error: std::io::Error| Error::io(path, error);
-    if !folder.exists() {
-        return Err(Error::new(ErrorKind::MissingFile, format!("{}: its folder {} is not there", path.display(), folder.display())).help("make the folder first"));
-    }
     let (mut temporary, file) = Temporary::file(place, folder).map_err(|error| if place == path { error } else { error.context(path.display()) })?;
     let mode = std::fs::metadata(place).or_else(|_| file.metadata()).map_err(fault)?.permissions();
     write(&temporary.path, file)?;

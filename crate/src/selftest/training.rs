@@ -242,7 +242,7 @@ fn other(device: &Device, done: &mut dyn FnMut(Check)) -> Result<String> {
     }
     let curve = curve();
     for (stored, eight, bound) in [(Stored::F32, false, 1e-3), (Stored::Bf16, true, 2e-2)] {
-        let [report, _] = compare(&curve, &gpu, stored, eight, 50, GpuPath::Reckoned)?;
+        let [report, _] = compare(&curve, &gpu, stored, eight, 50, GpuPath::Auto)?;
         done(Check { name: format!("50 steps of {}, weights {}: loss", curve.name, stored.name()), deviation: report, bound });
     }
     gpu.name()

@@ -214,7 +214,7 @@ fn yaml(source: &Source) -> Result<Yaml> {
     if !value.is_mapping() {
         return Err(Error::expected(ErrorKind::BadFile, path.display(), "no mapping", "model_kind, model_name and the hooks, each with its value"));
     }
-    serde_yaml_ng::from_value(value).map_err(|error| Error::new(ErrorKind::BadFile, format!("{}: {error}", path.display())))
+    serde_yaml_ng::from_value(value).map_err(|error| Error::wrap(ErrorKind::BadFile, path.display(), error))
 }
 
 fn cross_layer_shape(source: &Source) -> Result<(usize, [usize; 2], Activation, bool)> {

@@ -48,9 +48,9 @@ pub(crate) use scratch::Scratch;
 /// Whether a step on a GPU multiplies codes as dense matrices or walks along their lists. Results differ by rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GpuPath {
-    /// Whatever moves and multiplies less, layer by layer, forward and backward by themselves.
+    /// The cheaper of the two by bytes moved and operations, per layer, for forward and backward separately.
     #[default]
-    Reckoned,
+    Auto,
     /// Dense products, forward and backward.
     Dense,
     /// Lists, forward and backward.

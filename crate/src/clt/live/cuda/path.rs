@@ -26,7 +26,7 @@ pub(super) fn wanted() -> Result<GpuPath> {
     Ok(match environment::cuda_path()? {
         Some(CudaPath::Dense) => GpuPath::Dense,
         Some(CudaPath::Lists) => GpuPath::Lists,
-        None => GpuPath::Reckoned,
+        None => GpuPath::Auto,
     })
 }
 
@@ -41,7 +41,7 @@ impl CudaClt {
         let features = self.config.features;
         let kept = self.config.activation.k().map_or(self.layers[layer].density * features as f64, |k| k as f64);
         match self.path {
-            GpuPath::Reckoned => dense_pays(side, tokens, features, kept, self.stored.bytes() as f64),
+            GpuPath::Auto => dense_pays(side, tokens, features, kept, self.stored.bytes() as f64),
             GpuPath::Dense => true,
             GpuPath::Lists => false,
             GpuPath::DenseForward => side == Side::Forward,

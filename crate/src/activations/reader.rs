@@ -117,7 +117,7 @@ impl Reader {
     }
 
     /// Copies the next `tokens` tokens, normalised, into `batch`. A batch may end one pass or
-    /// filling and begin the next. After an error the next call goes on with the filling that failed.
+    /// filling and begin the next. After an error nothing counts as read: the next call reads the same tokens.
     ///
     /// # Errors
     /// Those of the model; `Interrupted`.
@@ -147,7 +147,17 @@ impl Reader {
     ///
     /// # Errors
     /// As [`Reader::next`]; those of `take`.
-    pub fn visit(&mut self, tokens: usize, mut take: impl FnMut(usize, Taken<'_>) -> Result<()>) -> Result<()> {
+    pub fn visit(&mut self, tokens: usize, take: impl FnMut(usize, Taken<'_>) -> Result<()>) -> Result<()> {
+        let start = self.position;
+        self.serve(tokens, take).inspect_err(|_| {
+            // A batch that could not be completed was not trained on, so its first part is read again; it may lie in the filling
+            // or the pass before the one that failed.
+            self.filled &= (self.position.filling, self.position.pass) == (start.filling, start.pass);
+            self.position = start;
+        })
+    }
+
+    fn serve(&mut self, tokens: usize, mut take: impl FnMut(usize, Taken<'_>) -> Result<()>) -> Result<()> {
         let mut done = 0;
         while done < tokens {
             if !self.filled {

@@ -29,6 +29,7 @@ mod recipe;
 mod reports;
 mod resume;
 mod selftest;
+mod states;
 mod train;
 mod view;
 
@@ -70,6 +71,8 @@ enum Command {
     CompareReports(reports::ReportsArgs),
     /// Does changing groups of features do what the graph says? Predicted, measured, random features
     Check(check::CheckArgs),
+    /// Say what is known about the small model that comes with this program, or what a CLT of it says about it
+    States(states::StatesArgs),
     /// Show a folder's graphs in a browser, on this machine only
     View(view::ViewArgs),
     /// The Jupyter kernel
@@ -127,6 +130,7 @@ fn main() -> std::process::ExitCode {
         Command::Attention(args) => attention::attention(&args),
         Command::Check(args) => check::check(&args),
         Command::Compare(args) => compare::compare(&args),
+        Command::States(args) => states::states(&args),
         Command::View(args) => view::view(&args),
         Command::CompareReports(args) => reports::reports(&args),
         Command::Kernel(args) => kernel::kernel(&args),

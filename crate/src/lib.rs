@@ -7,8 +7,8 @@
 //!
 //! ```no_run
 //! use cltlab::prelude::*;
-//! let model = Model::load("gpt2", &LoadConfig::default())?;
-//! let (train, test) = Corpus::load("data/stories.txt", &TextConfig::default())?.split(0.95)?;
+//! let model = Model::load("states", &LoadConfig::default())?; // comes with the library; or "gpt2", a folder, a .gguf file
+//! let (train, test) = Corpus::load("states", &TextConfig::default())?.split(0.95)?;
 //! let activations = Activations::stream(&model, &train, &StreamConfig::default())?;
 //! let mut trainer = Trainer::new(&activations, &CltConfig::for_model(&model), &TrainConfig::default())?;
 //! trainer.run()?;
@@ -34,6 +34,7 @@
 //! | [`eval`] | model, CLT, held-out text | [`eval::Report`] |
 //! | [`graph`] | replacement and prompt | [`Graph`]: attribution, influence, pruning, scores, JSON |
 //! | [`intervene`] | replacement, prompt, changes | [`intervene::Effect`], text, [`intervene::EdgeCheck`], [`intervene::SupernodeCheck`] |
+//! | [`states`] | replacement of the model that comes with the library | [`states::StateFeatures`], [`states::SwapCheck`]: features against what is known |
 //! | [`picture`] | any of these | charts and graph pictures |
 //! | [`selftest`] | a device | whether it computes what it should |
 //! | [`notebook`] | any of these | displays, live progress, parameters |
@@ -73,6 +74,7 @@ pub mod eval;
 pub mod files;
 pub mod graph;
 pub mod hub;
+mod included;
 pub mod intervene;
 pub mod model;
 pub mod notebook;
@@ -81,6 +83,7 @@ pub mod prelude;
 pub mod progress;
 pub mod replacement;
 pub mod selftest;
+pub mod states;
 pub mod text;
 pub mod train;
 

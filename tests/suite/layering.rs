@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 /// Import order is reading order is data flow.
 const WALK: &[&str] = &[
-    "error", "environment", "device", "files", "progress", "hub", "text", "model", "activations", "clt", "train", "replacement", "eval", "graph",
-    "intervene", "features", "picture", "selftest", "notebook", "prelude", "guide",
+    "error", "environment", "device", "files", "included", "progress", "hub", "text", "model", "activations", "clt", "train", "replacement", "eval", "graph",
+    "intervene", "states", "features", "picture", "selftest", "notebook", "prelude", "guide",
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -12,7 +12,7 @@ pub struct Agreement {
 }
 
 impl Agreement {
-    pub(super) fn of(pairs: Vec<(f64, f64)>) -> Self {
+    pub(crate) fn of(pairs: Vec<(f64, f64)>) -> Self {
         let (x, y) = (ranks(pairs.iter().map(|pair| pair.0)), ranks(pairs.iter().map(|pair| pair.1)));
         Agreement { spearman: correlation(x.into_iter().zip(y)), pearson: correlation(pairs.into_iter()) }
     }

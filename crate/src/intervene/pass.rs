@@ -42,6 +42,29 @@ pub(super) fn effect(local: &LocalReplacement, interventions: &[Intervention], c
     })
 }
 
+/// Predicted and measured changes of some outputs.
+pub(crate) struct Comparison {
+    /// Change of each token's demeaned logit that the linear model predicts.
+    pub predicted: Vec<f64>,
+    /// The change that was measured.
+    pub measured: Vec<f64>,
+    /// The likeliest next token after the interventions.
+    pub likeliest: u32,
+}
+
+impl Comparison {
+    pub fn of(local: &LocalReplacement, interventions: &[Intervention], mode: Mode, tokens: &[u32]) -> Result<Self> {
+        let (replacement, length) = (local.replacement(), local.run().tokens.len());
+        replacement.check(interventions, length, length)?;
+        let plan = Plan { replacement, interventions, mode };
+        let (before, after) = (demeaned(&last_uncapped(local.run())?), plan.logits(local)?);
+        let likeliest = crate::graph::targets::top_tokens(&softmax(&after), 1)[0];
+        let after = demeaned(&after);
+        let measured = tokens.iter().map(|token| after[*token as usize] - before[*token as usize]).collect();
+        Ok(Comparison { predicted: plan.predicted(local, tokens)?, measured, likeliest })
+    }
+}
+
 /// Interventions on passes of a model.
 pub(super) struct Plan<'a> {
     pub replacement: &'a Replacement,

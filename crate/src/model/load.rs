@@ -7,6 +7,7 @@ use crate::device::{auto_device, require_own};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
 use crate::hub::{HubConfig, HubRepo};
+use crate::included;
 use crate::text::placeholder::{stands_in, warn};
 use crate::text::Tokenizer;
 use candle_core::{DType, Device, Tensor};
@@ -72,11 +73,12 @@ impl Model {
     /// Loads a model, by default on the device that [`auto_device`] finds, in f32 on the CPU and in bf16 on a GPU.
     ///
     /// `source` is a local folder (`config.json`, `model.safetensors` or shards, `tokenizer.json`),
-    /// a `.gguf` file (of a model split into parts the first), a llama2.c `.bin` checkpoint (with `tokenizer.bin` beside it), or else a
-    /// repository of the Hugging Face hub, `owner/name` or `owner/name@revision`.
+    /// a `.gguf` file (of a model split into parts the first), a llama2.c `.bin` checkpoint (with `tokenizer.bin` beside it),
+    /// `states` (the small model that comes with the library: [`crate::states`]), or else a repository of the Hugging Face hub, `owner/name` or `owner/name@revision`.
     ///
     /// ```no_run
     /// # use cltlab::{candle::{DType, Device}, model::LoadConfig, Model};
+    /// let small = Model::load("states", &LoadConfig::default())?;
     /// let model = Model::load("gpt2", &LoadConfig::default())?;
     /// let on_the_cpu = Model::load("SmolLM2-135M-Instruct.Q4_1.gguf", &LoadConfig::on(&Device::Cpu))?;
     /// let half = Model::load("EleutherAI/pythia-1.4b", &LoadConfig { dtype: Some(DType::BF16), ..LoadConfig::default() })?;
@@ -100,8 +102,17 @@ impl Model {
             Source::Folder(folder) => Self::load_folder(folder, source, target),
             Source::Gguf(path) => Self::load_gguf(path, target),
             Source::Llama2c(path) => Self::load_llama2c(path, target),
+            Source::Included => Self::load_included(target),
             Source::Hub => Self::load_folder(&fetch(source)?, source, target),
         }
+    }
+
+    fn load_included(target: Target<'_>) -> Result<Model> {
+        let config = family::config_from_json(&included::json("config.json", included::CONFIG)?, included::STATES)?;
+        let tensors = candle_core::safetensors::load_buffer(included::WEIGHTS, &Device::Cpu)?;
+        let tokenizer = Tokenizer::from_memory(included::TOKENIZER, included::json("tokenizer_config.json", included::TOKENIZER_CONFIG)?)?;
+        let weights = Weights::Memory { tensors, path: PathBuf::from(included::STATES) };
+        Self::assemble(included::STATES.to_string(), config, weights, Some(tokenizer), target)
     }
 
     /// A model from tensors that are in memory, under Hugging Face's names; `config` is what its `config.json` would hold.
@@ -188,6 +199,7 @@ pub(super) enum Source<'a> {
     Folder(&'a Path),
     Gguf(&'a Path),
     Llama2c(&'a Path),
+    Included,
     Hub,
 }
 
@@ -200,6 +212,7 @@ pub(super) fn find(source: &str) -> Result<Source<'_>> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("gguf") => Ok(Source::Gguf(path)),
         Some("bin") => Ok(Source::Llama2c(path)),
+        _ if source == included::STATES && !path.exists() => Ok(Source::Included),
         _ if path.exists() => Err(Error::expected(ErrorKind::BadFile, source, "a file of unknown kind", "a folder, .gguf or .bin")),
         _ if source.starts_with(['.', '/', '~']) || source.matches('/').count() > 1 || source.is_empty() => {
             Err(Error::new(ErrorKind::MissingFile, format!("{source}: no such file or folder")).help("give a folder, a .gguf file, or a hub name like gpt2"))

@@ -12,6 +12,7 @@ use crate::device::format_bytes;
 use crate::error::Result;
 use crate::files;
 use crate::hub::{HubConfig, HubRepo};
+use crate::included;
 use candle_core::DType;
 
 /// All tensors of one kind.
@@ -121,6 +122,7 @@ impl Summary {
                 _ => return Err(load::not_gguf(path)),
             },
             Source::Llama2c(path) => family::llama2c::open(path)?.0,
+            Source::Included => family::config_from_json(&included::json("config.json", included::CONFIG)?, included::STATES)?,
             Source::Hub => json(&HubRepo::open(source, &HubConfig::default())?.file("config.json")?)?,
         };
         config.validate().map_err(|error| error.context(source))?;

@@ -21,6 +21,7 @@ use crate::intervene::{EdgeCheck, Effect, SupernodeCheck};
 use crate::model::{Generation, Model, Run, Summary};
 use crate::picture::{Picture, Show};
 use crate::selftest::{Ceilings, SelfTest};
+use crate::states::{StateFeatures, SwapCheck};
 use crate::train::{History, Plan};
 use std::io::Write;
 
@@ -40,7 +41,7 @@ macro_rules! displayed {
 
 displayed!(
     Ceilings, Clt, EdgeCheck, Effect, Format, Generation, Graph, GraphDifference, History, MergedGraph, Model, Picture, Plan, QkAttribution, Report, Run, SelfTest, Summary,
-    SupernodeCheck,
+    StateFeatures, SupernodeCheck, SwapCheck,
 );
 
 fn closing(value: &dyn Show) {

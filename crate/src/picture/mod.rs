@@ -29,6 +29,7 @@ mod qk_view;
 mod report_view;
 mod rows;
 mod show;
+mod states_view;
 mod supernode_view;
 pub(crate) mod words;
 

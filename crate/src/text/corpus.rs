@@ -8,6 +8,7 @@ use super::Tokenizer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::sealed::checksum;
 use crate::hub::{HubConfig, HubRepo};
+use crate::included;
 use crate::progress;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -40,7 +41,8 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Loads text from `source`: a file or folder, or a dataset of the hub where there is none of that name.
+    /// Loads text from `source`: a file or folder, or where there is none of that name `states`, the text that comes with the
+    /// library for its small model ([`crate::states`]), or a dataset of the hub.
     ///
     /// Files: a text file (blank lines, two in a row, part documents), a `.jsonl` file (one object
     /// or string a line, field `text`), a `.json` file (the same, or one array of them), a `.csv` or `.tsv` file (the
@@ -69,6 +71,9 @@ impl Corpus {
     /// `OutOfMemory`; `BadInput` when no text was found; those of [`Corpus::from_hub`].
     pub fn load(source: impl AsRef<Path>, config: &TextConfig) -> Result<Self> {
         let path = source.as_ref();
+        if path == Path::new(included::STATES) && !path.exists() {
+            return Self::from_included(config);
+        }
         if let Some(dataset) = dataset(path) {
             return Self::from_dataset(dataset, config).map_err(|error| match error.kind() {
                 ErrorKind::MissingFile | ErrorKind::Network | ErrorKind::BadInput => error.context(format_args!("{dataset}: no file or folder here; as a dataset of the hub")),
@@ -82,6 +87,17 @@ impl Corpus {
         })?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Self::named(name, documents.texts).map_err(|error| error.context(path.display()))
+    }
+
+    /// The text that comes with the library.
+    fn from_included(config: &TextConfig) -> Result<Self> {
+        let mut bytes = 0;
+        let enough = |text: &String| {
+            let before = bytes;
+            bytes += text.len() as u64;
+            config.max_bytes.is_none_or(|most| before < most)
+        };
+        Self::named(included::STATES.to_string(), included::text()?.into_iter().take_while(enough).collect())
     }
 
     fn from_dataset(source: &str, config: &TextConfig) -> Result<Self> {

@@ -38,6 +38,11 @@ pub(super) struct Beside {
 const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
 
 impl Beside {
+    /// Of a `tokenizer_config.json` that is in memory.
+    pub(super) fn of(config: Value) -> Self {
+        Beside { files: vec![config] }
+    }
+
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let mut found = Vec::new();
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {

@@ -73,14 +73,23 @@ impl Tokenizer {
             return Err(error);
         }
         let bytes = files::decode::bytes(path, bytes)?;
-        let mut kind = from_bytes(&bytes).map_err(|error| error.context(path.display()))?;
+        let kind = from_bytes(&bytes).map_err(|error| error.context(path.display()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let beside = Beside::read(folder)?;
+        Ok(Self::with(kind, &beside, Chat::beside(folder)?).map_err(|error| error.context(folder.display()))?.at(path))
+    }
+
+    /// A tokenizer that is in memory: what its `tokenizer.json` and its `tokenizer_config.json` would hold.
+    pub(crate) fn from_memory(description: &[u8], config: serde_json::Value) -> Result<Self> {
+        Self::with(from_bytes(description)?, &Beside::of(config), Chat::default())
+    }
+
+    fn with(mut kind: Kind, beside: &Beside, chat: Chat) -> Result<Self> {
         let specials = match &mut kind {
-            Kind::HuggingFace { tokenizer, .. } => beside.apply(tokenizer).map_err(|error| error.context(folder.display()))?,
+            Kind::HuggingFace { tokenizer, .. } => beside.apply(tokenizer)?,
             Kind::Scored(_) => Specials::default(),
         };
-        Ok(Self::new(kind, Chat::beside(folder)?, specials).at(path))
+        Ok(Self::new(kind, chat, specials))
     }
 
     /// Reads the tokenizer and chat templates in a GGUF file's metadata; the weights are not read.

@@ -1,0 +1,79 @@
+//! `cltlab states`: what is known about the model that comes with the library, and what a CLT of it says about it.
+
+use clap::Args;
+use cltlab::prelude::*;
+use cltlab::states::{Facts, StateFeatures, SwapConfig};
+use serde_json::Value;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct StatesArgs {
+    /// A CLT of the model: which of its features stand for a state, and what swapping them does
+    #[arg(long)]
+    clt: Option<String>,
+    /// The model, or a folder that its recipe made with another seed
+    #[arg(long, default_value = "states")]
+    model: String,
+    /// Swaps of states in questions drawn at random
+    #[arg(long, default_value_t = 200)]
+    swaps: usize,
+    /// Features of a state swapped in each layer
+    #[arg(long, default_value_t = SwapConfig::default().features)]
+    features: usize,
+    /// Layers, from the first, whose features are swapped at the city
+    #[arg(long, default_value_t = SwapConfig::default().layers)]
+    layers: usize,
+    /// Seed of the questions and of the random features
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Each swap and the figures as JSON
+    #[arg(short, long, requires = "clt")]
+    output: Option<PathBuf>,
+    /// Predicted against measured changes, as .svg or .png
+    #[arg(long, requires = "clt")]
+    picture: Option<PathBuf>,
+}
+
+/// Prints what is known; with a CLT its state features and its swaps.
+pub fn states(args: &StatesArgs) -> Result<()> {
+    let Some(clt) = &args.clt else {
+        println!("{}", known(&Facts::load()?));
+        return Ok(());
+    };
+    let model = Model::load(&args.model, &Default::default())?;
+    let replacement = Replacement::new(&model, &Clt::load(clt, &Default::default())?)?;
+    let features = StateFeatures::find(&replacement)?;
+    println!("{features}");
+    let config = SwapConfig { layers: args.layers, features: args.features, seed: args.seed, ..SwapConfig::default() };
+    let check = features.check_swaps(args.swaps, &config)?;
+    println!("{check}");
+    if let Some(path) = &args.picture {
+        check.picture()?.save(path)?;
+    }
+    args.output.as_ref().map_or(Ok(()), |path| check.save(path))
+}
+
+/// Facts, held-out questions, and the recipe's figures of each seed.
+fn known(facts: &Facts) -> String {
+    let cities: usize = facts.states.iter().map(|state| state.cities.len()).sum();
+    let held: Vec<String> = facts.held_out.iter().map(|(name, questions)| format!("{} {name}", questions.len())).collect();
+    let mut text = format!("{} states, {cities} cities, {} attributes; held-out two-hop questions: {}", facts.states.len(), facts.attributes.len(), held.join(", "));
+    for figures in &facts.measured {
+        let seed = figures["seed"].as_u64();
+        text += &format!("\nseed {}{}", figures["seed"], if seed == Some(facts.seed) { " (this model)" } else { "" });
+        for group in ["accuracy", "probe", "patch", "ablation", "skills"] {
+            for (name, value) in figures[group].as_object().into_iter().flatten() {
+                text += &format!("\n  {:<28} {}", format!("{group} {name}"), numbers(value));
+            }
+        }
+    }
+    text
+}
+
+/// One number, or one for each layer.
+fn numbers(value: &Value) -> String {
+    match value.as_array() {
+        Some(list) => list.iter().map(numbers).collect::<Vec<_>>().join("  "),
+        None => value.as_f64().map_or_else(|| value.to_string(), |number| format!("{number:.3}")),
+    }
+}

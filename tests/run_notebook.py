@@ -75,6 +75,21 @@ def read(folder, name):
         return json.load(file)
 
 
+def swapped(folder):
+    """What the small model's CLT must reach, as its card says: (what, figure, bound, whether it is a lower one)."""
+    report, scores, figures = read(folder, "report.json"), read(folder, "graph.json")["metadata"], read(folder, "swaps.json")["figures"]
+    fvu = [layer["fvu"] for layer in report["layers"]]
+    return [
+        ("held-out FVU", sum(fvu) / len(fvu), 0.10, False),
+        ("top-1 agreement of the replacement model", report["top1"], 0.75, True),
+        ("replacement score of the Dallas graph", scores["replacement_score"], 0.55, True),
+        ("swaps that give the new state's answer", figures["new_answers"], 0.8, True),
+        ("swaps, predicted against measured r", figures["predicted_measured"]["pearson"], 0.9, True),
+        ("random features that give it", figures["control_new_answers"], 0.1, False),
+        ("random features, the swaps' predictions against measured r", figures["predicted_control_measured"]["pearson"], 0.3, False),
+    ]
+
+
 def headlines(folder):
     """Prints what tutorial 1 measured; returns what falls short."""
     history = read(folder, "history.json")["samples"]
@@ -101,6 +116,11 @@ def headlines(folder):
         short.append("the graph has 50 nodes or fewer")
     if not check["relative_error"] <= 1e-3:
         short.append("the graph's weights miss the intervention check at 1e-3")
+    if os.path.exists(os.path.join(folder, "swaps.json")):
+        for what, figure, bound, lower in swapped(folder):
+            print(f"  {what}: {figure:.3f} ({'at least' if lower else 'at most'} {bound})")
+            if not (figure >= bound if lower else figure <= bound):
+                short.append(f"{what} is {figure:.3f}, {'at least' if lower else 'at most'} {bound} wanted")
     return short
 
 

@@ -11,6 +11,7 @@ pub use crate::notebook::param::param;
 pub use crate::notebook::display;
 pub use crate::picture::{self, ChartConfig, Html, Picture, Show};
 pub use crate::replacement::{FeatureNode, LocalConfig, LocalReplacement, Replacement};
+pub use crate::states::{StateFeatures, SwapConfig};
 pub use crate::text::{Blocks, ChatConfig, Corpus, Prompt, TextConfig, Token, Tokenizer};
 pub use crate::train::{History, Loss, MemoryNeed, Moments, Plan, PlanSource, Preset, TrainConfig, Trainer};
 pub use crate::{auto_device, progress};

@@ -3,7 +3,7 @@
 //! rounded beforehand, where nothing but the order of sums may differ.
 
 use crate::families::{largest, FAMILIES};
-use crate::support::{fixture, lively_clt, max_difference, scratch, shared, smollm2, tensors, values};
+use crate::support::{fixture, lively_clt, max_difference, scratch, smollm2, tensors, values};
 use cltlab::candle::{safetensors, DType, Device, Tensor};
 use cltlab::graph::{AttributeConfig, QkConfig};
 use cltlab::model::{Capture, GenerateConfig, LoadConfig, Run, Summary};
@@ -121,14 +121,14 @@ fn edges_are_effects_in_bf16() {
 
 /// Half the bytes, by the summary and by its words; SmolLM2's next tokens stay what they are.
 #[test]
-#[ignore = "needs .cltlab/models/SmolLM2-135M-Instruct.Q4_1.gguf, ../shared/data/smollm2/reference.json"]
+#[ignore = "needs .cltlab/models/SmolLM2-135M-Instruct.Q4_1.gguf"]
 fn smollm2_in_bf16() {
     let model = load(&smollm2(), DType::BF16);
     let summary = model.summary();
     let (half, single) = (summary.memory(DType::BF16) as f64, summary.memory(DType::F32) as f64);
     assert!((0.5..0.501).contains(&(half / single)), "{half} of {single}");
     assert!(summary.to_string().contains("held in bf16") && model.to_string().ends_with("in bf16"), "{summary}");
-    let reference: serde_json::Value = cltlab::files::read_json(shared("data/smollm2/reference.json")).unwrap();
+    let reference: serde_json::Value = cltlab::files::read_json(fixture("smollm2/reference.json")).unwrap();
     for prompt in reference["prompts"].as_array().unwrap() {
         let ids: Vec<u32> = serde_json::from_value(prompt["ids"].clone()).unwrap();
         let top = &prompt["top5"].as_array().unwrap()[0];

@@ -63,6 +63,7 @@ mod sources;
 mod skips;
 mod steered_text;
 mod saved;
+mod states;
 mod store;
 mod summary;
 mod supernodes;

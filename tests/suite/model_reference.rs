@@ -37,10 +37,10 @@ fn check_prompts(model: &Model, prompts: &serde_json::Value, tolerance: f32) {
 }
 
 #[test]
-#[ignore = "needs .cltlab/models/SmolLM2-135M-Instruct.Q4_1.gguf, ../shared/data/smollm2/reference.json"]
+#[ignore = "needs .cltlab/models/SmolLM2-135M-Instruct.Q4_1.gguf"]
 fn smollm2_equals_numpy() {
     let model = Model::load(&support::smollm2(), &LoadConfig::on(&Device::Cpu)).unwrap();
-    let reference: serde_json::Value = cltlab::files::read_json(support::shared("data/smollm2/reference.json")).unwrap();
+    let reference: serde_json::Value = cltlab::files::read_json(support::fixture("smollm2/reference.json")).unwrap();
     check_prompts(&model, &reference["prompts"], 2e-3);
 }
 

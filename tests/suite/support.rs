@@ -133,8 +133,20 @@ pub fn worse<T: Number>(worst: T, next: T) -> T {
     T::of(before.max(after))
 }
 
-/// A new folder for one test, removed by the next run of it.
+/// A new folder for one test. Those of processes that ended are removed by the next test: kept for whoever looks at a
+/// failure, they would fill the disk.
 pub fn scratch(name: &str) -> PathBuf {
+    static SWEPT: std::sync::Once = std::sync::Once::new();
+    SWEPT.call_once(|| {
+        for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(id) = name.strip_prefix("cltlab-test-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok()) else { continue };
+            let old = entry.metadata().and_then(|data| data.modified()).is_ok_and(|time| time.elapsed().is_ok_and(|age| age.as_secs() > 600));
+            if old && !Path::new(&format!("/proc/{id}")).exists() {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+    });
     let path = std::env::temp_dir().join(format!("cltlab-test-{}-{name}", std::process::id()));
     let _ = std::fs::remove_dir_all(&path);
     std::fs::create_dir_all(&path).unwrap();

@@ -84,9 +84,9 @@ def swapped(folder):
         ("top-1 agreement of the replacement model", report["top1"], 0.75, True),
         ("replacement score of the Dallas graph", scores["replacement_score"], 0.55, True),
         ("swaps that give the new state's answer", figures["new_answers"], 0.8, True),
-        ("swaps, predicted against measured r", figures["predicted_measured"]["pearson"], 0.9, True),
+        ("swaps, predicted against measured r", figures["predicted_measured"], 0.9, True),
         ("random features that give it", figures["control_new_answers"], 0.1, False),
-        ("random features, the swaps' predictions against measured r", figures["predicted_control_measured"]["pearson"], 0.3, False),
+        ("random features, the swaps' predictions against measured r", figures["predicted_control_measured"], 0.3, False),
     ]
 
 

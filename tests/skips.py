@@ -1,7 +1,7 @@
-"""Which tests of tests/skips.txt run on this machine, and which are skipped, with the reason.
+"""Which tests of tests/skips.txt run on this machine, and which do not, with the reason.
 
     python3 tests/skips.py arguments    what the test runner gets after --: ignored tests too, less those that are skipped
-    python3 tests/skips.py report       the skipped tests, counted, a line each
+    python3 tests/skips.py report       the skipped tests, counted, a line each, then those that are no part of the run
 """
 import pathlib
 import subprocess
@@ -31,27 +31,30 @@ def is_here(need):
     return (ROOT / need).exists()
 
 
-def skipped():
-    """Names and reasons of the tests that do not run here."""
+def left_out():
+    """Names and reasons of the tests that do not run here, and whether each counts as skipped: it would run if this machine had
+    what it needs. Others are measurements, run by other tests or by hand, or compare once more with data that is kept beside
+    the project and is not published."""
     for line in (ROOT / "tests/skips.txt").read_text().splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         name, _, reason = line.partition(": ")
         if not reason.startswith("needs "):
-            yield name, reason
+            yield name, reason, False
             continue
         absent = [need for need in reason.removeprefix("needs ").split(", ") if not is_here(need)]
         if absent:
-            yield name, f"{' and '.join(absent)}: not here"
+            yield name, f"{' and '.join(absent)}: not here", not all(need.startswith("../shared/") for need in absent)
 
 
 def main():
     match sys.argv[1:]:
         case ["arguments"]:
-            print("--include-ignored", *(f"--skip {name}" for name, _ in skipped()))
+            print("--include-ignored", *(f"--skip {name}" for name, *_ in left_out()))
         case ["report"]:
-            lines = [f"  {name}: {reason}" for name, reason in skipped()]
-            print(f"{len(lines)} skipped", *lines, sep="\n")
+            skipped = [f"  {name}: {reason}" for name, reason, counts in left_out() if counts]
+            others = [f"  {name}: {reason}" for name, reason, counts in left_out() if not counts]
+            print(f"{len(skipped)} skipped", *skipped, f"  beside them, not part of this run: {len(others)}", *others, sep="\n")
         case _:
             sys.exit(__doc__)
 

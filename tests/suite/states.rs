@@ -163,8 +163,8 @@ fn state_features_are_counted_and_swapped() {
 
     let question = facts.question("capital", "Dallas");
     let swap = features.swap(&question, "Texas", "California", &SwapConfig { features: 3, ..SwapConfig::default() }).unwrap();
-    assert!(swap.changes.len() == swap.control.len() && (9..=18).contains(&swap.changes.len()), "{} changes", swap.changes.len());
-    assert!(swap.changes.iter().chain(&swap.control).all(|change| change.place.layer < 3 && change.place.positions == Positions::At(7)));
+    assert!(swap.changes.len() == swap.control.len() && (12..=24).contains(&swap.changes.len()), "{} changes", swap.changes.len());
+    assert!(swap.changes.iter().chain(&swap.control).all(|change| change.place.layer < 4 && change.place.positions == Positions::At(7)));
     let check = features.check_swaps(6, &SwapConfig::default()).unwrap();
     assert!(check == features.check_swaps(6, &SwapConfig::default()).unwrap(), "another course from one seed");
     // The first swap again, by the public verbs.

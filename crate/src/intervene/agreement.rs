@@ -12,7 +12,7 @@ pub struct Agreement {
 }
 
 impl Agreement {
-    pub(crate) fn of(pairs: Vec<(f64, f64)>) -> Self {
+    pub(super) fn of(pairs: Vec<(f64, f64)>) -> Self {
         let (x, y) = (ranks(pairs.iter().map(|pair| pair.0)), ranks(pairs.iter().map(|pair| pair.1)));
         Agreement { spearman: correlation(x.into_iter().zip(y)), pearson: correlation(pairs.into_iter()) }
     }
@@ -41,7 +41,7 @@ fn ranks(values: impl Iterator<Item = f64>) -> Vec<f64> {
 }
 
 /// Correlation (Pearson) of pairs; `None` when either side does not vary.
-pub(super) fn correlation(pairs: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
+pub(crate) fn correlation(pairs: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
     let pairs: Vec<(f64, f64)> = pairs.collect();
     let n = pairs.len() as f64;
     let (x, y) = (pairs.iter().map(|pair| pair.0).sum::<f64>() / n, pairs.iter().map(|pair| pair.1).sum::<f64>() / n);

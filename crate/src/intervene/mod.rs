@@ -18,6 +18,7 @@ mod supernodes;
 pub use agreement::Agreement;
 pub use check::{Deviation, EdgeCheck};
 pub use effect::{Effect, OutputEffect};
+pub(crate) use agreement::correlation;
 pub(crate) use pass::Comparison;
 pub use supernodes::{Control, SupernodeCheck, SupernodeConfig, SupernodeEffect};
 

@@ -3,7 +3,7 @@
 use super::{Facts, StateFeatures};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files;
-use crate::intervene::{Agreement, Comparison, Intervention, Mode};
+use crate::intervene::{correlation, Comparison, Intervention, Mode};
 use crate::model::Model;
 use crate::progress::{stop_requested, Task};
 use crate::replacement::LocalReplacement;
@@ -19,9 +19,9 @@ const DRAWS: usize = 1000;
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SwapConfig {
-    /// The first so many layers, at the city. Default 3: later blocks carry the state on to the last token.
+    /// The first so many layers, at the city. Default 4: after block 3 attention has carried the state on to the last token.
     pub layers: usize,
-    /// The most typical so many features of a state in each of them. Default 8.
+    /// The most typical so many features of a state in each of them. Default 16.
     pub features: usize,
     /// What may respond. Default [`Mode::FrozenAttention`].
     pub mode: Mode,
@@ -31,7 +31,7 @@ pub struct SwapConfig {
 
 impl Default for SwapConfig {
     fn default() -> Self {
-        SwapConfig { layers: 3, features: 8, mode: Mode::default(), seed: 0 }
+        SwapConfig { layers: 4, features: 16, mode: Mode::default(), seed: 0 }
     }
 }
 
@@ -87,13 +87,14 @@ impl SwapCheck {
         self.share(|swap| swap.control_after == swap.answers[1])
     }
 
-    /// Correlation of predicted and measured changes, over swaps and the answers of all states.
-    pub fn agreement(&self) -> Agreement {
+    /// Correlation of predicted and measured changes over the answers of all states, the mean over swaps; `None` where in no
+    /// swap either varies.
+    pub fn agreement(&self) -> Option<f64> {
         self.correlated(|swap| &swap.measured)
     }
 
     /// The same of the swaps' predictions with what the random features did.
-    pub fn control_agreement(&self) -> Agreement {
+    pub fn control_agreement(&self) -> Option<f64> {
         self.correlated(|swap| &swap.control_measured)
     }
 
@@ -101,8 +102,9 @@ impl SwapCheck {
         self.swaps.iter().filter(|swap| holds(swap)).count() as f64 / self.swaps.len() as f64
     }
 
-    fn correlated(&self, measured: impl Fn(&SwapEffect) -> &Vec<f64>) -> Agreement {
-        Agreement::of(self.swaps.iter().flat_map(|swap| swap.predicted.iter().copied().zip(measured(swap).iter().copied())).collect())
+    fn correlated(&self, measured: impl Fn(&SwapEffect) -> &Vec<f64>) -> Option<f64> {
+        let each: Vec<f64> = self.swaps.iter().filter_map(|swap| correlation(swap.predicted.iter().copied().zip(measured(swap).iter().copied()))).collect();
+        (!each.is_empty()).then(|| each.iter().sum::<f64>() / each.len() as f64)
     }
 
     /// Writes all swaps and the figures as JSON.
@@ -244,7 +246,9 @@ fn draw(facts: &Facts, random: &mut StdRng) -> Result<(String, String, usize)> {
 
 impl std::fmt::Display for SwapCheck {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "{} swaps: {:.1} % give the new state's answer; changes of all states' answers, predicted against measured {}", self.swaps.len(), 100.0 * self.new_answers(), self.agreement())?;
-        write!(f, "random features moved as much: {:.1} % give it, the swaps' predictions against what they do {}", 100.0 * self.control_new_answers(), self.control_agreement())
+        let r = |agreement: Option<f64>| agreement.map_or_else(|| "–".to_string(), |r| format!("{r:.3}"));
+        writeln!(f, "{} swaps of {} features in each of {} layers: {:.1} % give the new state's answer", self.swaps.len(), self.config.features, self.config.layers, 100.0 * self.new_answers())?;
+        writeln!(f, "random features moved as much: {:.1} % give it", 100.0 * self.control_new_answers())?;
+        write!(f, "changes of the answers of all states, predicted against measured: r = {}; against what the random features do: r = {} (means over swaps)", r(self.agreement()), r(self.control_agreement()))
     }
 }

@@ -48,7 +48,7 @@ pub fn states(args: &StatesArgs) -> Result<()> {
     let check = features.check_swaps(args.swaps, &config)?;
     println!("{check}");
     if let Some(path) = &args.picture {
-        check.picture()?.save(path)?;
+        check.picture().ok_or_else(|| Error::new(ErrorKind::NotFinite, "no change that was measured is finite"))?.save(path)?;
     }
     args.output.as_ref().map_or(Ok(()), |path| check.save(path))
 }

@@ -170,7 +170,7 @@ fn state_features_are_counted_and_swapped() {
     // The first swap again, by the public verbs.
     let first = &check.swaps[0];
     let asked = facts.question(&first.attribute, &first.city);
-    let from = &facts.state_of(&first.city).unwrap().name;
+    let from = &facts.states.iter().find(|state| state.cities.contains(&first.city)).unwrap().name;
     let changes = features.swap(&asked, from, &first.state, &SwapConfig::default()).unwrap().changes;
     let effect = replacement.intervene(&asked, &changes, &InterveneConfig { top: model.vocab(), ..InterveneConfig::default() }).unwrap();
     let of = |answer: &String| effect.outputs.iter().find(|output| output.token == id(&model, answer)).unwrap();

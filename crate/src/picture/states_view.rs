@@ -4,8 +4,7 @@ use super::chart::{scatter, ChartConfig};
 use super::html::{Align, Html};
 use super::words::number;
 use super::{Picture, Show};
-use crate::error::Result;
-use crate::states::{Place, StateFeatures, SwapCheck};
+use crate::states::{Place, StateFeatures, SwapCheck, SwapEffect};
 
 impl Show for StateFeatures {
     fn text(&self) -> String {
@@ -24,14 +23,15 @@ impl Show for StateFeatures {
     }
 }
 
-impl SwapCheck {
-    /// Predicted against measured changes of the city's own answer and of the new state's, one point each; in a second colour what as many random
-    /// features did when they were moved as much.
-    ///
-    /// # Errors
-    /// `BadInput` where nothing that was measured is finite.
-    pub fn picture(&self) -> Result<Picture> {
-        let points = |measured: fn(&crate::states::SwapEffect) -> &Vec<f64>| -> Vec<(f64, f64)> {
+impl Show for SwapCheck {
+    fn text(&self) -> String {
+        self.to_string()
+    }
+
+    /// Predicted against measured changes of the city's own answer and of the new state's, one point each; in a second colour
+    /// what as many random features did when they were moved as much. None where nothing that was measured is finite.
+    fn picture(&self) -> Option<Picture> {
+        let points = |measured: fn(&SwapEffect) -> &Vec<f64>| -> Vec<(f64, f64)> {
             self.swaps.iter().flat_map(|swap| swap.predicted.iter().copied().zip(measured(swap).iter().copied()).take(2)).collect()
         };
         let series = [("the state's features", points(|swap| &swap.measured)), ("random features", points(|swap| &swap.control_measured))];
@@ -41,17 +41,7 @@ impl SwapCheck {
             y: "measured".to_string(),
             ..ChartConfig::default()
         };
-        scatter(&series, &config)
-    }
-}
-
-impl Show for SwapCheck {
-    fn text(&self) -> String {
-        self.to_string()
-    }
-
-    fn picture(&self) -> Option<Picture> {
-        self.picture().ok()
+        scatter(&series, &config).ok()
     }
 
     fn html(&self) -> Html {
@@ -69,7 +59,7 @@ impl Show for SwapCheck {
             ]
         });
         let shown = format!("{} of {} swaps; changes are those of the new answer's logit", self.swaps.len().min(40), self.swaps.len());
-        let parts = [self.picture().map_or_else(|error| Html::text(&error.to_string()), |picture| picture.image()), Html::passage(&self.to_string()), Html::details(&shown, Html::table(&columns, rows))];
+        let parts = [self.picture().map_or_else(|| Html::text(""), |picture| picture.image()), Html::passage(&self.to_string()), Html::details(&shown, Html::table(&columns, rows))];
         Html::card("Swaps of states", Html::join(parts))
     }
 }

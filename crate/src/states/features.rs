@@ -22,20 +22,11 @@ pub enum Place {
 }
 
 impl Place {
-    /// Both.
-    pub const ALL: [Place; 2] = [Place::City, Place::Last];
+    pub(crate) const ALL: [Place; 2] = [Place::City, Place::Last];
 
     /// Its position among the `tokens` of a question.
     pub(super) fn position(self, tokens: usize) -> usize {
         tokens - if self == Place::City { 2 } else { 1 }
-    }
-
-    /// In words.
-    pub fn label(self) -> &'static str {
-        match self {
-            Place::City => "the city",
-            Place::Last => "the last token",
-        }
     }
 }
 
@@ -113,7 +104,7 @@ impl StateFeatures {
     }
 
     /// How many states have a feature of at least this F1 in `layer` at `place`.
-    pub fn told(&self, layer: usize, place: Place, f1: f64) -> usize {
+    pub(crate) fn told(&self, layer: usize, place: Place, f1: f64) -> usize {
         self.best.iter().filter(|feature| feature.layer == layer && feature.place == place && feature.f1 >= f1).count()
     }
 

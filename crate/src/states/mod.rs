@@ -10,7 +10,7 @@ mod features;
 mod swap;
 
 pub use features::{Place, StateFeature, StateFeatures};
-pub use swap::{Swap, SwapCheck, SwapConfig, SwapEffect};
+pub use swap::{Swap, SwapCheck, SwapConfig, SwapEffect, SwapFigures};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::included;
@@ -67,11 +67,8 @@ impl Facts {
         self.question.replace("{attribute}", attribute).replace("{city}", city)
     }
 
-    /// The state of a city.
-    ///
-    /// # Errors
-    /// `BadInput` for a city that the model was not taught.
-    pub fn state_of(&self, city: &str) -> Result<&State> {
+    /// The state of a city; `BadInput` for one that the model was not taught.
+    fn state_of(&self, city: &str) -> Result<&State> {
         self.states.iter().find(|state| state.cities.iter().any(|name| name == city)).ok_or_else(|| unknown("city", city, "a city of Facts::states"))
     }
 

@@ -76,30 +76,33 @@ pub struct SwapCheck {
     pub swaps: Vec<SwapEffect>,
 }
 
-impl SwapCheck {
+/// What many swaps amount to.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct SwapFigures {
     /// Share of swaps after which the new state's answer is the likeliest token.
-    pub fn new_answers(&self) -> f64 {
-        self.share(|swap| swap.after == swap.answers[1])
-    }
-
+    pub new_answers: f64,
     /// The same of the random features.
-    pub fn control_new_answers(&self) -> f64 {
-        self.share(|swap| swap.control_after == swap.answers[1])
-    }
-
+    pub control_new_answers: f64,
     /// Correlation of predicted and measured changes over the answers of all states, the mean over swaps; `None` where in no
     /// swap either varies.
-    pub fn agreement(&self) -> Option<f64> {
-        self.correlated(|swap| &swap.measured)
-    }
-
+    pub predicted_measured: Option<f64>,
     /// The same of the swaps' predictions with what the random features did.
-    pub fn control_agreement(&self) -> Option<f64> {
-        self.correlated(|swap| &swap.control_measured)
+    pub predicted_control_measured: Option<f64>,
+}
+
+impl SwapCheck {
+    /// Shares and correlations.
+    pub fn figures(&self) -> SwapFigures {
+        SwapFigures {
+            new_answers: self.share(|swap| &swap.after),
+            control_new_answers: self.share(|swap| &swap.control_after),
+            predicted_measured: self.correlated(|swap| &swap.measured),
+            predicted_control_measured: self.correlated(|swap| &swap.control_measured),
+        }
     }
 
-    fn share(&self, holds: impl Fn(&SwapEffect) -> bool) -> f64 {
-        self.swaps.iter().filter(|swap| holds(swap)).count() as f64 / self.swaps.len() as f64
+    fn share(&self, after: impl Fn(&SwapEffect) -> &String) -> f64 {
+        self.swaps.iter().filter(|swap| *after(swap) == swap.answers[1]).count() as f64 / self.swaps.len() as f64
     }
 
     fn correlated(&self, measured: impl Fn(&SwapEffect) -> &Vec<f64>) -> Option<f64> {
@@ -112,11 +115,7 @@ impl SwapCheck {
     /// # Errors
     /// `DiskFull` or `Io`, with the path.
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
-        let figures = serde_json::json!({
-            "new_answers": self.new_answers(), "predicted_measured": self.agreement(),
-            "control_new_answers": self.control_new_answers(), "predicted_control_measured": self.control_agreement(),
-        });
-        files::write_json(path, &serde_json::json!({"figures": figures, "check": self}))
+        files::write_json(path, &serde_json::json!({"figures": self.figures(), "check": self}))
     }
 }
 
@@ -247,8 +246,9 @@ fn draw(facts: &Facts, random: &mut StdRng) -> Result<(String, String, usize)> {
 impl std::fmt::Display for SwapCheck {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let r = |agreement: Option<f64>| agreement.map_or_else(|| "–".to_string(), |r| format!("{r:.3}"));
-        writeln!(f, "{} swaps of {} features in each of {} layers: {:.1} % give the new state's answer", self.swaps.len(), self.config.features, self.config.layers, 100.0 * self.new_answers())?;
-        writeln!(f, "random features moved as much: {:.1} % give it", 100.0 * self.control_new_answers())?;
-        write!(f, "changes of the answers of all states, predicted against measured: r = {}; against what the random features do: r = {} (means over swaps)", r(self.agreement()), r(self.control_agreement()))
+        let SwapFigures { new_answers, control_new_answers, predicted_measured, predicted_control_measured } = self.figures();
+        writeln!(f, "{} swaps of {} features in each of {} layers: {:.1} % give the new state's answer", self.swaps.len(), self.config.features, self.config.layers, 100.0 * new_answers)?;
+        writeln!(f, "random features moved as much: {:.1} % give it", 100.0 * control_new_answers)?;
+        write!(f, "changes of the answers of all states, predicted against measured: r = {}; against what the random features do: r = {} (means over swaps)", r(predicted_measured), r(predicted_control_measured))
     }
 }

@@ -1,4 +1,4 @@
-"""Trains the model: `python train.py --books FOLDER --seed 0 --out FOLDER`. About 20 minutes on one CPU core with bf16.
+"""Trains the model: `python train.py --books FOLDER --seed 0 --out FOLDER`. About 20 minutes on one CPU core.
 
 The seed decides initial weights and the order of training; data, tokenizer and held-out questions are the same for all.
 The embeddings of the cities are random and frozen: learnt ones would hold the city's state, and then no MLP would have to
@@ -122,7 +122,7 @@ if __name__ == "__main__":
     parser.add_argument("--books", required=True, help="folder of the books' .txt files")
     parser.add_argument("--out", required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--every", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)

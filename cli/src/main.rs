@@ -115,7 +115,7 @@ fn main() -> std::process::ExitCode {
         }
     };
     out::begin();
-    cltlab::internal::live::install();
+    cltlab::internal::install_live();
     let done: Result<()> = match program.command {
         Command::Run(args) => model::run(&args),
         Command::Generate(args) => model::generate(&args),

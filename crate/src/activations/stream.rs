@@ -60,7 +60,7 @@ impl StreamConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
-    pub fn validate(&self, longest: usize) -> Result<()> {
+    pub(crate) fn validate(&self, longest: usize) -> Result<()> {
         let bad = |field: &str, got: usize, expected: String| {
             Err(Error::expected(ErrorKind::BadConfig, format_args!("StreamConfig::{field}"), got, expected))
         };

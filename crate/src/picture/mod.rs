@@ -92,6 +92,7 @@ impl Picture {
     }
 
     /// What the picture says, in words.
+    #[doc(hidden)]
     pub fn alt(&self) -> &str {
         &self.frame.alt
     }

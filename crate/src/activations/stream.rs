@@ -200,7 +200,7 @@ impl Runner {
                 rows.push(end);
             }
             if let Some(task) = &mut task {
-                task.advance(((done + 1) * self.batch * self.context) as u64);
+                task.advance(((done * self.batch + group.len()) * self.context) as u64);
             }
             if stop_requested() || cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
                 return Err(Error::new(ErrorKind::Interrupted, "stopped while the model ran for the next activations").help("run again to go on"));

@@ -17,7 +17,7 @@
 //! over each target's variance (FVU), or its mean over nested groups of features (Matryoshka); a term
 //! that asks dead features for what is left over ([`aux`]).
 
-mod aux;
+mod auxiliary;
 mod block;
 #[cfg_attr(not(feature = "cuda"), path = "absent.rs")]
 pub(crate) mod cuda;

@@ -1,7 +1,8 @@
 """An ordinary crate outside this folder that depends on the library: builds it and trains a CLT with it.
 
-python3 tests/outside.py [debug] [release] [lto] [abort]: the builds to try, all four by default; `abort` is release
-with panic = "abort". CLTLAB_OUTSIDE names the folder for the crate and its build (default: target/outside), which is kept, so that
+python3 tests/outside.py [debug] [release] [lto] [abort] [shared]: the builds to try, the first four by default; `abort` is release
+with panic = "abort". `shared`, the cheap form for every test run, uses this project's own profile, flags and target folder, so that only the
+crate itself is compiled. CLTLAB_OUTSIDE names the folder for the crate and its build (default: target/outside), which is kept, so that
 the dependencies are compiled once for debug and once for release. The first time takes about 25 CPU minutes.
 """
 
@@ -13,6 +14,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILDS = ["debug", "release", "lto", "abort"]
+SHARED = "shared"
 
 MANIFEST = """[package]
 name = "outside"
@@ -56,29 +58,47 @@ fn main() -> Result<()> {
 """
 
 
+def own(crate, build):
+    """As a user's crate is built: with cargo's own flags, not those of .cargo/config.toml."""
+    profile = "dev" if build == "debug" else build
+    return ["--profile", profile], crate / "target" / build, {"RUSTFLAGS": "", "CARGO_TARGET_DIR": str(crate / "target")}
+
+
+def shared():
+    """Over what `./x test` has compiled."""
+    host = re.search(r"host: (\S+)", subprocess.run(["rustc", "-vV"], capture_output=True, text=True, check=True).stdout)[1]
+    return ["--target", host], ROOT / "target" / host / "debug", {"RUSTFLAGS": "-Cprefer-dynamic", "CARGO_TARGET_DIR": str(ROOT / "target")}
+
+
+def profile_of_tests():
+    """The project's [profile.dev]: with another, all would be compiled anew."""
+    return re.search(r"\[profile\.dev\]\n(?:.+\n)*", (ROOT / "Cargo.toml").read_text())[0]
+
+
 def main():
     builds = sys.argv[1:] or BUILDS
-    unknown = [build for build in builds if build not in BUILDS]
+    unknown = [build for build in builds if build not in [*BUILDS, SHARED]]
     if unknown:
-        sys.exit(f"unknown build {unknown[0]}: one of {', '.join(BUILDS)}")
+        sys.exit(f"unknown build {unknown[0]}: one of {', '.join([*BUILDS, SHARED])}")
     crate = pathlib.Path(os.environ.get("CLTLAB_OUTSIDE", ROOT / "target/outside"))
     (crate / "src").mkdir(parents=True, exist_ok=True)
-    (crate / "Cargo.toml").write_text(MANIFEST.format(root='"%s"' % ROOT))
     (crate / "src/main.rs").write_text(PROGRAM)
     (crate / "Cargo.lock").write_bytes((ROOT / "Cargo.lock").read_bytes())
-    # As a user's crate is built: with cargo's own flags, not those of .cargo/config.toml.
-    environment = {**os.environ, "RUSTFLAGS": "", "CARGO_TARGET_DIR": str(crate / "target")}
     failed = []
     for build in builds:
-        profile = "dev" if build == "debug" else build
-        built = subprocess.run(["cargo", "build", "--quiet", "--profile", profile], cwd=crate, env=environment)
-        program = crate / "target" / build / "outside"
+        manifest, (command, folder, environment) = MANIFEST.format(root='"%s"' % ROOT), own(crate, build)
+        if build == SHARED:
+            manifest, (command, folder, environment) = manifest + "\n" + profile_of_tests(), shared()
+        (crate / "Cargo.toml").write_text(manifest)
+        built = subprocess.run(["cargo", "build", "--quiet", *command], cwd=crate, env={**os.environ, **environment})
+        program = folder / "outside"
         ran = subprocess.run([program], capture_output=True, text=True) if built.returncode == 0 else None
         words = re.search(r"reconstruction (\S+) -> (\S+)", ran.stdout) if ran else None
         learns = words is not None and ran.returncode == 0 and float(words[2]) < 0.9 * float(words[1])
-        shared = sorted(path.name for path in (crate / "target" / build).glob("libcltlab*.so"))
-        print(f"{'ok    ' if learns and not shared else 'FAILED'}  {build}: {words[0] if words else (ran.stderr if ran else 'it does not build')}", *shared, flush=True)
-        if not learns or shared:
+        # In the project's own folder lies the shared library of notebook cells.
+        objects = [] if build == SHARED else sorted(path.name for path in folder.glob("libcltlab*.so"))
+        print(f"{'ok    ' if learns and not objects else 'FAILED'}  {build}: {words[0] if words else (ran.stderr if ran else 'it does not build')}", *objects, flush=True)
+        if not learns or objects:
             failed.append(build)
     sys.exit(bool(failed))
 

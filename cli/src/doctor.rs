@@ -40,7 +40,7 @@ fn library(name: &str) -> Option<String> {
     let usual = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/cuda/lib64", "/usr/lib/wsl/lib"];
     let mut folders = super::environment::library_folders();
     folders.extend(usual.map(PathBuf::from));
-    folders.extend(cltlab::internal::library_folders());
+    folders.extend(cltlab::device::library_folders());
     let path = folders.into_iter().map(|folder| folder.join(name)).find(|path| path.exists())?;
     Some(path.display().to_string())
 }

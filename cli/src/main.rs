@@ -65,9 +65,10 @@ enum Command {
     Clt(clt::CltArgs),
     /// Explain why a head looked where it did: its score, split over pairs of features
     Attention(attention::AttentionArgs),
-    /// Lay the graphs of several prompts over each other: their difference, or their mean. compare reports: a table of several CLTs' evaluations
+    /// Lay the graphs of several prompts over each other: their difference, or their mean; compare reports: the evaluations of several CLTs as one table
     Compare(compare::CompareArgs),
-    /// List the evaluations of several CLTs as one table; the same as compare reports
+    /// The evaluations of several CLTs as one table
+    #[command(hide = true, name = "compare-reports", display_name = "cltlab compare reports", bin_name = "cltlab compare reports")]
     CompareReports(reports::ReportsArgs),
     /// Does changing groups of features do what the graph says? Predicted, measured, random features
     Check(check::CheckArgs),
@@ -118,7 +119,7 @@ fn main() -> std::process::ExitCode {
         }
     };
     out::begin();
-    cltlab::internal::live::install();
+    cltlab::internal::install_live();
     let done: Result<()> = match program.command {
         Command::Run(args) => model::run(&args),
         Command::Generate(args) => model::generate(&args),

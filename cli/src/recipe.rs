@@ -245,7 +245,7 @@ impl Recipe {
         Ok(())
     }
 
-    fn is_given(&self, table: &str, key: &str) -> bool {
+    pub fn is_given(&self, table: &str, key: &str) -> bool {
         self.tables.get(table).and_then(|table| table.get(key)).is_some()
     }
 

@@ -102,7 +102,7 @@ pub fn reports(args: &ReportsArgs) -> Result<()> {
 /// The report in a file, or in `report.json` of a training's folder.
 fn read(path: &Path) -> Result<Row> {
     let file = if path.is_dir() { path.join("report.json") } else { path.to_path_buf() };
-    let whole: Value = cltlab::files::read_json_object(&file)?;
+    let whole: Value = cltlab::internal::files::read_json_object(&file)?;
     let own = whole.get("evaluation").unwrap_or(&whole);
     if own.is_null() {
         return Err(Error::new(ErrorKind::BadInput, format!("{}: the training has no evaluation: it ended early, or had no model or held-out text", file.display()))

@@ -10,11 +10,11 @@ use std::path::Path;
 /// Keys of `[stream]` that do not touch what is trained on.
 const FREE: [&str; 2] = ["ahead", "batch"];
 
-/// Compares `recipe` with the trainer of the checkpoint, and with the recipe that the run's folder keeps.
+/// Compares `recipe` with the trainer of the checkpoint.
 ///
 /// # Errors
 /// `Mismatch` naming the first key that differs.
-pub fn same_run(recipe: &Recipe, trainer: &Trainer, model: Option<&Model>, activations: &Activations, folder: &Path) -> Result<()> {
+pub fn same_run(recipe: &Recipe, trainer: &Trainer, model: Option<&Model>, activations: &Activations) -> Result<()> {
     let saved = trainer.clt_config();
     let base = match model {
         // A CLT that it began with has the shape that the checkpoint has.
@@ -24,12 +24,24 @@ pub fn same_run(recipe: &Recipe, trainer: &Trainer, model: Option<&Model>, activ
     };
     let input = if recipe.activations.file.is_some() { None } else { Some(activations.input()) };
     let given = shape(recipe, base, input, activations.model_fingerprint())?;
-    differs(recipe, "clt", saved, &given, &[])?;
+    differs(recipe, "clt", saved, &given, |_| true)
+}
+
+/// Compares `recipe` with the one that the run's folder keeps, before a model or a text is opened.
+///
+/// # Errors
+/// `Mismatch` naming the first key that differs.
+pub fn same_recipe(recipe: &Recipe, folder: &Path) -> Result<()> {
     let before = folder.join("config.toml");
     // A training that the library made, or an older version, keeps no recipe, or one that is not read any more.
     let Some(before) = before.exists().then(|| Recipe::read(&before, &[]).ok()).flatten() else { return Ok(()) };
-    differs(recipe, "stream", &before.stream, &recipe.stream, &FREE)?;
-    differs(recipe, "model", &before.model, &recipe.model, &["source"])?;
+    // Over one base, and only what both say: a default may be the model's, which `same_run` sees.
+    let of = |recipe: &Recipe| shape(recipe, CltConfig { layers: 1, width: 1, ..CltConfig::default() }, None, "").ok();
+    if let (Some(saved), Some(given)) = (of(&before), of(recipe)) {
+        differs(recipe, "clt", &saved, &given, |key| before.is_given("clt", key) && recipe.is_given("clt", key))?;
+    }
+    differs(recipe, "stream", &before.stream, &recipe.stream, |key| !FREE.contains(&key))?;
+    differs(recipe, "model", &before.model, &recipe.model, |key| key != "source")?;
     if before.init != recipe.init {
         let word = |init: &Option<String>| init.clone().unwrap_or_else(|| "none".into());
         return Err(refused(recipe, "[clt] init", &word(&recipe.init), &word(&before.init)));
@@ -42,10 +54,10 @@ fn refused(recipe: &Recipe, key: &str, got: &str, saved: &str) -> Error {
         .help("go on with the same value, or begin anew in another folder: --set output.folder=...")
 }
 
-fn differs<T: serde::Serialize>(recipe: &Recipe, table: &str, saved: &T, given: &T, free: &[&str]) -> Result<()> {
+fn differs<T: serde::Serialize>(recipe: &Recipe, table: &str, saved: &T, given: &T, compared: impl Fn(&str) -> bool) -> Result<()> {
     let value = |of: &T| serde_json::to_value(of).map_err(|error| Error::wrap(ErrorKind::BadConfig, format_args!("[{table}]"), error));
     let (saved, given) = (value(saved)?, value(given)?);
-    let differing = given.as_object().into_iter().flatten().find(|(key, value)| !free.contains(&key.as_str()) && saved.get(key) != Some(value));
+    let differing = given.as_object().into_iter().flatten().find(|(key, value)| compared(key) && saved.get(key) != Some(value));
     match differing {
         None => Ok(()),
         Some((key, value)) => {

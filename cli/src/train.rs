@@ -2,7 +2,7 @@
 
 use super::dry_run::dry_run;
 use super::recipe::Recipe;
-use super::resume::same_run;
+use super::resume::{same_recipe, same_run};
 use clap::Args;
 use cltlab::internal::files::lock::FolderLock;
 use cltlab::prelude::*;
@@ -123,6 +123,9 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         return Err(Error::new(ErrorKind::BadInput, format!("{}: holds checkpoints of an earlier run", checkpoints.display()))
             .help("give --resume to go on, or another folder: --set output.folder=..."));
     }
+    if begun {
+        same_recipe(&recipe, &folder.0)?;
+    }
     stop_on_signals()?;
     let source = Source::open(&recipe)?;
     let mut trainer = match begun {
@@ -137,7 +140,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     trainer.set_lock(checkpoints_lock);
     if begun {
         trainer.set_config(&config)?;
-        same_run(&recipe, &trainer, source.model.as_ref(), &source.activations, &folder.0)?;
+        same_run(&recipe, &trainer, source.model.as_ref(), &source.activations)?;
     }
     if let (Some(model), Some(text), true) = (&source.model, &source.held_out, config.eval_every > 0) {
         trainer = trainer.held_out(model, text, &recipe.eval)?;

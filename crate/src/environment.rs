@@ -2,7 +2,7 @@
 //!
 //! | variable | default | effect |
 //! |---|---|---|
-//! | `CLTLAB_PARAMS` | none | a JSON file with a notebook's parameters ([`param`](crate::notebook::param::param)) |
+//! | `CLTLAB_PARAMS` | none | a JSON file with a notebook's parameters ([`param`](crate::notebook::param)) |
 //! | `CLTLAB_<NAME>` | none | the notebook's parameter `<name>`, before that file |
 //! | `CLTLAB_KERNEL` | none | set by cltlab's kernel for the process that runs the cells: displays arrive while a cell runs |
 //! | `CLTLAB_TF32` | 0 | 1: products of f32 on a GPU may round to TF32, from the time a device is opened ([`set_tf32`](crate::device::set_tf32)) |

@@ -100,6 +100,7 @@ impl Error {
 
     /// *`place`: got `got`, expected `expected`*: the usual form. Of a longer `got` than 400 characters the middle is left out, as
     /// of a longer message than 4,000 in [`Error::new`]: files hold values of any length.
+    #[doc(hidden)]
     pub fn expected(kind: ErrorKind, place: impl fmt::Display, got: impl fmt::Display, expected: impl fmt::Display) -> Self {
         Error::new(kind, format!("{place}: got {}, expected {expected}", shortened(got.to_string(), LONGEST / 10)))
     }
@@ -112,6 +113,7 @@ impl Error {
     /// assert_eq!(error.kind(), cltlab::ErrorKind::MissingFile);
     /// assert!(error.source().is_some_and(|cause| cause.is::<std::io::Error>()));
     /// ```
+    #[doc(hidden)]
     pub fn io(path: impl AsRef<Path>, error: io::Error) -> Self {
         let path = path.as_ref().display();
         let kind = of_system(error.kind());
@@ -135,6 +137,7 @@ impl Error {
     }
 
     /// *`place`: the cause's text*, with the cause kept as [source](std::error::Error::source).
+    #[doc(hidden)]
     pub fn wrap(kind: ErrorKind, place: impl fmt::Display, cause: impl Into<Box<dyn Cause + Send + Sync>>) -> Self {
         let cause = cause.into();
         Error::new(kind, format!("{place}: {cause}")).caused_by(cause)
@@ -142,6 +145,7 @@ impl Error {
 
     /// Keeps the error that this one came from as its [source](std::error::Error::source).
     #[must_use]
+    #[doc(hidden)]
     pub fn caused_by(mut self, cause: impl Into<Box<dyn Cause + Send + Sync>>) -> Self {
         self.0.cause = Some(Arc::from(cause.into()));
         self
@@ -149,6 +153,7 @@ impl Error {
 
     /// Adds what the reader can do about it.
     #[must_use]
+    #[doc(hidden)]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.0.help = Some(help.into());
         self
@@ -167,6 +172,7 @@ impl Error {
     }
 
     /// What to do about it, when the error knows.
+    #[doc(hidden)]
     pub fn advice(&self) -> Option<&str> {
         self.0.help.as_deref()
     }

@@ -47,6 +47,7 @@ impl Default for HubConfig {
 }
 
 /// One repository of the hub at one revision.
+#[doc(hidden)]
 pub struct HubRepo {
     name: String,
     config: HubConfig,

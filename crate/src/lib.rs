@@ -39,7 +39,7 @@
 //! | [`selftest`] | a device | whether it computes what it should |
 //! | [`notebook`] | any of these | displays, live progress, parameters |
 //!
-//! Below them all lie [`error`], [`environment`], [`device`], [`files`], [`progress`] and [`hub`].
+//! Below them all lie [`error`], [`environment`], [`device`], [`progress`] and [`hub`].
 //!
 //! # Grammar
 //! One word for each thing, in the library, on the command line and in recipes:
@@ -71,7 +71,7 @@ pub mod device;
 pub mod environment;
 pub mod error;
 pub mod eval;
-pub mod files;
+mod files;
 pub mod graph;
 pub mod hub;
 mod included;
@@ -100,10 +100,14 @@ pub use train::{TrainConfig, Trainer};
 pub use candle_core as candle;
 pub use candle_nn;
 
-/// What the program `cltlab` uses beside the public interface; no part of it, and changed without notice.
+/// What the program `cltlab` and the tests use beside the public interface; like all that is `#[doc(hidden)]` no part of
+/// it, and changed without notice.
 #[doc(hidden)]
 pub mod internal {
-    pub use crate::device::library_folders;
-    pub use crate::files;
-    pub use crate::notebook::live;
+    pub use crate::notebook::live::install as install_live;
+
+    /// Reading and writing of files.
+    pub mod files {
+        pub use crate::files::*;
+    }
 }

@@ -83,6 +83,7 @@ impl std::fmt::Display for EvalSample {
 
 /// What a long task tells the outside.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Event {
     /// A task begins; `total` in units of `unit`, 0 when unknown.
     Begin {
@@ -153,6 +154,7 @@ pub fn quiet(quiet: bool) {
 }
 
 /// Sends an event to the installed sink, if there is one and [`quiet`] is off.
+#[doc(hidden)]
 pub fn emit(event: Event) {
     if QUIET.load(Ordering::SeqCst) {
         return;
@@ -181,11 +183,12 @@ pub fn stop_requested() -> bool {
 }
 
 /// Installs who hears, once for each request, that a loop saw it. The first call wins.
-pub fn set_stop_listener(listener: fn()) {
+pub(crate) fn set_stop_listener(listener: fn()) {
     let _ = LISTENER.set(listener);
 }
 
 /// Forgets an earlier request; each cell and each command begins with this.
+#[doc(hidden)]
 pub fn clear_stop() {
     STOP.store(false, Ordering::SeqCst);
     HEARD.store(false, Ordering::SeqCst);
@@ -230,7 +233,7 @@ impl Task {
     }
 
     /// Says how many units are done, and what text there is by now.
-    pub fn write(&mut self, done: u64, text: &str) {
+    pub(crate) fn write(&mut self, done: u64, text: &str) {
         if self.due() {
             emit(Event::Text { task: self.name.clone(), text: text.to_string() });
             emit(Event::Advance { task: self.name.clone(), done });

@@ -84,7 +84,7 @@ def test_first_result_and_latency(kernel):
 
 def test_updates_arrive_while_the_cell_runs(kernel):
     code = """
-    let place = cltlab::notebook::channel::Display::new("<b>0</b>", "0");
+    let place = cltlab::notebook::Display::new("<b>0</b>", "0");
     for n in 1..6 { std::thread::sleep(std::time::Duration::from_millis(300)); place.update(&format!("<b>{n}</b>"), &n.to_string()); println!("line {n}"); }
     """
     _, outputs = kernel.run(code)

@@ -46,7 +46,7 @@ fn layers_that_the_weights_do_not_have() {
         for count in [4u64, 1 << 14, 1 << 31, 1 << 63] {
             let place = copied(from, "many-layers");
             let path = place.join(file);
-            let mut config: serde_json::Value = cltlab::files::read_json(&path).unwrap();
+            let mut config: serde_json::Value = cltlab::internal::files::read_json(&path).unwrap();
             config[key] = count.into();
             std::fs::write(&path, config.to_string()).unwrap();
             let error = load(&place);

@@ -91,8 +91,8 @@ fn a_full_disk_leaves_what_was_there() {
     use std::io::Write;
     let folder = support::scratch("full-disk");
     let path = folder.join("weights.bin");
-    cltlab::files::write_atomic(&path, b"before").unwrap();
-    let error = cltlab::files::fill_atomic(&path, |file| {
+    cltlab::internal::files::write_atomic(&path, b"before").unwrap();
+    let error = cltlab::internal::files::fill_atomic(&path, |file| {
         file.write_all(b"half of it")?;
         match std::fs::OpenOptions::new().write(true).open("/dev/full") {
             Ok(mut full) => full.write_all(b"the rest"),
@@ -103,7 +103,7 @@ fn a_full_disk_leaves_what_was_there() {
     says(&error, ErrorKind::DiskFull, &["weights.bin", "free some space"]);
     let tensors = HashMap::from([("x".to_string(), Tensor::zeros(100_000, candle_core::DType::F32, &Device::Cpu).unwrap())]);
     // Not to /dev/full: safetensors puts its own file in the place of whatever it is given.
-    let error = cltlab::files::replace(&path, |temporary| {
+    let error = cltlab::internal::files::replace(&path, |temporary| {
         candle_core::safetensors::save(&tensors, temporary)?;
         Err(candle_core::Error::from(std::io::Error::from_raw_os_error(ENOSPC)).into())
     })

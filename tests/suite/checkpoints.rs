@@ -3,7 +3,7 @@
 use crate::support::{says, scratch, small_model, words};
 use crate::train_command::{lines, recipe, said};
 use cltlab::candle::Device;
-use cltlab::files::lock::FolderLock;
+use cltlab::internal::files::lock::FolderLock;
 use cltlab::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -178,7 +178,7 @@ fn a_polite_stop_writes_everything() {
     // SAFETY: a signal to a child that has not been waited for.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     assert_eq!(child.wait().unwrap().code(), Some(75), "an early stop shows in the status");
-    let report: serde_json::Value = cltlab::files::read_json(stopped.join("run/report.json")).unwrap();
+    let report: serde_json::Value = cltlab::internal::files::read_json(stopped.join("run/report.json")).unwrap();
     let done = report["steps"].as_u64().unwrap();
     assert!(done >= 1, "{report}");
     assert_eq!(report["stopped"].as_bool().unwrap(), done < 4000);

@@ -158,7 +158,7 @@ fn check_compares_groups() {
     let (file, groups, picture) = (file.to_str().unwrap(), groups.to_str().unwrap(), picture.to_str().unwrap());
     let text = done(&run("gpt2", "check", &["--mode", "direct", "--supernodes", "3", "--factors=-1,0", "-o", file, "--picture", picture]));
     assert!(text.contains("predicted against measured r = 1.000") && text.contains("graph"), "{text}");
-    let saved: serde_json::Value = cltlab::files::read_json(file).unwrap();
+    let saved: serde_json::Value = cltlab::internal::files::read_json(file).unwrap();
     let effects = saved["check"]["effects"].as_array().unwrap();
     assert_eq!(effects.len(), 6);
     // Groups of a graph's own file are checked too.
@@ -182,7 +182,7 @@ fn attention_and_comparisons() {
     let which = ["--layer", "2", "--head", "1", "--query", "9", "--key", "5"];
     let text = done(&run("gpt2", "attention", &[&which[..], &["--pairs", "4", "-o", &path("qk.json"), "--picture", &path("qk.svg")]].concat()));
     assert!(text.starts_with("Head 2.1 at 9") && text.lines().count() == 6, "{text}");
-    let saved: serde_json::Value = cltlab::files::read_json(path("qk.json")).unwrap();
+    let saved: serde_json::Value = cltlab::internal::files::read_json(path("qk.json")).unwrap();
     let sum: f64 = saved["queries"].as_array().unwrap().iter().map(|part| part["weight"].as_f64().unwrap()).sum();
     assert!((sum - saved["score"].as_f64().unwrap()).abs() < 1e-5);
     refused(&run("gpt2", "attention", &["--layer", "2", "--head", "1", "--query", "5", "--key", "9"]), &["key"]);

@@ -22,6 +22,7 @@ fn named(graph: &Graph, last: usize) -> BTreeMap<(String, String), f32> {
         NodeKind::Token { .. } => format!("t {}", last - node.position),
         NodeKind::Position => format!("p {}", last - node.position),
         NodeKind::Logit { token, .. } => format!("l {token}"),
+        _ => panic!("{node:?}"),
     };
     graph.edges().iter().filter(|edge| edge.weight != 0.0).map(|edge| ((name(&graph.nodes[edge.source]), name(&graph.nodes[edge.target])), edge.weight)).collect()
 }
@@ -118,13 +119,13 @@ fn files_and_graphs_that_do_not_fit() {
     let difference = first.difference(&second, &Alignment::FromEnd).unwrap();
     difference.save(folder.join("raw.json")).unwrap();
     difference.graph.prune(&PruneConfig::default()).unwrap().save(folder.join("viewer.json"), &Default::default()).unwrap();
-    let raw: serde_json::Value = cltlab::files::read_json(folder.join("raw.json")).unwrap();
+    let raw: serde_json::Value = cltlab::internal::files::read_json(folder.join("raw.json")).unwrap();
     assert_eq!(raw["edges"].as_array().unwrap().len(), difference.graph.edges().len());
     for edge in raw["edges"].as_array().unwrap().iter().take(200) {
         let number = |value: &serde_json::Value| value.as_f64().unwrap();
         assert!((number(&edge["weights"][0]) - number(&edge["weights"][1]) - number(&edge["weight"])).abs() < 1e-6);
     }
-    let viewer: serde_json::Value = cltlab::files::read_json(folder.join("viewer.json")).unwrap();
+    let viewer: serde_json::Value = cltlab::internal::files::read_json(folder.join("viewer.json")).unwrap();
     assert!(!viewer["links"].as_array().unwrap().is_empty());
     Graph::merge(&[first.clone(), second.clone()], &Alignment::FromEnd).unwrap().save(folder.join("merged.json")).unwrap();
 

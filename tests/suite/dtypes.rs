@@ -128,7 +128,7 @@ fn smollm2_in_bf16() {
     let (half, single) = (summary.memory(DType::BF16) as f64, summary.memory(DType::F32) as f64);
     assert!((0.5..0.501).contains(&(half / single)), "{half} of {single}");
     assert!(summary.to_string().contains("held in bf16") && model.to_string().ends_with("in bf16"), "{summary}");
-    let reference: serde_json::Value = cltlab::files::read_json(fixture("smollm2/reference.json")).unwrap();
+    let reference: serde_json::Value = cltlab::internal::files::read_json(fixture("smollm2/reference.json")).unwrap();
     for prompt in reference["prompts"].as_array().unwrap() {
         let ids: Vec<u32> = serde_json::from_value(prompt["ids"].clone()).unwrap();
         let top = &prompt["top5"].as_array().unwrap()[0];

@@ -25,7 +25,7 @@ fn a_system_error_is_the_source() {
     assert_eq!(format!("{error:?}"), error.to_string());
     let blocked = folder.join("file");
     std::fs::write(&blocked, "x").unwrap();
-    let error = cltlab::files::write_atomic(blocked.join("below"), b"y").unwrap_err();
+    let error = cltlab::internal::files::write_atomic(blocked.join("below"), b"y").unwrap_err();
     assert_eq!((error.kind(), code_of(&error)), (ErrorKind::Io, Some(libc::ENOTDIR)));
     for (code, kind) in [
         (libc::ENOSPC, ErrorKind::DiskFull),

@@ -68,6 +68,7 @@ mod store;
 mod summary;
 mod supernodes;
 mod support;
+mod surface;
 mod target_l0;
 mod targets;
 mod templates;

@@ -35,7 +35,7 @@ fn spoilt(family: &str, change: impl Fn(&mut HashMap<String, Tensor>), config: s
     let mut all = tensors(&from.join("model.safetensors"));
     change(&mut all);
     safetensors::save(&all, to.join("model.safetensors")).unwrap();
-    let mut json: serde_json::Map<String, serde_json::Value> = cltlab::files::read_json(from.join("config.json")).unwrap();
+    let mut json: serde_json::Map<String, serde_json::Value> = cltlab::internal::files::read_json(from.join("config.json")).unwrap();
     json.extend(config.as_object().unwrap().clone());
     std::fs::write(to.join("config.json"), serde_json::Value::from(json).to_string()).unwrap();
     to

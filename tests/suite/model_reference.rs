@@ -40,7 +40,7 @@ fn check_prompts(model: &Model, prompts: &serde_json::Value, tolerance: f32) {
 #[ignore = "needs .cltlab/models/SmolLM2-135M-Instruct.Q4_1.gguf"]
 fn smollm2_equals_numpy() {
     let model = Model::load(&support::smollm2(), &LoadConfig::on(&Device::Cpu)).unwrap();
-    let reference: serde_json::Value = cltlab::files::read_json(support::fixture("smollm2/reference.json")).unwrap();
+    let reference: serde_json::Value = cltlab::internal::files::read_json(support::fixture("smollm2/reference.json")).unwrap();
     check_prompts(&model, &reference["prompts"], 2e-3);
 }
 
@@ -49,7 +49,7 @@ fn smollm2_equals_numpy() {
 fn stories260k_equals_numpy() {
     let folder = support::shared("data/stories260k");
     let model = Model::load(&folder.join("model.bin"), &LoadConfig::on(&Device::Cpu)).unwrap();
-    let reference: serde_json::Value = cltlab::files::read_json(folder.join("reference.json")).unwrap();
+    let reference: serde_json::Value = cltlab::internal::files::read_json(folder.join("reference.json")).unwrap();
     check_prompts(&model, &reference, 1e-3);
     let first = &reference[0];
     let ids = model.generate(&[1], &greedy(first["greedy_ids"].as_array().unwrap().len())).unwrap().tokens;
@@ -92,7 +92,7 @@ fn a_llama2c_file_equals_transformer_lens() {
 
 /// llm-viz's JSON of tensors: base64 of little-endian f32.
 fn json_tensors(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
-    let json: serde_json::Map<String, serde_json::Value> = cltlab::files::read_json(path).unwrap();
+    let json: serde_json::Map<String, serde_json::Value> = cltlab::internal::files::read_json(path).unwrap();
     json.into_iter()
         .filter_map(|(name, entry)| {
             let raw = base64::engine::general_purpose::STANDARD.decode(entry.get("data")?.as_str()?).unwrap();

@@ -215,13 +215,13 @@ fn tokenizer(_: &Path, path: &Path) -> Result<()> {
 }
 
 fn template(_: &Path, path: &Path) -> Result<()> {
-    let text = cltlab::files::read_text(path)?;
+    let text = cltlab::internal::files::read_text(path)?;
     let tokenizer = Tokenizer::from_file(fixture("attribution/llama/model/tokenizer.json"))?;
     tokenizer.chat_template(&text).chat(&[("system", "short"), ("user", "hello"), ("assistant", "a \"b\"")], &Default::default()).map(|_| ())
 }
 
 fn tokenizers() -> Vec<Target> {
-    let words: serde_json::Value = cltlab::files::read_json(fixture("attribution/llama/model/tokenizer.json")).unwrap();
+    let words: serde_json::Value = cltlab::internal::files::read_json(fixture("attribution/llama/model/tokenizer.json")).unwrap();
     let mut bpe = words.clone();
     bpe["pre_tokenizer"] = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     bpe["decoder"] = bpe["pre_tokenizer"].clone();
@@ -231,7 +231,7 @@ fn tokenizers() -> Vec<Target> {
     unigram["pre_tokenizer"] = serde_json::json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true});
     unigram["model"] = serde_json::json!({"type": "Unigram", "unk_id": 0, "byte_fallback": false, "vocab": [["<|endoftext|>", 0.0], ["\u{2581}w", -1.0], ["1", -2.0], ["w", -2.5]]});
     let mut all: Vec<Target> = [("words", words), ("bpe", bpe), ("unigram", unigram)].iter().map(|(file, value)| alone("tokenizer", &format!("{file}.json"), value.to_string().as_bytes(), tokenizer)).collect();
-    let chat: serde_json::Value = cltlab::files::read_json(fixture("text/chat.json")).unwrap();
+    let chat: serde_json::Value = cltlab::internal::files::read_json(fixture("text/chat.json")).unwrap();
     for (name, text) in chat["templates"].as_object().unwrap() {
         all.push(alone("template", &format!("{name}.jinja"), text.as_str().unwrap().as_bytes(), |folder, path| {
             // A template may refuse these messages.

@@ -86,15 +86,15 @@ fn a_link_is_followed() {
     symlink(folder.join("new.json"), &dangling).unwrap();
     symlink("link", &twice).unwrap();
     for (path, file) in [(&link, &target), (&twice, &target), (&dangling, &folder.join("new.json"))] {
-        cltlab::files::write_atomic(path, path.to_str().unwrap().as_bytes()).unwrap();
+        cltlab::internal::files::write_atomic(path, path.to_str().unwrap().as_bytes()).unwrap();
         assert!(std::fs::symlink_metadata(path).unwrap().is_symlink());
         assert_eq!(std::fs::read_to_string(file).unwrap(), path.to_str().unwrap());
-        cltlab::files::replace(path, |at| Ok(std::fs::write(at, "by path").unwrap())).unwrap();
+        cltlab::internal::files::replace(path, |at| Ok(std::fs::write(at, "by path").unwrap())).unwrap();
         assert_eq!(std::fs::read_to_string(file).unwrap(), "by path");
     }
     symlink("round", folder.join("round")).unwrap();
-    assert!(cltlab::files::write_atomic(folder.join("round"), b"x").is_err());
-    let error = cltlab::files::write_atomic(&folder, b"x").unwrap_err();
+    assert!(cltlab::internal::files::write_atomic(folder.join("round"), b"x").is_err());
+    let error = cltlab::internal::files::write_atomic(&folder, b"x").unwrap_err();
     assert!(error.to_string().contains("a folder"), "{error}");
 }
 
@@ -124,7 +124,7 @@ fn planted_temporary_names_are_not_followed() {
     std::thread::scope(|scope| {
         for n in 0..8u8 {
             let path = &path;
-            scope.spawn(move || cltlab::files::write_atomic(path, &vec![n; 100_000]).unwrap());
+            scope.spawn(move || cltlab::internal::files::write_atomic(path, &vec![n; 100_000]).unwrap());
         }
     });
     let bytes = std::fs::read(&path).unwrap();
@@ -135,8 +135,8 @@ fn planted_temporary_names_are_not_followed() {
     // What another system's process left, and what only looks like it, is not ours to remove.
     let foreign = [".out.999999999.tmp", ".out.999999999.0123456789abcdef.0123456789abcdef.tmp", ".out.1.tmp"];
     foreign.iter().for_each(|name| std::fs::write(folder.join(name), "theirs").unwrap());
-    cltlab::files::sweep(&folder);
-    cltlab::files::write_atomic(&path, b"again").unwrap();
+    cltlab::internal::files::sweep(&folder);
+    cltlab::internal::files::write_atomic(&path, b"again").unwrap();
     assert!(foreign.iter().all(|name| folder.join(name).exists()));
 }
 

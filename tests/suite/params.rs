@@ -1,7 +1,7 @@
 //! Parameters of a notebook: the default, a file over it, the environment over both.
 
 use crate::support::scratch;
-use cltlab::notebook::param::param;
+use cltlab::notebook::param;
 use cltlab::ErrorKind;
 
 #[test]

@@ -70,7 +70,7 @@ fn compare(what: &str, held: &Held, graph: &Graph, (base, moved): (&Shown, &Show
                 let token = graph.logits()[target - first].token as usize;
                 bounds[1].see(&say, base.logits[token], moved.logits[token], effect, (1e-5, 1e-3));
             }
-            NodeKind::Error { .. } | NodeKind::Token { .. } | NodeKind::Position => assert_eq!(effect, 0.0, "{}", say()),
+            _ => assert_eq!(effect, 0.0, "{}", say()),
         }
     }
 }

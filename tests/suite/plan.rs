@@ -285,7 +285,7 @@ fn a_dry_run_reads_no_weights() {
     // A Hugging Face folder with a configuration and no weights.
     let config = serde_json::json!({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024});
     std::fs::create_dir(folder.join("gpt2")).unwrap();
-    cltlab::files::write_json(folder.join("gpt2/config.json"), &config).unwrap();
+    cltlab::internal::files::write_json(folder.join("gpt2/config.json"), &config).unwrap();
     let parameters = Summary::read(folder.join("gpt2").to_str().unwrap()).unwrap().parameters();
     for (name, layers, width) in [(folder.join("gpt2"), 12, 768), (small_folder(), 3, 32)] {
         let text = format!("preset = \"openclt\"\n[model]\nsource = {:?}\n[text]\nsource = \"stories.txt\"\n[stream]\ncontext = 64\nbuffer_tokens = 4000\n[output]\nfolder = \"run\"\n", name.to_str().unwrap());

@@ -63,7 +63,7 @@ fn generate_prints_and_writes_what_the_library_makes() {
     let settings = ["--max-tokens", "9", "--temperature", "0.9", "--top-k", "20", "--top-p", "0.9", "--seed", "4"];
     let arguments: Vec<&str> = ["generate", "--model", &name, "--tokens", "5,17,3", "--raw"].into_iter().chain([raw.to_str().unwrap()]).chain(settings).collect();
     let printed = done(&arguments);
-    let written: serde_json::Value = cltlab::files::read_json(&raw).unwrap();
+    let written: serde_json::Value = cltlab::internal::files::read_json(&raw).unwrap();
     assert_eq!(written["tokens"], serde_json::json!(made.tokens));
     assert_eq!(written["prompt"], serde_json::json!([5, 17, 3]));
     assert_eq!(written["text"], serde_json::json!(made.text));

@@ -26,7 +26,7 @@ fn changed(name: &str, from: &str, config: Value) -> PathBuf {
     for file in ["model.safetensors", "tokenizer.json"].iter().filter(|file| from.join(file).exists()) {
         std::fs::copy(from.join(file), to.join(file)).unwrap();
     }
-    let mut json: serde_json::Map<String, Value> = cltlab::files::read_json(from.join("config.json")).unwrap();
+    let mut json: serde_json::Map<String, Value> = cltlab::internal::files::read_json(from.join("config.json")).unwrap();
     json.extend(config.as_object().unwrap().clone());
     json.retain(|_, value| !value.is_null());
     std::fs::write(to.join("config.json"), Value::from(json).to_string()).unwrap();
@@ -83,7 +83,7 @@ fn a_tied_model_keeps_an_unembedding_of_its_own() {
 #[test]
 fn an_unembedding_within_a_model_of_images_is_kept_too() {
     let gemma = fixture("parity/gemma3_text");
-    let config: Value = cltlab::files::read_json(gemma.join("config.json")).unwrap();
+    let config: Value = cltlab::internal::files::read_json(gemma.join("config.json")).unwrap();
     let inner: HashMap<String, Tensor> = tensors(&gemma.join("model.safetensors")).into_iter().map(|(name, tensor)| (format!("language_model.{name}"), tensor)).collect();
     let embedding = inner["language_model.model.embed_tokens.weight"].clone();
     let made = |name: &str, tied: bool, head: Option<Tensor>| {
@@ -133,7 +133,7 @@ fn lists_are_no_objects_in_a_models_folder() {
         ("config.json", "rope_parameters", json!([1])),
     ] {
         let folder = changed("no-object", "attribution/llama/model", json!({}));
-        let mut json: Value = cltlab::files::read_json(folder.join(file)).unwrap_or_else(|_| json!({}));
+        let mut json: Value = cltlab::internal::files::read_json(folder.join(file)).unwrap_or_else(|_| json!({}));
         json[field] = value;
         std::fs::write(folder.join(file), json.to_string()).unwrap();
         refused(&folder, ErrorKind::BadFile, &[file, field]);

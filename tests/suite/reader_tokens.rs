@@ -18,7 +18,7 @@ fn changed(name: &str, tokenizer: Value, config: Option<Value>) -> PathBuf {
     for file in ["model.safetensors", "config.json"] {
         std::fs::copy(from.join(file), to.join(file)).unwrap();
     }
-    let mut json: serde_json::Map<String, Value> = cltlab::files::read_json(from.join("tokenizer.json")).unwrap();
+    let mut json: serde_json::Map<String, Value> = cltlab::internal::files::read_json(from.join("tokenizer.json")).unwrap();
     json.extend(tokenizer.as_object().unwrap().clone());
     std::fs::write(to.join("tokenizer.json"), Value::from(json).to_string()).unwrap();
     if let Some(config) = config {

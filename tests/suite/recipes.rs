@@ -6,7 +6,7 @@ use crate::support::{says, scratch};
 use crate::train_command::{cltlab, recipe, said};
 use crate::training::planted;
 use cltlab::candle::Device;
-use cltlab::files::lock::FolderLock;
+use cltlab::internal::files::lock::FolderLock;
 use cltlab::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -127,7 +127,7 @@ fn signals_of_schedulers_and_terminals_end_a_training_politely() {
         // SAFETY: a signal to a child that has not been waited for.
         unsafe { libc::kill(child.id() as i32, signal) };
         assert_eq!(child.wait().unwrap().code(), Some(75), "signal {signal}");
-        let report: serde_json::Value = cltlab::files::read_json(folder.join("run/report.json")).unwrap();
+        let report: serde_json::Value = cltlab::internal::files::read_json(folder.join("run/report.json")).unwrap();
         assert_eq!(report["stopped"], true, "{report}");
         assert!(folder.join("run/clt/config.yaml").exists() && std::fs::read_dir(folder.join("run/checkpoints")).unwrap().count() == 1);
     }

@@ -98,7 +98,7 @@ fn groups_beside_random_features() {
         println!("{arch}, attention held:\n{free}");
         let file = scratch(&format!("supernodes-{arch}")).join("check.json");
         free.save(&file).unwrap();
-        let saved: serde_json::Value = cltlab::files::read_json(&file).unwrap();
+        let saved: serde_json::Value = cltlab::internal::files::read_json(&file).unwrap();
         assert!((saved["correlations"]["predicted_measured"]["pearson"].as_f64().unwrap() - free.agreement().pearson.unwrap()).abs() < 1e-12);
         let pruned = graph.prune(&PruneConfig::default()).unwrap();
         assert!(replacement.check_supernodes(&pruned, &pruned.supernodes(2), &SupernodeConfig::default()).unwrap().agreement().pearson.is_some());
@@ -226,7 +226,7 @@ fn groups_in_files_and_groups_that_are_refused() {
     let groups = pruned.supernodes(4);
     pruned.save(folder.join("graph.json"), &GraphSaveConfig { supernodes: groups.to_vec(), ..Default::default() }).unwrap();
     assert_eq!(Supernode::load(folder.join("graph.json")).unwrap(), groups);
-    let saved: serde_json::Value = cltlab::files::read_json(folder.join("graph.json")).unwrap();
+    let saved: serde_json::Value = cltlab::internal::files::read_json(folder.join("graph.json")).unwrap();
     let pinned = groups.iter().map(|group| group.features.len()).sum::<usize>() + graph.logits().len();
     assert_eq!(saved["qParams"]["pinnedIds"].as_array().unwrap().len(), pinned);
     let gone = [Supernode::new("gone", &[FeatureNode { layer: 0, position: 0, feature: 1 }])];

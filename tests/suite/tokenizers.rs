@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 
 fn fixture(name: &str) -> Json {
-    cltlab::files::read_json(support::fixture(&format!("text/{name}"))).unwrap()
+    cltlab::internal::files::read_json(support::fixture(&format!("text/{name}"))).unwrap()
 }
 
 fn strings(list: &Json) -> Vec<String> {

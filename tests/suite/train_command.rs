@@ -69,7 +69,7 @@ fn the_program_trains_as_the_library_does() {
         assert_eq!(line["step"], sample.step);
         assert!((line["reconstruction"].as_f64().unwrap() / sample.reconstruction - 1.0).abs() < 1e-12);
     }
-    let report: serde_json::Value = cltlab::files::read_json(folder.join("run/report.json")).unwrap();
+    let report: serde_json::Value = cltlab::internal::files::read_json(folder.join("run/report.json")).unwrap();
     assert_eq!((report["stopped"].as_bool(), report["steps"].as_u64()), (Some(false), Some(12)));
     // A second run into the same folder would mix two trainings.
     let again = run(&folder, &[]);
@@ -179,14 +179,14 @@ fn a_model_and_a_text() {
     std::fs::write(folder.join("train.toml"), text).unwrap();
     let output = run(&folder, &[]);
     assert!(output.status.success(), "{}", said(&output));
-    let report: serde_json::Value = cltlab::files::read_json(folder.join("run/report.json")).unwrap();
+    let report: serde_json::Value = cltlab::internal::files::read_json(folder.join("run/report.json")).unwrap();
     // Four contexts as long as the training's, without their first positions.
     assert_eq!(report["evaluation"]["tokens"], 124);
     let file = folder.join("train.toml");
     let report_file = folder.join("again.json");
     let output = cltlab(&["eval", file.to_str().unwrap(), "-o", report_file.to_str().unwrap()]);
     assert!(output.status.success(), "{}", said(&output));
-    let again: serde_json::Value = cltlab::files::read_json(&report_file).unwrap();
+    let again: serde_json::Value = cltlab::internal::files::read_json(&report_file).unwrap();
     for field in ["kl", "cross_entropy", "tokens"] {
         let (a, b) = (report["evaluation"][field].as_f64().unwrap(), again[field].as_f64().unwrap());
         assert!((a - b).abs() < 1e-9, "{field}: {a} and {b}");

@@ -174,6 +174,7 @@ impl Activations {
     }
 
     /// Fingerprint of the model that runs; empty for activations in memory.
+    #[doc(hidden)]
     pub fn model_fingerprint(&self) -> &str {
         &self.0.model_fingerprint
     }

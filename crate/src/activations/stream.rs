@@ -60,7 +60,7 @@ impl StreamConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
-    pub fn validate(&self, longest: usize) -> Result<()> {
+    pub(crate) fn validate(&self, longest: usize) -> Result<()> {
         let bad = |field: &str, got: usize, expected: String| {
             Err(Error::expected(ErrorKind::BadConfig, format_args!("StreamConfig::{field}"), got, expected))
         };
@@ -200,7 +200,7 @@ impl Runner {
                 rows.push(end);
             }
             if let Some(task) = &mut task {
-                task.advance(((done + 1) * self.batch * self.context) as u64);
+                task.advance(((done * self.batch + group.len()) * self.context) as u64);
             }
             if stop_requested() || cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
                 return Err(Error::new(ErrorKind::Interrupted, "stopped while the model ran for the next activations").help("run again to go on"));

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 /// How a pre-activation `h` becomes an activation `a`.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Activation {
     /// `a = max(h, 0)`.
     Relu,
@@ -61,7 +62,7 @@ impl Activation {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
-    pub fn validate(&self, features: usize) -> Result<()> {
+    pub(crate) fn validate(&self, features: usize) -> Result<()> {
         let bad = |field: &str, got: String, expected: String| Err(Error::expected(ErrorKind::BadConfig, field, got, expected));
         match *self {
             Activation::Relu => Ok(()),
@@ -82,7 +83,7 @@ impl Activation {
     }
 
     /// Whether the number of active features is fixed by a k instead of a threshold.
-    pub fn is_ranked(&self) -> bool {
+    pub(crate) fn is_ranked(&self) -> bool {
         self.k().is_some()
     }
 
@@ -105,6 +106,7 @@ impl Activation {
     }
 
     /// The name used in reports: `relu`, `jump_relu`, `top_k 32`, `batch_top_k 32`, `global_top_k 32`, ...
+    #[doc(hidden)]
     pub fn label(&self) -> String {
         match self {
             Activation::Relu => "relu".into(),

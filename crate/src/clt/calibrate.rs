@@ -19,6 +19,7 @@ use candle_core::{Device, Tensor};
 /// Over what a threshold is shared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Scope {
     /// One threshold a layer: every layer has the L0.
     #[default]

@@ -8,6 +8,7 @@ use crate::model::{Model, OutputSite};
 /// Which decoder rows of a CLT are trained as one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Tied {
     /// None.
     #[default]
@@ -24,7 +25,7 @@ pub enum Tied {
 
 impl Tied {
     /// Its name in files: `no`, `per_source`, `per_target`.
-    pub fn label(&self) -> &'static str {
+    pub(crate) fn label(&self) -> &'static str {
         match self {
             Tied::No => "no",
             Tied::PerSource => "per_source",
@@ -116,6 +117,7 @@ impl CltConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
+    #[doc(hidden)]
     pub fn validate(&self) -> Result<()> {
         for (field, value) in [("layers", self.layers), ("width", self.width), ("features", self.features)] {
             if value == 0 {
@@ -152,12 +154,13 @@ impl CltConfig {
     }
 
     /// As [`CltConfig::parameters`], tied rows counted once.
-    pub fn trained_parameters(&self) -> u64 {
+    pub(crate) fn trained_parameters(&self) -> u64 {
         let once = (0..self.layers).map(|layer| self.columns(layer) as u64).sum::<u64>();
         self.parameters() - (self.decoders() * self.width) as u64 * self.features as u64 + once * self.features as u64
     }
 
     /// Target layers that layer `layer` writes to: `L - layer`, or 1 in a PLT.
+    #[doc(hidden)]
     pub fn slots(&self, layer: usize) -> usize {
         if self.per_layer { 1 } else { self.layers - layer }
     }
@@ -170,11 +173,12 @@ impl CltConfig {
 
     /// The first layer that writes to layer `target`: 0, or `target` in a PLT. The others up to
     /// `target` follow.
-    pub fn first_source(&self, target: usize) -> usize {
+    pub(crate) fn first_source(&self, target: usize) -> usize {
         if self.per_layer { target } else { 0 }
     }
 
     /// Decoder matrices (source, target): `L (L + 1) / 2`, or L in a PLT.
+    #[doc(hidden)]
     pub fn decoders(&self) -> usize {
         if self.per_layer { self.layers } else { self.layers * (self.layers + 1) / 2 }
     }

@@ -87,6 +87,7 @@ impl Clt {
     /// # Errors
     /// `BadInput` for a missing layer, another number of codes, rows of different length, a
     /// feature that does not exist, or a CLT with skip connections without an input; `BadTensor` for one of another shape.
+    #[doc(hidden)]
     pub fn decode_target(&self, codes: &[LayerCode], target: usize, input: Option<&Tensor>) -> Result<Tensor> {
         if self.config().skip && input.is_none() {
             return Err(Error::expected(ErrorKind::BadInput, "Clt::decode_target: input", "none", "what the encoder reads, because the CLT has skip connections"));

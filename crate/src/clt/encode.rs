@@ -19,6 +19,7 @@ impl Clt {
     ///
     /// # Errors
     /// `BadInput` when the run did not capture it.
+    #[doc(hidden)]
     pub fn input<'a>(&self, layer: &'a LayerRun) -> Result<&'a Tensor> {
         let (site, value) = match self.config().input {
             InputSite::ResidMid => ("resid_mid", &layer.resid_mid),
@@ -38,6 +39,7 @@ impl Clt {
     ///
     /// # Errors
     /// `BadInput` for a missing layer, `BadTensor` for another width or type.
+    #[doc(hidden)]
     pub fn pre_activations(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
         self.check_layer(layer)?;
         check("input of the encoder", x, &[x.dims().first().copied().unwrap_or(0), self.config().width])?;

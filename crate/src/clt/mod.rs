@@ -15,9 +15,9 @@
 //!
 //! Encoding costs 2·T·F·d multiply-adds a layer (dense); decoding only the active features' rows.
 
-pub mod activation;
+mod activation;
 mod calibrate;
-pub mod config;
+mod config;
 mod decode;
 mod decoder;
 mod encode;
@@ -25,7 +25,7 @@ pub(crate) mod io;
 mod pages;
 pub(crate) mod kernels;
 pub(crate) mod live;
-pub mod sparse;
+mod sparse;
 
 pub(crate) use decode::values;
 pub(crate) use decoder::Decoder;
@@ -212,6 +212,7 @@ impl Clt {
     ///
     /// # Errors
     /// `Unsupported` for a GPU that [`device::cuda`](crate::device::cuda) did not open, `OutOfMemory`, and faults of the device.
+    #[doc(hidden)]
     pub fn to_device(&self, device: &Device) -> Result<Clt> {
         require_own(device)?;
         if self.device().same_device(device) {
@@ -298,6 +299,7 @@ impl Clt {
     ///
     /// # Errors
     /// `BadInput` for a layer or feature that does not exist.
+    #[doc(hidden)]
     pub fn encoder_rows(&self, layer: usize, features: &[u32]) -> Result<Tensor> {
         self.check_features(layer, features)?;
         Ok(self.encoder_store(layer).rows(features)?.to_device(self.device())?)
@@ -307,6 +309,7 @@ impl Clt {
     ///
     /// # Errors
     /// `BadInput` for a layer or feature that does not exist.
+    #[doc(hidden)]
     pub fn decoder_rows(&self, layer: usize, features: &[u32]) -> Result<Tensor> {
         self.check_features(layer, features)?;
         Ok(self.decoder_store(layer).rows(features)?.to_device(self.device())?)

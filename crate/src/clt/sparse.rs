@@ -87,6 +87,7 @@ impl LayerCode {
     }
 
     /// Where each row begins among the entries, and the number of entries at the end, `[tokens + 1]`.
+    #[doc(hidden)]
     pub fn offsets(&self) -> &[u32] {
         &self.offsets
     }
@@ -212,6 +213,7 @@ impl LayerCode {
     }
 
     /// Removes every entry of token `p`, if there is such a token.
+    #[doc(hidden)]
     pub fn clear_token(&mut self, p: usize) {
         if p >= self.tokens {
             return;
@@ -295,6 +297,7 @@ impl SparseCode {
     }
 
     /// Sets every activation at position `p` to 0 (the special first token in attribution).
+    #[doc(hidden)]
     pub fn zero_position(&mut self, p: usize) {
         self.layers.iter_mut().for_each(|layer| layer.clear_token(p));
     }

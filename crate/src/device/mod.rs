@@ -4,6 +4,7 @@
 pub(crate) mod gpu;
 mod nvidia;
 
+#[doc(hidden)]
 pub use nvidia::library_folders;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -292,7 +293,7 @@ pub fn free_memory() -> Option<u64> {
 }
 
 /// Memory that is free on `device`, in bytes: a GPU's own, or [`free_memory`]; `None` where nobody says.
-pub fn free_on(device: &Device) -> Option<u64> {
+pub(crate) fn free_on(device: &Device) -> Option<u64> {
     if device.is_cpu() { free_memory() } else { backend::free(device) }
 }
 
@@ -305,6 +306,7 @@ pub fn free_on(device: &Device) -> Option<u64> {
 /// assert!(device.is_cuda() || cltlab::device::peak_on(&device).is_none());
 /// # Ok::<(), cltlab::Error>(())
 /// ```
+#[doc(hidden)]
 pub fn peak_on(device: &Device) -> Option<u64> {
     backend::peak(device)
 }
@@ -316,6 +318,7 @@ pub fn peak_on(device: &Device) -> Option<u64> {
 /// cltlab::device::forget_peak_on(&cltlab::auto_device()?);
 /// # Ok::<(), cltlab::Error>(())
 /// ```
+#[doc(hidden)]
 pub fn forget_peak_on(device: &Device) {
     backend::forget_peak(device);
 }
@@ -324,6 +327,7 @@ pub fn forget_peak_on(device: &Device) {
 ///
 /// # Errors
 /// `OutOfMemory` with both figures and `remedy`.
+#[doc(hidden)]
 pub fn require_memory(task: &str, bytes: u64, remedy: &str) -> Result<()> {
     match free_memory() {
         Some(free) if bytes > free => Err(Error::expected(
@@ -339,6 +343,7 @@ pub fn require_memory(task: &str, bytes: u64, remedy: &str) -> Result<()> {
 
 /// Bytes that an ordinary user may still write below `folder` (or the nearest parent that exists); `None`
 /// where the system does not say.
+#[doc(hidden)]
 pub fn free_disk(folder: impl AsRef<std::path::Path>) -> Option<u64> {
     use std::os::unix::ffi::OsStrExt;
     let folder = std::path::absolute(folder).ok()?;
@@ -356,6 +361,7 @@ pub fn free_disk(folder: impl AsRef<std::path::Path>) -> Option<u64> {
 ///
 /// # Errors
 /// `DiskFull` with both figures and `remedy`.
+#[doc(hidden)]
 pub fn require_disk(task: &str, folder: impl AsRef<std::path::Path>, bytes: u64, remedy: &str) -> Result<()> {
     match free_disk(&folder) {
         Some(free) if bytes > free => Err(Error::expected(
@@ -370,7 +376,7 @@ pub fn require_disk(task: &str, folder: impl AsRef<std::path::Path>, bytes: u64,
 }
 
 /// Bytes for people: `1.5 GiB`.
-pub fn format_bytes(bytes: u64) -> String {
+pub(crate) fn format_bytes(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = "B";
     for next in ["KiB", "MiB", "GiB", "TiB"] {

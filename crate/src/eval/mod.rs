@@ -44,6 +44,7 @@ impl EvalConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
+    #[doc(hidden)]
     pub fn validate(&self, longest: usize) -> Result<()> {
         if self.context < 3 || self.context > longest {
             return Err(Error::expected(ErrorKind::BadConfig, "EvalConfig::context", self.context, format_args!("3 to {longest}, the model's context")));
@@ -59,6 +60,7 @@ impl EvalConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
+    #[doc(hidden)]
     pub fn fits(&self, activation: &Activation) -> Result<()> {
         if self.fidelity_tokens == 0 || !matches!(activation, Activation::GlobalTopK { .. }) {
             return Ok(());

@@ -24,8 +24,6 @@ const LEAST_STEP: usize = 32;
 /// ```
 /// use cltlab::graph::AttributeConfig;
 /// let config = AttributeConfig { max_features: Some(2_000), ..AttributeConfig::default() };
-/// config.validate()?;
-/// # Ok::<(), cltlab::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -75,6 +73,7 @@ impl AttributeConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
+    #[doc(hidden)]
     pub fn validate(&self) -> Result<()> {
         let bad = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::BadConfig, format_args!("AttributeConfig::{field}"), got, expected));
         let counts = [("max_logits", self.max_logits), ("batch", self.batch), ("rank_every", self.rank_every.unwrap_or(1))];

@@ -16,6 +16,7 @@ mod columns;
 mod compare;
 mod edges;
 mod heads;
+#[doc(hidden)]
 pub mod influence;
 mod json;
 mod lanes;
@@ -38,9 +39,12 @@ pub use attribute::AttributeConfig;
 pub use compare::{Alignment, GraphDifference, MergedGraph, Overlay};
 pub use edges::{Edge, Edges};
 pub use heads::{EdgeSplit, HeadShare};
+#[doc(hidden)]
 pub use json::cantor;
 pub use paths::Path;
-pub use prune::{PruneConfig, PruneMask};
+pub use prune::PruneConfig;
+#[doc(hidden)]
+pub use prune::PruneMask;
 pub use qk::{QkAttribution, QkConfig, QkPair, QkPart};
 pub use save::{GraphFormat, GraphSaveConfig};
 pub use score::Scores;
@@ -56,6 +60,7 @@ use std::sync::Arc;
 /// What a node is.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum NodeKind {
     /// An active feature of the CLT.
     Feature {
@@ -90,12 +95,13 @@ pub enum NodeKind {
 
 impl NodeKind {
     /// True for tokens, positions and logits, the ends of every path; pruning never drops them.
+    #[doc(hidden)]
     pub fn is_end(&self) -> bool {
         matches!(self, NodeKind::Token { .. } | NodeKind::Position | NodeKind::Logit { .. })
     }
 
     /// Height in a picture: 0 for tokens and positions, layer + 1 for features and errors, `layers + 1` for logits.
-    pub fn height(&self, layers: usize) -> usize {
+    pub(crate) fn height(&self, layers: usize) -> usize {
         match self {
             NodeKind::Token { .. } | NodeKind::Position => 0,
             NodeKind::Feature { layer, .. } | NodeKind::Error { layer } => layer + 1,
@@ -255,7 +261,7 @@ impl Graph {
     }
 
     /// Positions that have neither features nor errors: the special first token.
-    pub fn zero_positions(&self) -> &[usize] {
+    pub(crate) fn zero_positions(&self) -> &[usize] {
         &self.parts.zero_positions
     }
 
@@ -295,6 +301,7 @@ impl Graph {
     }
 
     /// The thresholds that this graph was pruned with; `None` for a whole graph.
+    #[doc(hidden)]
     pub fn pruned(&self) -> Option<PruneConfig> {
         self.pruned
     }

@@ -29,6 +29,7 @@ impl PruneConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field that is outside 0 to 1.
+    #[doc(hidden)]
     pub fn validate(&self) -> Result<()> {
         for (field, value) in [("node_threshold", self.node_threshold), ("edge_threshold", self.edge_threshold)] {
             if !(0.0..=1.0).contains(&value) {
@@ -53,6 +54,7 @@ impl Graph {
     ///
     /// # Errors
     /// `BadConfig` for a threshold outside 0 to 1.
+    #[doc(hidden)]
     pub fn prune_mask(&self, config: &PruneConfig) -> Result<PruneMask> {
         config.validate()?;
         let influence: Vec<f32> = self.nodes.iter().map(|node| node.influence).collect();

@@ -104,7 +104,7 @@ impl QkAttribution {
     }
 
     /// A part in words.
-    pub fn part_text(&self, part: &QkPart) -> String {
+    pub(crate) fn part_text(&self, part: &QkPart) -> String {
         let at = part.position;
         match part.kind {
             Some(NodeKind::Feature { layer, feature, .. }) => format!("feature {layer}/{feature} at {at}"),
@@ -115,7 +115,7 @@ impl QkAttribution {
     }
 
     /// What is explained, in words.
-    pub fn title(&self) -> String {
+    pub(crate) fn title(&self) -> String {
         let QkConfig { layer, head, query, key, .. } = self.config;
         let text = |position: usize| self.token_text.get(position).map_or("", String::as_str);
         format!("Head {layer}.{head} at {query} {:?} looking at {key} {:?}", text(query), text(key))

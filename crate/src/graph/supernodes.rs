@@ -58,6 +58,7 @@ impl Graph {
     ///
     /// # Errors
     /// `BadInput` naming the first that is no node of this graph.
+    #[doc(hidden)]
     pub fn places(&self, features: &[FeatureNode]) -> Result<Vec<usize>> {
         let places: HashMap<FeatureNode, usize> = self.nodes.iter().enumerate().filter_map(|(i, node)| Some((node.feature()?, i))).collect();
         let place = |feature: &FeatureNode| {

@@ -67,6 +67,7 @@ pub(super) fn read() -> HubConfig {
 }
 
 /// Seconds that a read from the network may take: `HF_HUB_DOWNLOAD_TIMEOUT`.
+#[cfg(feature = "hub")]
 pub(super) fn patience() -> std::time::Duration {
     let given = set("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|value| value.trim().parse().ok()).filter(|&seconds| seconds > 0);
     std::time::Duration::from_secs(given.unwrap_or(30))

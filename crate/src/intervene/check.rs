@@ -40,6 +40,7 @@ fn worse(a: f64, b: f64) -> f64 {
 
 impl Deviation {
     /// Takes in one effect as the graph has it and as it was measured.
+    #[doc(hidden)]
     pub fn see(&mut self, effect: f64, measured: f64) {
         self.effects += 1;
         self.largest = worse(self.largest, effect.abs());
@@ -47,6 +48,7 @@ impl Deviation {
     }
 
     /// Largest difference relative to the largest effect; NaN when one of the effects was NaN or infinite.
+    #[doc(hidden)]
     pub fn relative(&self) -> f64 {
         let finite = self.largest.is_finite() && self.max_abs.is_finite();
         match self.largest > 0.0 {

@@ -64,6 +64,7 @@ impl Effect {
     }
 
     /// Kullback-Leibler divergence of the outputs after from those before, in nats.
+    #[doc(hidden)]
     pub fn divergence(&self) -> f64 {
         let (before, after) = (softmax(&self.before), softmax(&self.after));
         before.iter().zip(&after).filter(|(b, _)| **b > 0.0).map(|(b, a)| b * (b / a.max(f64::MIN_POSITIVE)).ln()).sum()

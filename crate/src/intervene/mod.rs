@@ -16,7 +16,9 @@ mod pass;
 mod supernodes;
 
 pub use agreement::Agreement;
-pub use check::{Deviation, EdgeCheck};
+#[doc(hidden)]
+pub use check::Deviation;
+pub use check::EdgeCheck;
 pub use effect::{Effect, OutputEffect};
 pub(crate) use agreement::correlation;
 pub(crate) use pass::Comparison;
@@ -30,6 +32,7 @@ use std::ops::Range;
 /// At which positions a feature is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Positions {
     /// At one.
     At(usize),
@@ -108,6 +111,7 @@ impl From<(usize, usize, Positions)> for Place {
 /// What happens to an activation.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Change {
     /// It becomes this.
     Set(f32),
@@ -176,6 +180,7 @@ impl Intervention {
 /// What may respond to an intervention.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Mode {
     /// Nothing: patterns, norm scales and MLP outputs are held. Measures the graph's edges.
     Direct,
@@ -233,7 +238,7 @@ impl InterveneConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
-    pub fn validate(&self, layers: usize) -> Result<()> {
+    pub(crate) fn validate(&self, layers: usize) -> Result<()> {
         if self.top == 0 {
             return Err(Error::expected(ErrorKind::BadConfig, "InterveneConfig::top", 0, "at least 1"));
         }

@@ -53,6 +53,7 @@ impl SupernodeConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
+    #[doc(hidden)]
     pub fn validate(&self) -> Result<()> {
         let bad = |field: &str, got: String, expected: &str| Err(Error::expected(ErrorKind::BadConfig, format_args!("SupernodeConfig::{field}"), got, expected));
         match self.factors.iter().find(|factor| !factor.is_finite() || **factor == 1.0) {
@@ -117,6 +118,7 @@ impl SupernodeCheck {
 
     /// The same of the groups' predictions with what random features in their place did: near 0 when it
     /// matters which features were changed.
+    #[doc(hidden)]
     pub fn control_agreement(&self) -> Agreement {
         let pairs = self.effects.iter().flat_map(|effect| {
             effect.controls.iter().flat_map(|control| effect.predicted.iter().copied().zip(control.measured.iter().copied()))
@@ -125,18 +127,21 @@ impl SupernodeCheck {
     }
 
     /// The same of what the linear model predicts for the random features with what they did.
+    #[doc(hidden)]
     pub fn control_own_agreement(&self) -> Agreement {
         let controls = self.effects.iter().flat_map(|effect| &effect.controls);
         Agreement::of(controls.flat_map(|control| control.predicted.iter().copied().zip(control.measured.iter().copied())).collect())
     }
 
     /// Only the groups whose features all lie in `layers`.
+    #[doc(hidden)]
     pub fn of_layers(&self, layers: impl std::ops::RangeBounds<usize>) -> SupernodeCheck {
         let inside = |effect: &&SupernodeEffect| effect.group.features.iter().all(|feature| layers.contains(&feature.layer));
         SupernodeCheck { effects: self.effects.iter().filter(inside).cloned().collect(), ..self.clone() }
     }
 
     /// Size (root mean square over groups, factors and outputs) of measured changes: groups', controls'.
+    #[doc(hidden)]
     pub fn sizes(&self) -> (f64, f64) {
         let size = |changes: Vec<f64>| (changes.iter().map(|change| change * change).sum::<f64>() / changes.len().max(1) as f64).sqrt();
         let own = self.effects.iter().flat_map(|effect| effect.measured.clone()).collect();
@@ -144,6 +149,7 @@ impl SupernodeCheck {
     }
 
     /// The correlations in a sentence.
+    #[doc(hidden)]
     pub fn summary(&self) -> String {
         self.lines().join("; ")
     }

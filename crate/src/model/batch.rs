@@ -12,6 +12,7 @@ use candle_core::Tensor;
 
 /// On which side shorter prompts are filled up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Padding {
     /// Before the first token.
     Left,

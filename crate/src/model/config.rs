@@ -8,6 +8,7 @@ pub(crate) const MOST_LAYERS: usize = 1 << 16;
 
 /// Kind of normalisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum NormKind {
     /// `(x - mean) / sqrt(var + eps) * weight + bias`.
     Layer,
@@ -17,6 +18,7 @@ pub enum NormKind {
 
 /// Where a block's norms stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum NormPlaces {
     /// Before attention and before the MLP: `x + f(norm(x))`.
     Pre,
@@ -28,6 +30,7 @@ pub enum NormPlaces {
 
 /// How positions enter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Positions {
     /// Not at all.
     None,
@@ -50,6 +53,7 @@ pub enum Positions {
 
 /// A rule for contexts longer than the one trained on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum RotaryScaling {
     /// Every wavelength is stretched by this factor.
     Linear(f64),
@@ -93,7 +97,7 @@ fn above_0(value: f64) -> bool {
 
 impl RotaryScaling {
     /// The frequency that replaces the `pair`-th, in radians a token.
-    pub fn apply(&self, pair: usize, frequency: f64) -> f64 {
+    pub(crate) fn apply(&self, pair: usize, frequency: f64) -> f64 {
         match *self {
             RotaryScaling::Linear(factor) => frequency / factor,
             RotaryScaling::Llama3 { factor, low, high, original_context } => {
@@ -120,7 +124,7 @@ impl RotaryScaling {
     }
 
     /// What turned queries and keys are multiplied by.
-    pub fn magnitude(&self) -> f64 {
+    pub(crate) fn magnitude(&self) -> f64 {
         match self {
             RotaryScaling::LongRope { magnitude, .. } | RotaryScaling::Yarn { magnitude, .. } => *magnitude,
             _ => 1.0,
@@ -141,6 +145,7 @@ pub struct LocalAttention {
 
 /// How queries and keys are normed before they meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum QkNorm {
     /// Each head by itself, one weight for all (Qwen 3, Gemma 3).
     PerHead,
@@ -163,11 +168,12 @@ pub struct Biases {
 
 impl Biases {
     /// All inside the blocks.
-    pub const BLOCKS: Biases = Biases { qkv: true, output: true, mlp: true, unembedding: false };
+    pub(crate) const BLOCKS: Biases = Biases { qkv: true, output: true, mlp: true, unembedding: false };
 }
 
 /// The MLP's nonlinearity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum MlpActivation {
     /// GELU by the error function.
     Gelu,
@@ -250,6 +256,7 @@ impl ModelConfig {
     }
 
     /// Keys that a query of `layer` sees at most, itself included; `None` for all.
+    #[doc(hidden)]
     pub fn window(&self, layer: usize) -> Option<usize> {
         self.local.as_ref().filter(|local| local.layers.get(layer) == Some(&true)).map(|local| local.window)
     }
@@ -258,7 +265,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
-    pub fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         let bad = |field: &str, got: &dyn std::fmt::Display, expected: &str| {
             Err(Error::expected(ErrorKind::BadConfig, format_args!("model configuration: {field}"), got, expected))
         };

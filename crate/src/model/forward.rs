@@ -36,7 +36,7 @@ impl MlpSite<'_> {
     ///
     /// # Errors
     /// `Tensor` when the device fails.
-    pub fn normalized(&self) -> Result<Tensor> {
+    pub(crate) fn normalized(&self) -> Result<Tensor> {
         normalized(self.norm, self.resid_mid, self.mlp_in, self.scale)
     }
 }

@@ -22,6 +22,7 @@ impl Model {
     ///
     /// # Errors
     /// `BadInput` when the run lacks patterns or scales.
+    #[doc(hidden)]
     pub fn back_attention(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
         self.attention_back(layer, run, &Flow::rectangular(g)?)?.rectangle(g.dim(1)?)
     }
@@ -49,10 +50,6 @@ impl Model {
     ///
     /// # Errors
     /// `BadInput` when the run lacks scales.
-    pub fn back_mlp_norm(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
-        self.mlp_norm_back(layer, run, &Flow::rectangular(g)?)?.rectangle(g.dim(1)?)
-    }
-
     pub(crate) fn mlp_norm_back(&self, layer: usize, run: &Run, g: &Flow) -> Result<Flow> {
         self.norm_back(Place::Mlp, layer, run, g)
     }
@@ -62,10 +59,6 @@ impl Model {
     ///
     /// # Errors
     /// `BadInput` when the run lacks scales.
-    pub fn back_mlp_normalized(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
-        self.mlp_normalized_back(layer, run, &Flow::rectangular(g)?)?.rectangle(g.dim(1)?)
-    }
-
     pub(crate) fn mlp_normalized_back(&self, layer: usize, run: &Run, g: &Flow) -> Result<Flow> {
         match self.config().norm {
             NormKind::Rms if self.parts().layers[layer].norm(Place::Mlp).is_some() => {
@@ -80,7 +73,7 @@ impl Model {
     ///
     /// # Errors
     /// `BadInput` when the run lacks scales.
-    pub fn back_mlp_out(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
+    pub(crate) fn back_mlp_out(&self, layer: usize, run: &Run, g: &Tensor) -> Result<Tensor> {
         self.mlp_out_back(layer, run, &Flow::rectangular(g)?)?.rectangle(g.dim(1)?)
     }
 
@@ -96,10 +89,6 @@ impl Model {
     ///
     /// # Errors
     /// `BadInput` when the run lacks scales.
-    pub fn back_final_norm(&self, run: &Run, g: &Tensor) -> Result<Tensor> {
-        self.final_norm_back(run, &Flow::rectangular(g)?)?.rectangle(g.dim(1)?)
-    }
-
     pub(crate) fn final_norm_back(&self, run: &Run, g: &Flow) -> Result<Flow> {
         self.parts().final_norm.back_frozen(g, forward::needed(&run.final_scale, "final_scale")?)
     }

@@ -15,6 +15,7 @@ use rand::SeedableRng;
 
 /// Why a generation ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Stop {
     /// `max_tokens` were made.
     Length,

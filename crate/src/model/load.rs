@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// use cltlab::candle::DType;
 /// use cltlab::model::LoadConfig;
 /// let half = LoadConfig { dtype: Some(DType::BF16), ..LoadConfig::default() };
-/// half.validate()?;
+/// let here = LoadConfig { dtype: Some(DType::BF16), ..LoadConfig::on(&cltlab::auto_device()?) };
 /// # Ok::<(), cltlab::Error>(())
 /// ```
 #[derive(Clone, Debug, Default)]
@@ -53,7 +53,7 @@ impl LoadConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
-    pub fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         match self.dtype {
             None | Some(DType::F32 | DType::BF16 | DType::F16) => Ok(()),
             Some(other) => Err(Error::expected(ErrorKind::BadConfig, "LoadConfig::dtype", other.as_str(), "f32, bf16 or f16")),

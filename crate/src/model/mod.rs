@@ -37,6 +37,7 @@ pub(crate) use prompt::Front;
 pub(crate) use qk::Side;
 pub use batch::Padding;
 pub use config::{Biases, LocalAttention, MlpActivation, ModelConfig, NormKind, NormPlaces, Positions, QkNorm, RotaryScaling};
+#[doc(hidden)]
 pub use family::ARCHITECTURES;
 pub use forward::{Freeze, MlpSite};
 pub use generate::{Generation, Step, Stop};
@@ -123,6 +124,7 @@ impl Model {
 
     /// A short id of the shape and of a sample of the weights. A CLT keeps it, so that it is not
     /// used with another model.
+    #[doc(hidden)]
     pub fn fingerprint(&self) -> &str {
         &self.0.fingerprint
     }
@@ -257,6 +259,7 @@ impl Model {
     ///
     /// # Errors
     /// `Tensor` for ids outside the vocabulary; what `visit` returns.
+    #[doc(hidden)]
     pub fn visit_mlp(&self, tokens: &Tensor, visit: &mut dyn FnMut(usize, &MlpSite<'_>) -> Result<()>) -> Result<()> {
         let nothing = Capture { residuals: false, mlp: false, patterns: false, logits: Logits::None };
         self.pass(tokens, nothing, Freeze::none(), &mut |layer, site| visit(layer, site).map(|()| None), None)?;

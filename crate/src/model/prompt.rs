@@ -51,7 +51,7 @@ impl Model {
     /// # Errors
     /// `BadInput` for an id outside the vocabulary, and for a text that is not one token, with the tokens that it is;
     /// `MissingFile` for a text without a tokenizer.
-    pub fn token_id(&self, token: &Token) -> Result<u32> {
+    pub(crate) fn token_id(&self, token: &Token) -> Result<u32> {
         let text = match token {
             Token::Id(id) if (*id as usize) < self.vocab() => return Ok(*id),
             Token::Id(id) => return Err(Error::expected(ErrorKind::BadInput, "token, vocabulary", id, format_args!("less than {}", self.vocab()))),

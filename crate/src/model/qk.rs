@@ -106,6 +106,7 @@ impl Model {
     ///
     /// # Errors
     /// `BadInput` for a layer, head or position that does not exist, or a run without residuals.
+    #[doc(hidden)]
     pub fn attention_score(&self, run: &Run, layer: usize, head: usize, query: (usize, &Tensor), key: (usize, &Tensor)) -> Result<f64> {
         let row = |side: Side, (position, x): (usize, &Tensor)| -> Result<Vec<f32>> {
             Ok(self.head_map(run, layer, head, position, side)?.apply(&x.reshape((1, x.dim(D::Minus1)?))?, true)?.flatten_all()?.to_vec1()?)

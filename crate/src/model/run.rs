@@ -25,6 +25,7 @@ pub struct Capture {
 
 /// Which positions' logits a pass computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Logits {
     /// None.
     None,
@@ -60,6 +61,7 @@ impl Capture {
 /// Which value of each layer the encoders read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum InputSite {
     /// The residual stream before the MLP's norm (`hook_resid_mid`).
     #[default]
@@ -81,6 +83,7 @@ impl InputSite {
     }
 
     /// The site with this hook name, if it is one that we capture.
+    #[doc(hidden)]
     pub fn from_hook(name: &str) -> Option<Self> {
         [InputSite::ResidMid, InputSite::MlpIn, InputSite::Normalized].into_iter().find(|site| site.hook() == name)
     }
@@ -89,6 +92,7 @@ impl InputSite {
     ///
     /// # Errors
     /// `Tensor` when the device fails.
+    #[doc(hidden)]
     pub fn of(self, site: &MlpSite<'_>) -> Result<Tensor> {
         match self {
             InputSite::ResidMid => Ok(site.resid_mid.clone()),
@@ -102,6 +106,7 @@ impl InputSite {
 /// (Gemma 2 and 3, OLMo 2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum OutputSite {
     /// What the MLP writes, before the norm (`mlp.hook_out`).
     BeforeNorm,
@@ -120,6 +125,7 @@ impl OutputSite {
     }
 
     /// The site with this hook name, if it is one.
+    #[doc(hidden)]
     pub fn from_hook(name: &str) -> Option<Self> {
         [OutputSite::BeforeNorm, OutputSite::AfterNorm].into_iter().find(|site| site.hook() == name)
     }
@@ -198,7 +204,7 @@ impl Run {
     ///
     /// # Errors
     /// As [`Run::top_next`].
-    pub fn top_next_text(&self, n: usize) -> Result<Vec<(String, f32)>> {
+    pub(crate) fn top_next_text(&self, n: usize) -> Result<Vec<(String, f32)>> {
         let text = |id: u32| self.tokenizer.as_ref().map_or_else(|| format!("⟨{id}⟩"), |tokenizer| tokenizer.token_text(id));
         Ok(self.top_next(n)?.into_iter().map(|(id, probability)| (text(id), probability)).collect())
     }

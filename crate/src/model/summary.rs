@@ -30,6 +30,7 @@ pub struct Part {
 
 /// How weights are moved in training, for the memory it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Optimizer {
     /// No moments.
     Sgd,
@@ -67,13 +68,14 @@ impl CltNeed {
 
     /// Bytes that the `Trainer` of this library holds: f32 weights and Adam's two moments. Gradients
     /// are used up row by row and never stored.
+    #[doc(hidden)]
     pub fn training_here(&self) -> u64 {
         12 * self.parameters
     }
 
     /// The usual cases for a table, each a heading and bytes: use by dtype, training here, training
     /// with stored gradients by dtype and optimiser.
-    pub fn figures(&self) -> [(&'static str, u64); 7] {
+    pub(crate) fn figures(&self) -> [(&'static str, u64); 7] {
         [
             ("f32", self.memory(DType::F32)),
             ("bf16", self.memory(DType::BF16)),
@@ -148,6 +150,7 @@ impl Summary {
     }
 
     /// Bytes of keys and values in f32 that a generation holds for `tokens` tokens.
+    #[doc(hidden)]
     pub fn cache(&self, tokens: usize) -> u64 {
         let c = &self.config;
         4 * 2 * (c.layers * c.kv_heads * c.head_dim) as u64 * tokens as u64
@@ -160,7 +163,7 @@ impl Summary {
     }
 
     /// CLTs that the pictures show: 2 features per unit of width (a start), 8, and 32 (as published).
-    pub fn usual_clts(&self) -> [CltNeed; 3] {
+    pub(crate) fn usual_clts(&self) -> [CltNeed; 3] {
         [2, 8, 32].map(|times| self.clt(times * self.config.width))
     }
 }

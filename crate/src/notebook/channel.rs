@@ -32,7 +32,7 @@ pub struct Display {
 
 impl Display {
     /// Shows `html` (with `text` for those who cannot show it) below the running cell. Without the
-    /// kernel nothing is shown; ask [`available`] first.
+    /// kernel nothing is shown: [`attach`](super::attach) says whether it is there.
     pub fn new(html: &str, text: &str) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let id = format!("cltlab-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));

@@ -1,17 +1,19 @@
 //! Notebook: the only room that knows it is inside one.
 //!
-//! [`attach`] joins a cell's process to the kernel: the live side channel ([`channel`]), the stop
-//! flag on an interrupt, live progress ([`live`]), and a panic message of one line. [`display()`] shows
+//! [`attach`] joins a cell's process to the kernel: the live side channel ([`Display`]), the stop
+//! flag on an interrupt, live progress, and a panic message of one line. [`display()`] shows
 //! values, [`param`] hands parameters in. Without the kernel of this project (stock
 //! evcxr, a terminal) everything still works, only not live.
 
-pub mod channel;
+mod channel;
 mod display;
 mod interrupt;
-pub mod live;
-pub mod param;
+pub(crate) mod live;
+mod param;
 
+pub use channel::{clear, Display};
 pub use display::display;
+pub use param::param;
 
 use crate::error::Result;
 

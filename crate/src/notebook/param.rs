@@ -14,7 +14,7 @@ const TAKEN: [&str; 5] = ["params", "kernel", "tf32", "cuda_path", "cuda_decoder
 /// The parameter `name`: `default`, unless the file or the environment says otherwise.
 ///
 /// ```
-/// let steps: usize = cltlab::notebook::param::param("doc_steps", 200)?;
+/// let steps: usize = cltlab::notebook::param("doc_steps", 200)?;
 /// assert_eq!(steps, 200);
 /// # Ok::<(), cltlab::Error>(())
 /// ```

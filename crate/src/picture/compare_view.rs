@@ -39,7 +39,7 @@ impl GraphDifference {
     }
 
     /// What differs, in a sentence.
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let [first, second] = self.only().map(|nodes| nodes.len());
         let prompt = |which: usize| self.overlay.graphs[which].prompt();
         format!(
@@ -136,7 +136,7 @@ impl MergedGraph {
     }
 
     /// What is shared, in a sentence.
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let all = self.overlay.graphs.len();
         let features: Vec<usize> = (0..self.graph.nodes.len()).filter(|node| self.graph.nodes[*node].feature().is_some()).collect();
         let shared = features.iter().filter(|node| self.overlay.count(**node) == all).count();

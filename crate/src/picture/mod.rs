@@ -93,6 +93,7 @@ impl Picture {
     }
 
     /// What the picture says, in words.
+    #[doc(hidden)]
     pub fn alt(&self) -> &str {
         &self.frame.alt
     }

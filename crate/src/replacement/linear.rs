@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 /// Where a direction is seen on its way down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Site {
     /// At the output of this layer's MLP.
     MlpOut(usize),

@@ -118,11 +118,12 @@ impl LocalReplacement {
     ///
     /// # Errors
     /// None for a prompt that was run.
-    pub fn position_embeddings(&self) -> Result<Option<Tensor>> {
+    pub(crate) fn position_embeddings(&self) -> Result<Option<Tensor>> {
         self.replacement.model().position_embeddings(self.code.tokens())
     }
 
     /// The active features by (layer, position, feature).
+    #[doc(hidden)]
     pub fn active(&self) -> Vec<FeatureNode> {
         let mut active = Vec::with_capacity(self.code.active());
         for (layer, code) in self.code.layers.iter().enumerate() {
@@ -134,11 +135,13 @@ impl LocalReplacement {
     }
 
     /// Activations of [`LocalReplacement::active`], in the same order.
+    #[doc(hidden)]
     pub fn activations(&self) -> Vec<f32> {
         self.code.layers.iter().flat_map(|code| code.values.iter().copied()).collect()
     }
 
     /// The frozen linear model of this prompt.
+    #[doc(hidden)]
     pub fn frozen(&self) -> FrozenModel {
         FrozenModel::new(self.replacement.model(), &self.run).skips(self.replacement.clt())
     }
@@ -153,7 +156,7 @@ impl LocalReplacement {
     ///
     /// # Errors
     /// `NotFinite` when one is NaN or infinite.
-    pub fn last_logits(&self) -> Result<Vec<f32>> {
+    pub(crate) fn last_logits(&self) -> Result<Vec<f32>> {
         last_logits(&self.run)
     }
 }

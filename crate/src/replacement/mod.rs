@@ -11,6 +11,7 @@ mod linear;
 mod local;
 
 pub use feature::FeatureNode;
+#[doc(hidden)]
 pub use linear::{FrozenModel, Site};
 pub(crate) use local::{last_logits, last_uncapped};
 pub use local::{LocalConfig, LocalReplacement};

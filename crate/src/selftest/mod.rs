@@ -14,6 +14,7 @@ mod random;
 mod show;
 mod training;
 
+#[doc(hidden)]
 pub use ceilings::Ceilings;
 pub use random::{random_clt, RandomModel};
 
@@ -34,7 +35,7 @@ pub struct Check {
 
 impl Check {
     /// Whether the deviation is allowed (NaN is not).
-    pub fn passed(&self) -> bool {
+    pub(crate) fn passed(&self) -> bool {
         self.deviation <= self.bound
     }
 }
@@ -75,6 +76,7 @@ impl SelfTest {
     ///
     /// # Errors
     /// As [`SelfTest::run`].
+    #[doc(hidden)]
     pub fn observed(device: &Device, observe: &mut dyn FnMut(&Check)) -> Result<Self> {
         require_own(device)?;
         let mut checks = Vec::new();
@@ -90,6 +92,7 @@ impl SelfTest {
     }
 
     /// How many checks there are, and how many failed.
+    #[doc(hidden)]
     pub fn summary(&self) -> String {
         format!("{} checks, {} failed", self.checks.len(), self.checks.iter().filter(|check| !check.passed()).count())
     }

@@ -213,11 +213,6 @@ impl Corpus {
         self.documents.iter().map(String::len).sum()
     }
 
-    /// Characters (Unicode scalar values) of text.
-    pub fn characters(&self) -> usize {
-        self.documents.iter().map(|text| text.chars().count()).sum()
-    }
-
     /// The documents.
     pub fn texts(&self) -> &[String] {
         &self.documents

@@ -23,6 +23,7 @@ mod tokenizer;
 pub use chat::ChatConfig;
 pub use corpus::{Blocks, Corpus, TextConfig};
 pub(crate) use gguf::adds_bos;
+#[doc(hidden)]
 pub use incremental::Incremental;
 pub use prompt::Prompt;
 pub use token::Token;

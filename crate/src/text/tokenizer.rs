@@ -131,7 +131,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// `MissingFile`, or `BadFile` when the file ends early or is not UTF-8.
-    pub fn from_llama2c(path: impl AsRef<Path>, vocab: usize) -> Result<Self> {
+    pub(crate) fn from_llama2c(path: impl AsRef<Path>, vocab: usize) -> Result<Self> {
         let path = path.as_ref();
         let pieces = ScoredPieces::parse(&files::read(path)?, vocab).map_err(|error| error.context(path.display()))?;
         let all = pieces.marks();
@@ -162,6 +162,7 @@ impl Tokenizer {
     }
 
     /// Names of the chat templates; empty when there are none.
+    #[doc(hidden)]
     pub fn chat_templates(&self) -> Vec<String> {
         self.chat.names()
     }
@@ -211,6 +212,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// `BadInput` when the tokenizer refuses the text.
+    #[doc(hidden)]
     pub fn encode_published(&self, text: &str) -> Result<Vec<u32>> {
         if let Kind::HuggingFace { growth, .. } = &*self.kind {
             self.named(bounded(growth[0], text.len()))?;

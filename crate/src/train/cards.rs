@@ -145,7 +145,7 @@ impl Card {
     /// Flops a second of products whose factors are bf16 where `half`, else f32. Tensor cores without bf16 leave such products to an
     /// emulation that is not faster than f32 (on a V100 9.6 TFLOP/s against 14.0: lablup/mlxcel issue 1654; on a T4 less than half:
     /// openxla/xla issue 12429).
-    pub fn products(&self, half: bool) -> f64 {
+    pub(crate) fn products(&self, half: bool) -> f64 {
         match (half, self.tf32) {
             (true, _) if self.bf16 => self.tensor,
             (false, Some(tf32)) if crate::device::tf32() => tf32.max(self.f32),

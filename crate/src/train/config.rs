@@ -12,8 +12,6 @@ use std::path::{Path, PathBuf};
 /// ```
 /// use cltlab::train::TrainConfig;
 /// let config = TrainConfig { steps: 500, lr: 1e-3, ..TrainConfig::default() };
-/// config.validate()?;
-/// # Ok::<(), cltlab::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -107,6 +105,7 @@ pub struct TrainConfig {
 /// What the squared errors of a target layer are measured in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Loss {
     /// In the units of the normalised targets, whose mean squared norm is d.
     #[default]
@@ -118,6 +117,7 @@ pub enum Loss {
 /// How Adam's two moments are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Moments {
     /// 8 bytes a weight.
     #[default]
@@ -130,6 +130,7 @@ pub enum Moments {
 /// Where a CLT is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum TrainDevice {
     /// Where the activations' model runs; on the CPU for activations from memory or disk.
     #[default]
@@ -143,6 +144,7 @@ pub enum TrainDevice {
 /// How weights are held while they are trained on a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Weights {
     /// 4 bytes a weight.
     #[default]
@@ -194,6 +196,7 @@ impl TrainConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field; `Io` where a file is in the place of `checkpoint_dir` or of the folder of `metrics`.
+    #[doc(hidden)]
     pub fn validate(&self) -> Result<()> {
         for folder in self.checkpoint_dir.as_deref().into_iter().chain(self.metrics.as_deref().and_then(Path::parent)) {
             files::not_a_file(folder)?;
@@ -237,18 +240,19 @@ impl TrainConfig {
     }
 
     /// λ after the ramp, for this activation.
-    pub fn sparsity_for(&self, activation: &Activation) -> f64 {
+    pub(crate) fn sparsity_for(&self, activation: &Activation) -> f64 {
         let usual = if matches!(activation, Activation::Relu | Activation::JumpRelu { .. }) { 2.0 } else { 0.0 };
         self.sparsity.unwrap_or(usual)
     }
 
     /// Dead features of a token and layer in the auxiliary loss, at most, for a model `width` wide; 0 without it.
+    #[doc(hidden)]
     pub fn aux_k_for(&self, width: usize) -> usize {
         if self.aux > 0.0 { self.aux_k.unwrap_or(width / 2).max(1) } else { 0 }
     }
 
     /// The learning rate of step `step` (counted from 1) when `total` steps are aimed at.
-    pub fn lr_at(&self, step: usize, total: usize) -> f64 {
+    pub(crate) fn lr_at(&self, step: usize, total: usize) -> f64 {
         let (step, total) = (step as f64, total as f64);
         let rise = if self.warmup > 0.0 { step / (self.warmup * total).max(1.0) } else { 1.0 };
         let fall = if self.decay > 0.0 { (total - step + 1.0) / (self.decay * total).max(1.0) } else { 1.0 };
@@ -256,7 +260,7 @@ impl TrainConfig {
     }
 
     /// The share of λ that applies at step `step`; it stays 1 when training goes on after `steps`.
-    pub fn ramp_at(&self, step: usize) -> f64 {
+    pub(crate) fn ramp_at(&self, step: usize) -> f64 {
         let length = self.sparsity_ramp * self.steps as f64;
         if length > 0.0 { (step as f64 / length).min(1.0) } else { 1.0 }
     }

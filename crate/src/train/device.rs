@@ -100,6 +100,7 @@ impl Trainer {
     ///
     /// # Errors
     /// A fault of the device.
+    #[doc(hidden)]
     pub fn gpu_bytes(&self) -> Result<Option<u64>> {
         self.on_gpu.as_ref().map(CudaTraining::used).transpose()
     }
@@ -117,6 +118,7 @@ impl Trainer {
     /// # Ok(())
     /// # }
     /// ```
+    #[doc(hidden)]
     pub fn set_gpu_path(&mut self, path: GpuPath) {
         if let Some(gpu) = &mut self.on_gpu {
             gpu.take(path);
@@ -124,6 +126,7 @@ impl Trainer {
     }
 
     /// Bytes a weight of encoders and decoders takes while it is trained, moments included.
+    #[doc(hidden)]
     pub fn bytes_per_weight(&self) -> f64 {
         let moments = if self.config.moments == Moments::EightBit { 2.0 + 1.0 / 32.0 } else { 8.0 };
         moments + if self.config.weights == Weights::Bf16 { 2.0 } else { 4.0 }

@@ -70,6 +70,7 @@ impl History {
 
     /// Whether `value` (for instance `|s| s.fvu`) is lower over the last tenth of the steps than
     /// over the first tenth. False with fewer than two steps.
+    #[doc(hidden)]
     pub fn falls(&self, value: impl Fn(&TrainSample) -> f64) -> bool {
         let n = self.samples.len();
         if n < 2 {

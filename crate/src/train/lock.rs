@@ -10,7 +10,7 @@ impl Trainer {
     /// locked while [`run`](Trainer::run) and [`save`](Trainer::save) write there.
     ///
     /// ```no_run
-    /// use cltlab::files::lock::FolderLock;
+    /// use cltlab::internal::files::lock::FolderLock;
     /// use cltlab::prelude::*;
     /// # let activations = Activations::load("activations.safetensors", &ReadConfig::default())?;
     /// let config = TrainConfig { checkpoint_dir: Some("run".into()), checkpoint_every: 100, ..TrainConfig::default() };
@@ -20,6 +20,7 @@ impl Trainer {
     /// trainer.run()?;
     /// # Ok::<(), cltlab::Error>(())
     /// ```
+    #[doc(hidden)]
     pub fn set_lock(&mut self, lock: FolderLock) {
         self.lock = Some(lock);
     }

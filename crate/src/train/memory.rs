@@ -45,6 +45,7 @@ impl MemoryNeed {
 
     /// The same with the buffer that `activations` will fill.
     #[must_use]
+    #[doc(hidden)]
     pub fn buffered(self, activations: &Activations) -> Self {
         MemoryNeed { buffer: activations.buffer_bytes(), ..self }
     }

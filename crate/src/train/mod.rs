@@ -25,8 +25,11 @@ mod supply;
 mod target;
 mod work;
 
+#[doc(hidden)]
 pub use crate::clt::live::GpuPath;
-pub use cards::{Card, CARDS, RESERVE};
+pub use cards::Card;
+#[doc(hidden)]
+pub use cards::{CARDS, RESERVE};
 pub use config::{Loss, Moments, TrainConfig, TrainDevice, Weights};
 pub use history::History;
 pub use memory::MemoryNeed;
@@ -280,6 +283,7 @@ impl Trainer {
     }
 
     /// Seconds spent in encoding, decoding, backward and update since this trainer was made.
+    #[doc(hidden)]
     pub fn phases(&self) -> [f64; 4] {
         self.phases
     }
@@ -290,6 +294,7 @@ impl Trainer {
     }
 
     /// What is trained.
+    #[doc(hidden)]
     pub fn clt_config(&self) -> &CltConfig {
         &self.live.config
     }
@@ -300,7 +305,7 @@ impl Trainer {
     }
 
     /// Where the activations come from.
-    pub fn activations(&self) -> &Activations {
+    pub(crate) fn activations(&self) -> &Activations {
         &self.activations
     }
 

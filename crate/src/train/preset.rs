@@ -23,6 +23,7 @@ use crate::model::Model;
 /// # Ok::<(), cltlab::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Preset {
     /// *Circuit Tracing* (Anthropic 2025) and the *January 2025 update* before it, as crosslayer-coding,
     /// CLT-Forge and SAELens repeat them: JumpReLU with θ 0.03 and bandwidth 1, reading the residual stream;

@@ -2,7 +2,7 @@
 
 use super::{check, device, Moments, TrainConfig, Trainer};
 use crate::activations::{Activations, Position, Reader, Scale};
-use crate::clt::config::Tied;
+use crate::clt::Tied;
 use crate::clt::live::LiveClt;
 use crate::clt::{Clt, CltConfig};
 use crate::files::sealed::ArrayMut;

@@ -18,6 +18,7 @@ use candle_core::DType;
 /// # Ok::<(), cltlab::Error>(())
 /// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum PlanSource {
     /// In memory already.
     Memory {

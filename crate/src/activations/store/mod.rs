@@ -31,6 +31,7 @@ const LARGEST_SHARD: u64 = 4 << 30;
 /// How a stored value is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum StoreFormat {
     /// 4 bytes, exact.
     #[default]
@@ -89,6 +90,7 @@ impl Default for StoreConfig {
 
 impl StoreConfig {
     /// Bytes on disk of `tokens` tokens, before compression.
+    #[doc(hidden)]
     pub fn bytes(&self, layers: usize, width: usize, tokens: usize) -> u64 {
         let each = match self.format {
             StoreFormat::F32 => 4,
@@ -102,7 +104,7 @@ impl StoreConfig {
     ///
     /// # Errors
     /// `BadConfig` naming the field.
-    pub fn validate(&self, longest: usize) -> Result<()> {
+    pub(crate) fn validate(&self, longest: usize) -> Result<()> {
         let bad = |field: &str, got: String, expected: String| Err(Error::expected(ErrorKind::BadConfig, format_args!("StoreConfig::{field}"), got, expected));
         if self.context < 2 || self.context > longest {
             return bad("context", self.context.to_string(), format!("2 to {longest}, the model's context"));

@@ -20,6 +20,7 @@ use std::path::Path;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Format {
     /// circuit-tracer's folder, and ours: `config.yaml` with `W_enc_i` and `W_dec_i`, or with a file a layer.
     CircuitTracer,
@@ -85,6 +86,7 @@ impl Format {
     /// # Errors
     /// `Unsupported` for a folder that holds pickles, `BadFile` for one of no known format, and what
     /// [`Clt::load`] says of sources.
+    #[doc(hidden)]
     pub fn of(source: &str) -> Result<Self> {
         Format::detect(&Source::open(source)?)
     }

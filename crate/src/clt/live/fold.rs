@@ -5,7 +5,7 @@ use super::param::{Moments, Param};
 use super::{LiveClt, LiveLayer};
 use super::forward::starts_dense;
 use crate::activations::{LayerScale, Scale};
-use crate::clt::config::Tied;
+use crate::clt::Tied;
 use crate::clt::{Activation, Clt, CltConfig, LayerWeights};
 use crate::error::Result;
 use crate::files::sealed::{Array, ArrayMut};

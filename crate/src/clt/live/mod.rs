@@ -17,7 +17,7 @@
 //! over each target's variance (FVU), or its mean over nested groups of features (Matryoshka); a term
 //! that asks dead features for what is left over ([`aux`]).
 
-mod aux;
+mod auxiliary;
 mod block;
 #[cfg_attr(not(feature = "cuda"), path = "absent.rs")]
 pub(crate) mod cuda;
@@ -47,6 +47,7 @@ pub(crate) use scratch::Scratch;
 
 /// Whether a step on a GPU multiplies codes as dense matrices or walks along their lists. Results differ by rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum GpuPath {
     /// The cheaper of the two by bytes moved and operations, per layer, for forward and backward separately.
     #[default]

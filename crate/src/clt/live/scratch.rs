@@ -2,7 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::near;
-use super::aux::Aux;
+use super::auxiliary::Aux;
 use super::param::zeros;
 use super::per_target::TargetBlock;
 use super::{LiveClt, StepOptions};

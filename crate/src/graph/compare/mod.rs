@@ -20,6 +20,7 @@ use union::Union;
 /// Which positions of several prompts stand for each other.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Alignment {
     /// Counted from the end: prompts that end alike.
     #[default]
@@ -41,6 +42,7 @@ pub struct Overlay {
 
 impl Overlay {
     /// An edge's weight in each graph, 0 where it has none.
+    #[doc(hidden)]
     pub fn weights(&self, edge: &Edge) -> Vec<f32> {
         let weight = |(graph, places): (&Graph, &Vec<Option<usize>>)| match (places[edge.source], places[edge.target]) {
             (Some(source), Some(target)) => graph.edges().weight(source, target),
@@ -50,6 +52,7 @@ impl Overlay {
     }
 
     /// How many of the graphs have a node.
+    #[doc(hidden)]
     pub fn count(&self, node: usize) -> usize {
         self.places.iter().filter(|places| places[node].is_some()).count()
     }
@@ -127,6 +130,7 @@ fn changed(node: &Node) -> bool {
 
 impl GraphDifference {
     /// True when nothing differs.
+    #[doc(hidden)]
     pub fn is_empty(&self) -> bool {
         self.graph.edges().is_empty() && self.graph.nodes.iter().all(|node| node.kind.is_end() || (node.influence == 0.0 && !changed(node)))
     }

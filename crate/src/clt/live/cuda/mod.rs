@@ -10,7 +10,7 @@
 //! Where a layer's code is dense enough its products are cuBLAS' ([`path`]). Decoders may be tied ([`tied`]).
 
 mod across;
-mod aux;
+mod auxiliary;
 mod decode;
 mod encode;
 mod feed;
@@ -171,7 +171,7 @@ pub(crate) struct CudaClt {
     decoder_bias: Vector,
     shared: Shared,
     tables: tables::Tables,
-    aux: aux::Aux,
+    aux: auxiliary::Aux,
     across: across::Across,
     path: GpuPath,
     /// Where nested groups of features end, the last at F.

@@ -157,7 +157,7 @@ impl CudaClt {
         let decoder_bias = Vector::of(gpu, &all(|p| &p.w), &all(|p| full(p).0), &all(|p| full(p).1))?;
         let mut shared = Shared::new(gpu, stored, &config)?;
         shared.hints.write(&live.layers.iter().map(|layer| layer.cut.last).collect::<Vec<f32>>())?;
-        let (tables, aux, across) = (Tables::new(gpu)?, super::aux::Aux::new(gpu, &config)?, super::across::Across::new(gpu)?);
+        let (tables, aux, across) = (Tables::new(gpu)?, super::auxiliary::Aux::new(gpu, &config)?, super::across::Across::new(gpu)?);
         let mut clt = CudaClt { config, steps: live.steps, gpu: gpu.clone(), stored, layers, decoder_bias, shared, tables, aux, across, path: super::path::wanted()?, groups: Vec::new(), told: live.steps, tokens: Vec::new() };
         let parts = (0..clt.config.layers).map(|index| clt.parts(index)).sum::<usize>();
         clt.shared.squares = gpu.zeros(parts * clt.config.features)?;

@@ -1,4 +1,4 @@
-//! The auxiliary loss for dead features, as on the CPU (`live/aux.rs`): of each token and layer the largest pre-activations of
+//! The auxiliary loss for dead features, as on the CPU (`live/auxiliary.rs`): of each token and layer the largest pre-activations of
 //! features that rested too long reconstruct what the others leave over.
 //!
 //! Their entries lie behind the others' and stand for tokens T to 2T: the slabs have rows for these, and the inputs are read

@@ -178,6 +178,7 @@ impl Error {
     }
 
     /// True when memory ran out or was predicted to.
+    #[doc(hidden)]
     pub fn is_out_of_memory(&self) -> bool {
         self.kind() == ErrorKind::OutOfMemory
     }

@@ -5,7 +5,7 @@ use crate::support::{assert_close, fixture, root, says, tensors, values};
 use cltlab::candle::{DType, Device, IndexOp, Tensor};
 use cltlab::model::{Capture, Freeze};
 use cltlab::prelude::*;
-use cltlab::states::{Facts, Place, StateFeatures, SwapConfig};
+use cltlab::states::{Facts, QuestionToken, StateFeatures, SwapConfig};
 use std::collections::HashMap;
 
 fn model() -> Model {
@@ -148,7 +148,7 @@ fn state_features_are_counted_and_swapped() {
     let features = StateFeatures::find(&replacement).unwrap();
     println!("{features}");
     assert_eq!(features.best().len(), 6 * 2 * 50);
-    let best = features.best().iter().filter(|feature| feature.place == Place::City).max_by(|a, b| a.f1.total_cmp(&b.f1)).unwrap();
+    let best = features.best().iter().filter(|feature| feature.place == QuestionToken::City).max_by(|a, b| a.f1.total_cmp(&b.f1)).unwrap();
     let (mut own, mut fired, mut sum, mut members) = (0.0, 0.0, 0.0, 0.0);
     for state in &facts.states {
         for city in &state.cities {

@@ -102,6 +102,7 @@ impl Activations {
     /// assert_eq!(activations.tokens(), 25 * 15);
     /// # Ok::<(), cltlab::Error>(())
     /// ```
+    #[doc(hidden)]
     pub fn stream_blocks(model: &Model, blocks: &Blocks, config: &StreamConfig) -> Result<Self> {
         if config.context != blocks.context() {
             return Err(Error::expected(ErrorKind::BadConfig, "StreamConfig::context", config.context, format_args!("{}, as the blocks have", blocks.context())));

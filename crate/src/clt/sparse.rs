@@ -77,6 +77,7 @@ impl LayerCode {
     }
 
     /// A code of `tokens` rows in which nothing is active.
+    #[doc(hidden)]
     pub fn empty(tokens: usize) -> Self {
         LayerCode { tokens, offsets: vec![0; tokens + 1], features: Vec::new(), values: Vec::new() }
     }
@@ -160,6 +161,7 @@ impl LayerCode {
     ///
     /// # Errors
     /// `BadInput` when there is no token `p`, `NotFinite` for a value that is NaN or infinite.
+    #[doc(hidden)]
     pub fn set(&mut self, p: usize, feature: u32, value: f32) -> Result<()> {
         if p >= self.tokens {
             return Err(Error::expected(ErrorKind::BadInput, "LayerCode::set: token", p, format_args!("less than {}", self.tokens)));

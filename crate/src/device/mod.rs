@@ -38,6 +38,7 @@ pub fn auto_device() -> Result<Device> {
 ///
 /// # Errors
 /// `Unsupported` in a build without the feature `cuda`, and where there is no driver.
+#[doc(hidden)]
 pub fn cuda_devices() -> Result<usize> {
     backend::devices()
 }
@@ -81,6 +82,7 @@ pub fn set_tf32(on: bool) {
 }
 
 /// Whether products of f32 may round their factors to TF32.
+#[doc(hidden)]
 pub fn tf32() -> bool {
     TF32.load(Ordering::Relaxed)
 }

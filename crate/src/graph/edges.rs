@@ -165,6 +165,7 @@ impl Edges {
     }
 
     /// True when there is no edge.
+    #[doc(hidden)]
     pub fn is_empty(&self) -> bool {
         self.sources.is_empty()
     }

@@ -4,7 +4,7 @@ use super::chart::{scatter, ChartConfig};
 use super::html::{Align, Html};
 use super::words::number;
 use super::{Picture, Show};
-use crate::states::{Place, StateFeatures, SwapCheck, SwapEffect};
+use crate::states::{QuestionToken, StateFeatures, SwapCheck, SwapEffect};
 
 impl Show for StateFeatures {
     fn text(&self) -> String {
@@ -14,7 +14,7 @@ impl Show for StateFeatures {
     fn html(&self) -> Html {
         let layers: std::collections::BTreeSet<usize> = self.best().iter().map(|feature| feature.layer).collect();
         let rows = layers.into_iter().map(|layer| {
-            let told = Place::ALL.into_iter().flat_map(|place| [0.8, 0.6].map(|f1| Html::text(&self.told(layer, place, f1).to_string())));
+            let told = QuestionToken::ALL.into_iter().flat_map(|place| [0.8, 0.6].map(|f1| Html::text(&self.told(layer, place, f1).to_string())));
             std::iter::once(Html::text(&layer.to_string())).chain(told).collect()
         });
         let columns = [("layer", Align::Right), ("at the city, F1 ≥ 0.8", Align::Right), ("F1 ≥ 0.6", Align::Right), ("at the last token, F1 ≥ 0.8", Align::Right), ("F1 ≥ 0.6", Align::Right)];

@@ -48,11 +48,13 @@ impl Default for RandomModel {
 
 impl RandomModel {
     /// SmolLM2-135M's.
+    #[doc(hidden)]
     pub fn smollm2_135m() -> Self {
         RandomModel { layers: 30, width: 576, heads: 9, kv_heads: 3, inner: 1536, vocab: 49_152, context: 8192, seed: 5 }
     }
 
     /// GPT-2 small's layers, width and heads, with few words.
+    #[doc(hidden)]
     pub fn gpt2_small() -> Self {
         RandomModel { layers: 12, width: 768, heads: 12, kv_heads: 12, inner: 2048, vocab: 5000, context: 1024, seed: 5 }
     }

@@ -14,19 +14,19 @@ const ASKED: &str = "capital";
 /// Where in a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Place {
+pub enum QuestionToken {
     /// At the city's token.
     City,
     /// At the last token, which the answer follows.
     Last,
 }
 
-impl Place {
-    pub(crate) const ALL: [Place; 2] = [Place::City, Place::Last];
+impl QuestionToken {
+    pub(crate) const ALL: [QuestionToken; 2] = [QuestionToken::City, QuestionToken::Last];
 
     /// Its position among the `tokens` of a question.
     pub(super) fn position(self, tokens: usize) -> usize {
-        tokens - if self == Place::City { 2 } else { 1 }
+        tokens - if self == QuestionToken::City { 2 } else { 1 }
     }
 }
 
@@ -40,7 +40,7 @@ pub struct StateFeature {
     /// Number within the layer.
     pub feature: usize,
     /// Where it was looked at.
-    pub place: Place,
+    pub place: QuestionToken,
     /// F1 of "it fires" as a sign of the state, over the questions about all cities: 1 where it fires on the state's cities
     /// and on no others.
     pub f1: f64,
@@ -91,7 +91,7 @@ impl StateFeatures {
         task.finish("");
         let (layers, features) = (replacement.clt().layers(), replacement.clt().features());
         let found: Vec<([Vec<f32>; 2], Vec<StateFeature>)> = (0..layers).into_par_iter().map(|layer| {
-            let [city, last] = Place::ALL.map(|place| at(&facts, &owners, &codes, (layer, place, place.position(tokens)), features));
+            let [city, last] = QuestionToken::ALL.map(|place| at(&facts, &owners, &codes, (layer, place, place.position(tokens)), features));
             ([city.0, last.0], city.1.into_iter().chain(last.1).collect())
         }).collect();
         let (means, best): (Vec<_>, Vec<_>) = found.into_iter().unzip();
@@ -104,7 +104,7 @@ impl StateFeatures {
     }
 
     /// How many states have a feature of at least this F1 in `layer` at `place`.
-    pub(crate) fn told(&self, layer: usize, place: Place, f1: f64) -> usize {
+    pub(crate) fn told(&self, layer: usize, place: QuestionToken, f1: f64) -> usize {
         self.best.iter().filter(|feature| feature.layer == layer && feature.place == place && feature.f1 >= f1).count()
     }
 
@@ -140,7 +140,7 @@ fn check(replacement: &Replacement, ids: &[u32], before: usize) -> Result<usize>
 }
 
 /// Means over each state's cities, and for each state the feature that tells it best.
-fn at(facts: &Facts, owners: &[usize], codes: &[SparseCode], (layer, place, position): (usize, Place, usize), features: usize) -> (Vec<f32>, Vec<StateFeature>) {
+fn at(facts: &Facts, owners: &[usize], codes: &[SparseCode], (layer, place, position): (usize, QuestionToken, usize), features: usize) -> (Vec<f32>, Vec<StateFeature>) {
     let states = facts.states.len();
     let (mut sums, mut fires, mut all) = (vec![0f32; states * features], vec![0u32; states * features], vec![0u32; features]);
     for (state, code) in owners.iter().zip(codes) {
@@ -171,7 +171,7 @@ impl std::fmt::Display for StateFeatures {
         write!(f, "\n{:>8} {:>9} {:>8} {:>9} {:>8}", "", "F1 >= .8", ">= .6", "F1 >= .8", ">= .6")?;
         for layer in 0..self.means.len() {
             let told = |place, f1| self.told(layer, place, f1);
-            write!(f, "\n{layer:>8} {:>9} {:>8} {:>9} {:>8}", told(Place::City, 0.8), told(Place::City, 0.6), told(Place::Last, 0.8), told(Place::Last, 0.6))?;
+            write!(f, "\n{layer:>8} {:>9} {:>8} {:>9} {:>8}", told(QuestionToken::City, 0.8), told(QuestionToken::City, 0.6), told(QuestionToken::Last, 0.8), told(QuestionToken::Last, 0.6))?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@
 mod features;
 mod swap;
 
-pub use features::{Place, StateFeature, StateFeatures};
+pub use features::{QuestionToken, StateFeature, StateFeatures};
 pub use swap::{Swap, SwapCheck, SwapConfig, SwapEffect, SwapFigures};
 
 use crate::error::{Error, ErrorKind, Result};

@@ -149,7 +149,7 @@ impl StateFeatures {
         if tokens != self.tokens() {
             return Err(Error::expected(ErrorKind::BadInput, "question", format_args!("{tokens} tokens"), format_args!("{}, as in {:?}", self.tokens(), self.facts.question("capital", "Dallas"))));
         }
-        let city = super::Place::City.position(tokens);
+        let city = super::QuestionToken::City.position(tokens);
         let mut swap = Swap { changes: Vec::new(), control: Vec::new() };
         for layer in 0..config.layers {
             let (old, new) = (self.typical(layer, from, config.features), self.typical(layer, to, config.features));

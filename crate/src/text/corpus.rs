@@ -330,6 +330,7 @@ impl Blocks {
     }
 
     /// True when there is no block; [`Corpus::blocks`] never returns such a value.
+    #[doc(hidden)]
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }

@@ -49,6 +49,7 @@ pub enum Preset {
 
 impl Preset {
     /// All of them.
+    #[doc(hidden)]
     pub const ALL: [Preset; 4] = [Preset::Anthropic, Preset::CltForgeGpt2, Preset::EleutherTopK, Preset::OpenClt];
 
     /// The name in files: `anthropic`, `clt_forge_gpt2`, `eleuther_topk`, `openclt`.
@@ -65,6 +66,7 @@ impl Preset {
     ///
     /// # Errors
     /// `BadConfig` with the nearest name.
+    #[doc(hidden)]
     pub fn named(name: &str) -> Result<Self> {
         let far = |preset: &Preset| strsim::damerau_levenshtein(preset.name(), name);
         Preset::ALL.into_iter().find(|preset| preset.name() == name).ok_or_else(|| {
@@ -84,6 +86,7 @@ impl Preset {
     }
 
     /// `base`, which says layers, width and model, as the preset shapes it.
+    #[doc(hidden)]
     pub fn shape(self, base: &CltConfig) -> CltConfig {
         let d = base.width;
         let jump = Activation::JumpRelu { threshold: 0.03, bandwidth: 1.0 };

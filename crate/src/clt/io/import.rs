@@ -42,6 +42,7 @@ pub enum Format {
 
 impl Format {
     /// All of them, in the order in which a folder is asked.
+    #[doc(hidden)]
     pub const ALL: [Format; 8] = [
         Format::CircuitTracer,
         Format::CrosslayerTranscoder,

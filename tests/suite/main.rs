@@ -64,6 +64,7 @@ mod reports;
 mod resume;
 mod sources;
 mod skips;
+mod snapshots;
 mod steered_text;
 mod saved;
 mod store;

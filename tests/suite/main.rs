@@ -54,6 +54,7 @@ mod plan;
 mod pictures;
 mod presets;
 mod program;
+mod properties;
 mod qk;
 mod reader_gguf;
 mod reader_models;

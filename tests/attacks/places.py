@@ -159,6 +159,7 @@ def spoil_safetensors(path, random, strict=True):
     raw("a pickle", "bad", lambda _: b"\x80\x02}q\x00.")
     made.append(("a folder", "bad", folder_instead))
     made.append(("a link to itself", "bad", link_to_itself))
+    made.append(("a pipe", "bad", pipe_instead))
     return made
 
 
@@ -175,6 +176,11 @@ def unused(name):
 def folder_instead(target):
     target.unlink()
     target.mkdir()
+
+
+def pipe_instead(target):
+    target.unlink()
+    os.mkfifo(target)
 
 
 def link_to_itself(target):

@@ -23,6 +23,7 @@ fn counts_of_a_configuration_are_bounded() {
         refused(TrainConfig { batch_tokens: huge, ..Default::default() }.validate(), &["TrainConfig::batch_tokens", &text, "at most"]);
         refused(TrainConfig { aux_k: Some(huge), ..Default::default() }.validate(), &["TrainConfig::aux_k", &text, "at most"]);
         refused(StreamConfig { batch: huge, ..Default::default() }.validate(512), &["StreamConfig::batch", &text, "at most"]);
+        refused(StreamConfig { buffer_tokens: Some(huge), ..Default::default() }.validate(512), &["StreamConfig::buffer_tokens", &text, "at most"]);
         refused(StoreConfig { batch: huge, ..Default::default() }.validate(512), &["StoreConfig::batch", &text, "at most"]);
         refused(SupernodeConfig { controls: huge, ..Default::default() }.validate(), &["SupernodeConfig::controls", &text, "at most"]);
         refused(CltConfig { layers: huge, ..Default::default() }.validate(), &["CltConfig::layers", &text, "at most"]);

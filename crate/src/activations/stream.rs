@@ -55,6 +55,9 @@ impl Default for StreamConfig {
     }
 }
 
+/// Tokens that are held and shuffled together at most.
+pub(super) const MOST_TOKENS: usize = 1 << 32;
+
 /// Blocks that a run of the model takes at most.
 pub(super) const MOST_BLOCKS: usize = 1 << 20;
 
@@ -78,7 +81,9 @@ impl StreamConfig {
                 return bad(field, 0, "at least 1".into());
             }
         }
-        Error::at_most(ErrorKind::BadConfig, "StreamConfig::batch", self.batch, MOST_BLOCKS)?;
+        for (field, value, most) in [("batch", self.batch, MOST_BLOCKS), ("buffer_tokens", self.buffer_tokens.unwrap_or(1), MOST_TOKENS)] {
+            Error::at_most(ErrorKind::BadConfig, format_args!("StreamConfig::{field}"), value, most)?;
+        }
         Outliers::validate(self.max_norm, "StreamConfig::max_norm")
     }
 

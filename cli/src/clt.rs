@@ -106,7 +106,7 @@ fn check(source: &Source) -> Result<()> {
         if (tensor * 0.0)?.sum_all()?.to_scalar::<f32>()? == 0.0 { Ok(()) } else { Err(Error::new(ErrorKind::NotFinite, format!("{}: {what}: NaN or infinity", source.source))) }
     };
     for l in 0..clt.layers() {
-        let parts = [("encoder", Some(clt.encoder(l)?)), ("encoder bias", Some(clt.encoder_bias(l))), ("thresholds", clt.threshold(l)), ("decoder bias", Some(clt.decoder_bias(l))), ("skip", clt.skip(l))];
+        let parts = [("encoder", Some(clt.encoder(l)?)), ("encoder bias", Some(clt.encoder_bias(l)?)), ("thresholds", clt.threshold(l)?), ("decoder bias", Some(clt.decoder_bias(l)?)), ("skip", clt.skip(l)?)];
         for (what, tensor) in parts {
             tensor.map_or(Ok(()), |tensor| finite(format!("{what} of layer {l}"), tensor))?;
         }

@@ -105,6 +105,11 @@ impl Error {
         Error::new(kind, format!("{place}: got {}, expected {expected}", shortened(got.to_string(), LONGEST / 10)))
     }
 
+    /// Refuses a count above `most`: memory and time are reckoned from it, or it is a number in 32 bits somewhere.
+    pub(crate) fn at_most(kind: ErrorKind, place: impl fmt::Display, count: usize, most: usize) -> Result<()> {
+        if count <= most { Ok(()) } else { Err(Error::expected(kind, place, count, format_args!("at most {most}"))) }
+    }
+
     /// A system error on a path; a missing file and a full disk get kinds of their own.
     ///
     /// ```

@@ -15,6 +15,7 @@ pub(crate) mod write;
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use write::Target;
 
@@ -99,26 +100,41 @@ pub(crate) fn not_a_file(folder: &Path) -> Result<()> {
     if folder.exists() && !folder.is_dir() { create_folder(folder) } else { Ok(()) }
 }
 
-/// What a pipe or a device may give at most, in bytes: some never end.
-const ENDLESS: u64 = 1 << 30;
-
-/// Reads a whole file; of a pipe or a device, a gigabyte at most.
+/// Opens a file to read it; all readers do so by this. A pipe would be waited for until someone writes to it,
+/// a device may never end, and neither can be mapped or read twice.
 ///
 /// # Errors
-/// `MissingFile` or `Io`, with the path; `BadFile` for a pipe or a device that gives more.
+/// `MissingFile` or `Io`, with the path; `BadFile` for a folder, a pipe, a device or a socket.
+pub fn open(path: impl AsRef<Path>) -> Result<File> {
+    let path = path.as_ref();
+    let fault = |error| Error::io(path, error);
+    // Looked at before it is opened, since that alone wakes a pipe's writer and moves some devices.
+    regular(path, std::fs::metadata(path).map_err(fault)?.file_type())?;
+    // What has become a pipe meanwhile is not waited for.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(fault)?;
+    regular(path, file.metadata().map_err(fault)?.file_type())?;
+    Ok(file)
+}
+
+fn regular(path: &Path, kind: std::fs::FileType) -> Result<()> {
+    let (got, help) = match kind {
+        _ if kind.is_file() => return Ok(()),
+        _ if kind.is_dir() => ("a folder", "give the file in it"),
+        _ if kind.is_fifo() => ("a pipe", "save what it gives to a file first"),
+        _ if kind.is_socket() => ("a socket", "give a file"),
+        _ => ("a device", "give a file"),
+    };
+    Err(Error::expected(ErrorKind::BadFile, path.display(), got, "a file").help(help))
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// As [`open`].
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     let path = path.as_ref();
     let mut bytes = Vec::new();
-    let whole = File::open(path).and_then(|file| {
-        if file.metadata()?.is_file() {
-            return std::fs::read(path).map(|read| bytes = read);
-        }
-        file.take(ENDLESS + 1).read_to_end(&mut bytes).map(|_| ())
-    });
-    whole.map_err(|error| Error::io(path, error))?;
-    if bytes.len() as u64 > ENDLESS && !path.is_file() {
-        return Err(Error::expected(ErrorKind::BadFile, path.display(), "a pipe or a device that gives more than 1 GiB", "a file"));
-    }
+    open(path)?.read_to_end(&mut bytes).map_err(|error| Error::io(path, error))?;
     Ok(bytes)
 }
 

@@ -149,7 +149,8 @@ def spoil_safetensors(path, random, strict=True):
     if unused(one):
         made = [(name, "any" if one in name else expect, change) for name, expect, change in made]
     for name in random.sample(names, min(len(names), 4)):
-        values(f"without {name}", "any" if optional(name) else "bad", lambda all, name=name: all.pop(name))
+        # sparsify keeps the decoder that untied ones began with beside them, and uses it no more.
+        values(f"without {name}", "any" if optional(name) or f"{name}s.0" in names else "bad", lambda all, name=name: all.pop(name))
     for number in [float("nan"), float("inf"), float("-inf")]:
         if tensors[one][0] == "F32" and tensors[one][2]:
             place = 4 * random.randrange(len(tensors[one][2]) // 4)
@@ -159,6 +160,7 @@ def spoil_safetensors(path, random, strict=True):
     raw("a pickle", "bad", lambda _: b"\x80\x02}q\x00.")
     made.append(("a folder", "bad", folder_instead))
     made.append(("a link to itself", "bad", link_to_itself))
+    made.append(("a pipe", "bad", pipe_instead))
     return made
 
 
@@ -175,6 +177,11 @@ def unused(name):
 def folder_instead(target):
     target.unlink()
     target.mkdir()
+
+
+def pipe_instead(target):
+    target.unlink()
+    os.mkfifo(target)
 
 
 def link_to_itself(target):

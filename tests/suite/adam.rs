@@ -33,7 +33,7 @@ fn config(betas: (f64, f64), eps: f64, lazy: bool) -> TrainConfig {
 type Arrays = [Vec<f64>; 4];
 
 fn arrays(clt: &Clt) -> Arrays {
-    [clt.encoder(0).unwrap(), clt.encoder_bias(0), clt.decoder(0).unwrap(), clt.decoder_bias(0)].map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect())
+    [clt.encoder(0).unwrap(), clt.encoder_bias(0).unwrap(), clt.decoder(0).unwrap(), clt.decoder_bias(0).unwrap()].map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect())
 }
 
 /// Gradients of the mean over tokens of ‖ŷ − y‖², and which features fired.

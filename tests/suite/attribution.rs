@@ -50,7 +50,7 @@ fn local_replacement_model() {
         let active: Vec<u32> = local.active().iter().flat_map(|f| [f.layer as u32, f.position as u32, f.feature as u32]).collect();
         assert_eq!(active, ids(&want["active_features"]), "{arch}: active features");
         assert_close(&format!("{arch} activations"), &local.activations(), &values(&want["activation_values"]), 1e-4);
-        let errors: Vec<f32> = (0..3).flat_map(|layer| values(local.errors(layer))).collect();
+        let errors: Vec<f32> = (0..3).flat_map(|layer| values(local.errors(layer).unwrap())).collect();
         assert_close(&format!("{arch} errors"), &errors, &values(&want["error_vectors"]), 1e-4);
         assert_close(&format!("{arch} token vectors"), &values(local.embeddings()), &values(&want["token_vectors"]), 1e-6);
     }

@@ -71,7 +71,7 @@ fn thresholds_leave_as_many_as_asked_for() {
         let code = jump.encode_inputs(&x).unwrap();
         let counts: Vec<usize> = code.layers.iter().map(|layer| layer.active()).collect();
         let wanted = (l0 * TOKENS as f64).round() as usize;
-        let thresholds: Vec<f32> = (0..L).map(|l| jump.threshold(l).unwrap().to_vec1::<f32>().unwrap()[0]).collect();
+        let thresholds: Vec<f32> = (0..L).map(|l| jump.threshold(l).unwrap().unwrap().to_vec1::<f32>().unwrap()[0]).collect();
         println!("{activation:?} {scope:?}: {counts:?} of {wanted}, thresholds {thresholds:?}");
         let together = scope == Some(Scope::AllLayers) || matches!(activation, Activation::GlobalTopK { .. });
         match together {
@@ -106,7 +106,7 @@ fn a_ranked_batch_becomes_a_threshold() {
     let last = trainer.run().unwrap().last().unwrap().clone();
     assert!((last.l0 - k as f64).abs() < 1e-9, "{}", last.l0);
     let jump = trainer.clt().unwrap();
-    let first: Vec<f32> = (0..L).map(|l| jump.threshold(l).unwrap().to_vec1::<f32>().unwrap()[0]).collect();
+    let first: Vec<f32> = (0..L).map(|l| jump.threshold(l).unwrap().unwrap().to_vec1::<f32>().unwrap()[0]).collect();
     assert!(first.iter().all(|t| *t == first[0] && *t > 0.0), "{first:?}");
     let running = jump.encode_inputs(&tensors()).unwrap().l0();
     let again = jump.calibrate(&activations(), &Calibration { l0: Some(k as f64), scope: Some(Scope::AllLayers), tokens: TOKENS }).unwrap();

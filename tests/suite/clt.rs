@@ -33,7 +33,7 @@ fn encode_and_decode_equal_loops() {
         let mut dense = vec![vec![vec![0f64; f]; t]; l];
         for i in 0..l {
             let w = clt.encoder(i).unwrap().to_vec2::<f32>().unwrap();
-            let b = clt.encoder_bias(i).to_vec1::<f32>().unwrap();
+            let b = clt.encoder_bias(i).unwrap().to_vec1::<f32>().unwrap();
             let rows = x[i].to_vec2::<f32>().unwrap();
             for p in 0..t {
                 let h: Vec<f64> = (0..f).map(|j| b[j] as f64 + (0..d).map(|c| w[j][c] as f64 * rows[p][c] as f64).sum::<f64>()).collect();
@@ -41,7 +41,7 @@ fn encode_and_decode_equal_loops() {
                 order.sort_by(|a, b| b.total_cmp(a));
                 for j in 0..f {
                     let floor = match &activation {
-                        Activation::JumpRelu { .. } => clt.threshold(i).unwrap().to_vec1::<f32>().unwrap()[j] as f64,
+                        Activation::JumpRelu { .. } => clt.threshold(i).unwrap().unwrap().to_vec1::<f32>().unwrap()[j] as f64,
                         Activation::TopK { k } => order[*k].max(0.0),
                         _ => 0.0,
                     };
@@ -60,7 +60,7 @@ fn encode_and_decode_equal_loops() {
         let decoded = clt.decode(&SparseCode { layers: codes }, &[]).unwrap();
         let (mut worst, mut largest) = (0f64, 0f64);
         for target in 0..l {
-            let bias = clt.decoder_bias(target).to_vec1::<f32>().unwrap();
+            let bias = clt.decoder_bias(target).unwrap().to_vec1::<f32>().unwrap();
             let got = decoded[target].to_vec2::<f32>().unwrap();
             for p in 0..t {
                 for c in 0..d {
@@ -170,7 +170,7 @@ fn codes_are_checked_where_they_are_made() {
     let code = LayerCode::new(vec![0, 2, 2, 3], vec![3, 15, 0], vec![0.5, -2.0, 1.5]).unwrap();
     assert_eq!(LayerCode::new(code.offsets().to_vec(), code.features().to_vec(), code.values().to_vec()).unwrap(), code);
     let rows = clt.decoder(0).unwrap().reshape((16, 8)).unwrap().to_vec2::<f32>().unwrap();
-    let bias = clt.decoder_bias(0).to_vec1::<f32>().unwrap();
+    let bias = clt.decoder_bias(0).unwrap().to_vec1::<f32>().unwrap();
     let by_hand: Vec<f32> = [vec![(3, 0.5), (15, -2.0)], vec![], vec![(0, 1.5f32)]]
         .iter()
         .flat_map(|token| (0..8).map(|i| bias[i] + token.iter().map(|&(f, value): &(usize, f32)| value * rows[f][i]).sum::<f32>()).collect::<Vec<_>>())
@@ -203,8 +203,8 @@ fn half_precision_files_hold_rounded_matrices_and_exact_vectors() {
         for l in 0..2 {
             assert_eq!(values(back.encoder(l).unwrap()), rounded(clt.encoder(l).unwrap()));
             assert_eq!(values(back.decoder(l).unwrap()), rounded(clt.decoder(l).unwrap()));
-            assert_eq!(values(back.threshold(l).unwrap()), values(clt.threshold(l).unwrap()));
-            assert_eq!(values(back.encoder_bias(l)), values(clt.encoder_bias(l)));
+            assert_eq!(values(back.threshold(l).unwrap().unwrap()), values(clt.threshold(l).unwrap().unwrap()));
+            assert_eq!(values(back.encoder_bias(l).unwrap()), values(clt.encoder_bias(l).unwrap()));
         }
     }
     let refused = clt.save(scratch("clt-half").join("f64"), &CltSaveConfig { dtype: DType::F64, ..Default::default() }).unwrap_err();

@@ -256,6 +256,29 @@ fn weights_are_finite_floats_in_every_format() {
     }
 }
 
+/// What a file of CLT-Forge keeps beside the weights says in which order they stand.
+#[test]
+fn bookkeeping_that_contradicts_the_weights() {
+    for case in ["clt_forge_clt", "clt_forge_shards"] {
+        let folder = scratch(&format!("bookkeeping-{case}"));
+        crate::support::copy_all(&fixture(&format!("formats/{case}")), &folder);
+        let path = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.to_str().unwrap().ends_with("clt_weights.safetensors")).unwrap();
+        let whole = tensors(&path);
+        let load = |name: &str, tensor: Tensor| {
+            let mut all = whole.clone();
+            all.insert(name.into(), tensor.contiguous().unwrap());
+            save(&all, &path).unwrap();
+            Clt::load(&folder, &CltLoadConfig::on(&Device::Cpu))
+        };
+        let (mask, count) = (&whole["layer_mask"], &whole["feature_count"]);
+        load("layer_mask", mask.clone()).unwrap();
+        let rows: Vec<Tensor> = (0..3).rev().map(|row| mask.narrow(0, row, 1).unwrap()).collect();
+        for (name, other) in [("layer_mask", mask.t().unwrap()), ("layer_mask", mask.reshape((6, 3)).unwrap()), ("layer_mask", Tensor::cat(&rows, 0).unwrap()), ("layer_mask", (mask * 0.5).unwrap()), ("feature_count", count.t().unwrap())] {
+            says(&load(name, other).err().unwrap_or_else(|| panic!("{case}: {name} was taken")), ErrorKind::BadTensor, &["clt_weights.safetensors", name]);
+        }
+    }
+}
+
 /// A folder that links to itself many times is read once.
 #[test]
 fn folders_that_link_to_themselves() {

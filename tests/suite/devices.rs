@@ -117,3 +117,39 @@ fn the_ptx_has_the_kernels_that_are_launched_and_no_others() {
     others.push((PathBuf::from("another.rs"), "device.get_or_load_custom_func(name, \"cltlab\", PTX)".into()));
     assert!(fault(&ptx, &table, &others).contains("another.rs has get_or_load_custom_func"));
 }
+
+/// A device that candle opened has a stream for each thread, and a kernel would overtake the copy that it needs. Such a device
+/// cannot be made without a card; that none gets past [`Gpu::of`] and the public constructors is read in the code.
+#[test]
+fn a_device_that_was_opened_elsewhere_is_refused_at_every_way_in() {
+    let mut all = Vec::new();
+    sources(&root().join("crate/src"), &mut all);
+    sources(&root().join("cli/src"), &mut all);
+    let text = |end: &str| all.iter().find(|(path, _)| path.ends_with(end)).map(|(_, text)| text.clone()).unwrap();
+    let body = |file: &str, start: &str| text(file).split(start).nth(1).unwrap_or_else(|| panic!("{file}: no {start}")).split("\n    }\n").next().unwrap().to_string();
+    // What reads candle's device: where ours are opened and asked, and where a card's name is looked up.
+    for (path, text) in &all {
+        let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        let allowed = ["device/mod.rs", "device/gpu/mod.rs", "train/plan.rs"].iter().any(|end| path.ends_with(end));
+        for way in ["Device::Cuda(", "as_cuda_device", "new_cuda_with_stream("] {
+            assert!(allowed || !code.contains(way), "{}: {way}", path.display());
+        }
+        for way in ["Device::new_cuda(", "cuda_if_available", "CudaDevice::new("] {
+            assert!(!code.contains(way), "{}: {way}", path.display());
+        }
+    }
+    // The ways in: each asks before anything else looks at the device.
+    for (file, start) in [
+        ("device/gpu/mod.rs", "pub fn of(device: &Device)"),
+        ("model/load.rs", "fn open(source"),
+        ("clt/mod.rs", "pub(crate) fn from_layers("),
+        ("clt/mod.rs", "pub fn to_device("),
+        ("model/load.rs", "pub fn from_tensors("),
+        ("clt/io/import.rs", "fn open(source"),
+        ("selftest/mod.rs", "pub fn observed("),
+    ] {
+        let body = body(file, start);
+        assert!(body.contains("require_own("), "{file} {start}: takes any device");
+    }
+    assert!(text("device/mod.rs").contains("OPENED.lock()"), "devices that are opened are no longer kept");
+}

@@ -103,10 +103,10 @@ fn an_empty_clt_is_zero_ablation() {
     assert!(report.layers.iter().all(|layer| layer.fvu >= 1.0 && layer.l0 == 0.0 && layer.dead == 1.0));
     let other = Clt::new(CltConfig { model_fingerprint: "another".into(), ..shape }, (0..l).map(|i| LayerWeights {
         encoder: clt.encoder(i).unwrap().clone(),
-        encoder_bias: clt.encoder_bias(i).clone(),
+        encoder_bias: clt.encoder_bias(i).unwrap().clone(),
         threshold: None,
         decoder: clt.decoder(i).unwrap().clone(),
-        decoder_bias: clt.decoder_bias(i).clone(),
+        decoder_bias: clt.decoder_bias(i).unwrap().clone(),
         skip: None,
     }).collect()).unwrap();
     assert_eq!(evaluate(&model, &other, &text, &EvalConfig { context: 64, ..EvalConfig::default() }).unwrap_err().kind(), ErrorKind::Mismatch);

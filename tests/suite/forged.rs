@@ -1,6 +1,6 @@
 //! Stores and checkpoints with right checksums and wrong numbers.
 
-use crate::support::{fixture, says, scratch, seal};
+use crate::support::{fixture, largest, says, scratch, seal, values};
 use cltlab::candle::Device;
 use cltlab::prelude::*;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ pub fn checkpoint(name: &str, activations: &Activations, shape: &CltConfig) -> P
 #[test]
 fn numbers_of_a_checkpoint() {
     let activations = tiny();
-    let shape = CltConfig { layers: 1, width: 2, features: 4, activation: Activation::JumpRelu { threshold: 0.1, bandwidth: 0.2 }, ..CltConfig::default() };
+    let shape = shape(Activation::JumpRelu { threshold: 0.1, bandwidth: 0.2 });
     let path = checkpoint("forged-checkpoint", &activations, &shape);
     let whole = std::fs::read(&path).unwrap();
     forge(&path, "cltlab_training", |_| {});
@@ -68,11 +68,60 @@ fn numbers_of_a_checkpoint() {
     }
 }
 
+/// More steps to come than a training may have.
+#[test]
+fn target_of_a_checkpoint() {
+    let activations = tiny();
+    let path = checkpoint("forged-target", &activations, &shape(Activation::Relu));
+    let whole = std::fs::read(&path).unwrap();
+    for target in [u64::MAX, 1 << 62, 1_000_000_003] {
+        forge(&path, "cltlab_training", |state| state["target"] = target.into());
+        says(&Trainer::resume(&path, &activations).err().unwrap(), ErrorKind::BadFile, &["step-00000002", "target", &target.to_string()]);
+        std::fs::write(&path, &whole).unwrap();
+    }
+}
+
+/// exp(-infinity) is 0 in IEEE arithmetic: such a feature is a ReLU, and no step makes it anything else.
+#[test]
+fn a_logarithm_of_minus_infinity_is_a_threshold_of_0() {
+    let activations = tiny();
+    let path = checkpoint("forged-threshold", &activations, &shape(Activation::JumpRelu { threshold: 0.1, bandwidth: 0.2 }));
+    let whole = std::fs::read(&path).unwrap();
+    let (start, header) = safetensors::SafeTensors::read_metadata(&whole).unwrap();
+    let name = "0.log_threshold.w";
+    let (from, _) = header.info(name).unwrap().data_offsets;
+    let mut bytes = whole.clone();
+    bytes[start + 8 + from..start + 12 + from].copy_from_slice(&f32::NEG_INFINITY.to_le_bytes());
+    reseal(&mut bytes, &whole, name);
+    std::fs::write(&path, bytes).unwrap();
+    let mut trainer = Trainer::resume(&path, &activations).unwrap();
+    for value in [f32::NAN, f32::INFINITY, 100.0] {
+        let mut bytes = whole.clone();
+        bytes[start + 8 + from..start + 12 + from].copy_from_slice(&value.to_le_bytes());
+        reseal(&mut bytes, &whole, name);
+        std::fs::write(&path, bytes).unwrap();
+        says(&Trainer::resume(&path, &activations).err().expect("it was taken"), ErrorKind::BadFile, &["step-00000002", name]);
+    }
+    for steps in [0, 3] {
+        trainer.run_steps(steps).unwrap();
+        let clt = trainer.clt().unwrap();
+        let thresholds = values(clt.threshold(0).unwrap().unwrap());
+        assert!(thresholds[0] == 0.0 && thresholds[1..].iter().all(|value| *value > 0.05), "{thresholds:?}");
+        for tensor in [clt.encoder(0), clt.encoder_bias(0), clt.decoder(0), clt.decoder_bias(0)] {
+            largest(&values(tensor.unwrap()));
+        }
+    }
+}
+
+fn shape(activation: Activation) -> CltConfig {
+    CltConfig { layers: 1, width: 2, features: 4, activation, ..CltConfig::default() }
+}
+
 /// With scales of 0 every value would be the mean, and the FVU 0.
 #[test]
 fn scales_of_a_checkpoint() {
     let activations = tiny();
-    let shape = CltConfig { layers: 1, width: 2, features: 4, activation: Activation::Relu, ..CltConfig::default() };
+    let shape = shape(Activation::Relu);
     let path = checkpoint("forged-scales", &activations, &shape);
     let whole = std::fs::read(&path).unwrap();
     let (start, header) = safetensors::SafeTensors::read_metadata(&whole).unwrap();

@@ -13,10 +13,10 @@ fn same(a: &Clt, b: &Clt) {
     let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     for l in 0..a.layers() {
         assert_eq!(bits(a.encoder(l).unwrap()), bits(b.encoder(l).unwrap()));
-        assert_eq!(bits(a.encoder_bias(l)), bits(b.encoder_bias(l)));
+        assert_eq!(bits(a.encoder_bias(l).unwrap()), bits(b.encoder_bias(l).unwrap()));
         assert_eq!(bits(a.decoder(l).unwrap()), bits(b.decoder(l).unwrap()));
-        assert_eq!(bits(a.decoder_bias(l)), bits(b.decoder_bias(l)));
-        assert_eq!(a.threshold(l).map(bits), b.threshold(l).map(bits));
+        assert_eq!(bits(a.decoder_bias(l).unwrap()), bits(b.decoder_bias(l).unwrap()));
+        assert_eq!(a.threshold(l).unwrap().map(bits), b.threshold(l).unwrap().map(bits));
     }
 }
 
@@ -160,10 +160,10 @@ fn output_sites_keep_their_hooks() {
         let given = random_clt(Activation::Relu, 3, 8, 12, 1);
         let layers = (0..3).map(|l| LayerWeights {
             encoder: given.encoder(l).unwrap().clone(),
-            encoder_bias: given.encoder_bias(l).clone(),
+            encoder_bias: given.encoder_bias(l).unwrap().clone(),
             threshold: None,
             decoder: given.decoder(l).unwrap().clone(),
-            decoder_bias: given.decoder_bias(l).clone(),
+            decoder_bias: given.decoder_bias(l).unwrap().clone(),
             skip: None,
         });
         let config = CltConfig { output, input: InputSite::Normalized, ..given.config().clone() };

@@ -126,7 +126,7 @@ impl Held {
             pre.push(values(&clt.pre_activations(layer, &x)?));
             reads.push(values(&x));
             let mut written = values(if outputs { run.layers[layer].mlp_out.as_ref().unwrap() } else { site.mlp_out });
-            if let Some(skip) = clt.skip(layer).filter(|_| outputs) {
+            if let Some(skip) = clt.skip(layer).unwrap().filter(|_| outputs) {
                 let moved = (&x - clt.input(&run.layers[layer])?)?.matmul(skip)?;
                 written.iter_mut().zip(values(&moved)).for_each(|(value, moved)| *value += moved);
             }

@@ -65,10 +65,10 @@ fn edges_are_effects_for_other_inputs_and_activations() {
         let layers: Vec<LayerWeights> = (0..clt.layers())
             .map(|l| LayerWeights {
                 encoder: clt.encoder(l).unwrap().clone(),
-                encoder_bias: clt.encoder_bias(l).clone(),
+                encoder_bias: clt.encoder_bias(l).unwrap().clone(),
                 threshold: None,
                 decoder: clt.decoder(l).unwrap().clone(),
-                decoder_bias: clt.decoder_bias(l).clone(),
+                decoder_bias: clt.decoder_bias(l).unwrap().clone(),
                 skip: None,
             })
             .collect();
@@ -89,10 +89,10 @@ fn strangers_do_not_belong_together() {
     let layers: Vec<LayerWeights> = (0..2)
         .map(|l| LayerWeights {
             encoder: gpt2.clt().encoder(l).unwrap().clone(),
-            encoder_bias: gpt2.clt().encoder_bias(l).clone(),
+            encoder_bias: gpt2.clt().encoder_bias(l).unwrap().clone(),
             threshold: None,
             decoder: gpt2.clt().decoder(l).unwrap().narrow(1, 0, 2 - l).unwrap().contiguous().unwrap(),
-            decoder_bias: gpt2.clt().decoder_bias(l).clone(),
+            decoder_bias: gpt2.clt().decoder_bias(l).unwrap().clone(),
             skip: None,
         })
         .collect();

@@ -21,12 +21,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// One reader and a file that it reads.
-struct Target {
-    name: String,
+pub struct Target {
+    pub name: String,
     /// A folder in which everything but `file` is in order.
-    folder: PathBuf,
-    file: PathBuf,
-    read: fn(&Path, &Path) -> Result<()>,
+    pub folder: PathBuf,
+    pub file: PathBuf,
+    pub read: fn(&Path, &Path) -> Result<()>,
 }
 
 /// A target on a copy of a fixture's folder.
@@ -321,6 +321,10 @@ fn sealed() -> Vec<Target> {
     ]
 }
 
+pub fn all() -> Vec<Target> {
+    [models(), ggufs(), clts(), tokenizers(), texts(), sealed()].into_iter().flatten().collect()
+}
+
 const EACH: usize = 200;
 const LONG: Duration = Duration::from_secs(100);
 
@@ -378,7 +382,7 @@ fn by_hand() {
     let seconds = setting("CLTLAB_FUZZ_SECONDS").map_or(10, |text| text.parse().unwrap());
     let seed = setting("CLTLAB_FUZZ_SEED").map_or(1_000, |text| text.parse().unwrap());
     let wanted = setting("CLTLAB_FUZZ_TARGET");
-    let mut all: Vec<Target> = [models(), ggufs(), clts(), tokenizers(), texts(), sealed()].into_iter().flatten().collect();
+    let mut all = all();
     all.retain(|target| wanted.as_ref().is_none_or(|wanted| target.name == *wanted));
     assert!(!all.is_empty(), "no target {wanted:?}");
     tried(&all, seed, usize::MAX, Duration::from_secs(seconds));

@@ -1,5 +1,6 @@
 //! Where outputs go: pipes, links, `-`, planted files, modes; and a standard output that is closed or full.
 
+use crate::irregular::pipe;
 use crate::support::{fixture, scratch};
 use crate::train_command::said;
 use std::io::Read;
@@ -34,12 +35,6 @@ fn attribute(more: &[&str]) -> Command {
 
 fn done(output: &Output) {
     assert!(output.status.success(), "{}", said(output));
-}
-
-fn pipe(path: &Path) {
-    let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
-    // SAFETY: a path of our own.
-    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
 }
 
 fn names(folder: &Path) -> Vec<String> {

@@ -115,11 +115,11 @@ fn a_plt_is_a_clt_with_zeros() {
         let layers = plt.layers();
         let padded = (0..layers).map(|l| LayerWeights {
             encoder: plt.encoder(l).unwrap().clone(),
-            encoder_bias: plt.encoder_bias(l).clone(),
-            threshold: plt.threshold(l).cloned(),
+            encoder_bias: plt.encoder_bias(l).unwrap().clone(),
+            threshold: plt.threshold(l).unwrap().cloned(),
             decoder: plt.decoder(l).unwrap().pad_with_zeros(1, 0, layers - l - 1).unwrap(),
-            decoder_bias: plt.decoder_bias(l).clone(),
-            skip: plt.skip(l).cloned(),
+            decoder_bias: plt.decoder_bias(l).unwrap().clone(),
+            skip: plt.skip(l).unwrap().cloned(),
         });
         let clt = Clt::new(CltConfig { per_layer: false, ..plt.config().clone() }, padded.collect()).unwrap();
         let config = AttributeConfig::default();
@@ -185,11 +185,11 @@ fn skip_connections_of_a_clt() {
     let weights = |skip: bool| {
         let layer = |l: usize| LayerWeights {
             encoder: plt.encoder(l).unwrap().clone(),
-            encoder_bias: plt.encoder_bias(l).clone(),
-            threshold: plt.threshold(l).cloned(),
+            encoder_bias: plt.encoder_bias(l).unwrap().clone(),
+            threshold: plt.threshold(l).unwrap().cloned(),
             decoder: plt.decoder(l).unwrap().repeat((1, layers - l, 1)).unwrap(),
-            decoder_bias: plt.decoder_bias(l).clone(),
-            skip: plt.skip(l).cloned().filter(|_| skip),
+            decoder_bias: plt.decoder_bias(l).unwrap().clone(),
+            skip: plt.skip(l).unwrap().cloned().filter(|_| skip),
         };
         (0..layers).map(layer).collect::<Vec<_>>()
     };
@@ -204,7 +204,7 @@ fn skip_connections_of_a_clt() {
         }
         let again = Clt::load(&folder, &CltLoadConfig::on(&Device::Cpu)).unwrap();
         assert!(again.config().skip && !again.config().per_layer);
-        (0..layers).for_each(|l| assert_eq!(values(again.skip(l).unwrap()), values(clt.skip(l).unwrap())));
+        (0..layers).for_each(|l| assert_eq!(values(again.skip(l).unwrap().unwrap()), values(clt.skip(l).unwrap().unwrap())));
     }
     // What the skip adds, by loops; and what lacks it is refused.
     let local = Replacement::new(given.model(), &clt).unwrap().local(&TOKENS, &LocalConfig { zero_positions: Vec::new() }).unwrap();
@@ -213,7 +213,7 @@ fn skip_connections_of_a_clt() {
     let (with, without) = (clt.decode(local.code(), &inputs).unwrap(), plain.decode(local.code(), &[]).unwrap());
     let width = config.width;
     for (l, (with, without)) in with.iter().zip(&without).enumerate() {
-        let (skip, x, mut expected) = (values(clt.skip(l).unwrap()), values(&inputs[l]), values(without));
+        let (skip, x, mut expected) = (values(clt.skip(l).unwrap().unwrap()), values(&inputs[l]), values(without));
         for (p, row) in expected.chunks_exact_mut(width).enumerate() {
             for (o, value) in row.iter_mut().enumerate() {
                 *value += (0..width).map(|i| x[p * width + i] * skip[i * width + o]).sum::<f32>();

@@ -92,7 +92,7 @@ fn verify(what: &str, model: &Model, kind: Kind, features: usize, prompt: &[u32]
             }
             NodeKind::Error { layer } => {
                 let position = graph.nodes[node].position;
-                vec![(layer, position, values(&held.local.errors(layer).get(position).unwrap()))]
+                vec![(layer, position, values(&held.local.errors(layer).unwrap().get(position).unwrap()))]
             }
             _ => Vec::new(),
         }

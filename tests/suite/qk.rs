@@ -69,7 +69,7 @@ fn carried(local: &LocalReplacement, layer: usize, part: &QkPart) -> Vec<Tensor>
                 Some(NodeKind::Feature { layer, feature, activation }) if at >= layer => {
                     Some((clt.decoder_rows(layer, &[feature as u32])?.get(0)?.get(at - layer)? * f64::from(activation))?)
                 }
-                Some(NodeKind::Error { layer }) if at == layer => Some(local.errors(layer).get(part.position)?),
+                Some(NodeKind::Error { layer }) if at == layer => Some(local.errors(layer).unwrap().get(part.position)?),
                 _ => None,
             };
             let Some(row) = row.filter(|_| doubled) else { return Ok(Some(kept)) };
@@ -157,7 +157,7 @@ fn constants_are_what_is_left_without_tokens_and_features() {
         let local = replacement.local(&PROMPT, &Default::default()).unwrap();
         let run = local.run();
         let mut constant = |layer: usize, site: &cltlab::model::MlpSite<'_>| {
-            let bias = replacement.clt().decoder_bias(layer).broadcast_as((PROMPT.len(), model.width()))?;
+            let bias = replacement.clt().decoder_bias(layer).unwrap().broadcast_as((PROMPT.len(), model.width()))?;
             let first = run.layers[layer].mlp_out.as_ref().unwrap_or(site.mlp_out).narrow(0, 0, 1)?;
             Ok(Some(Tensor::cat(&[first, bias.narrow(0, 1, PROMPT.len() - 1)?], 0)?))
         };

@@ -55,6 +55,12 @@ impl Default for StreamConfig {
     }
 }
 
+/// Tokens that are held and shuffled together at most.
+pub(super) const MOST_TOKENS: usize = 1 << 32;
+
+/// Blocks that a run of the model takes at most.
+pub(super) const MOST_BLOCKS: usize = 1 << 20;
+
 impl StreamConfig {
     /// Checks the fields against the model's longest context.
     ///
@@ -75,6 +81,9 @@ impl StreamConfig {
                 return bad(field, 0, "at least 1".into());
             }
         }
+        for (field, value, most) in [("batch", self.batch, MOST_BLOCKS), ("buffer_tokens", self.buffer_tokens.unwrap_or(1), MOST_TOKENS)] {
+            Error::at_most(ErrorKind::BadConfig, format_args!("StreamConfig::{field}"), value, most)?;
+        }
         Outliers::validate(self.max_norm, "StreamConfig::max_norm")
     }
 
@@ -83,19 +92,20 @@ impl StreamConfig {
         let served = self.context - self.exclude_first;
         let blocks = tokens.map_or(usize::MAX, |tokens| tokens as usize / served);
         let wanted = self.buffer_tokens.unwrap_or(Rounds::usual_tokens(layers, width));
-        (Rounds::new(blocks, served, wanted, self.seed, self.passes).chunk * served) as u64
+        Rounds::new(blocks, served, wanted, self.seed, self.passes).chunk.saturating_mul(served) as u64
     }
 
     /// Bytes that a run of the model takes besides its weights, an upper estimate: all sites, which are kept until the run is done, and
     /// one layer at its widest. Whatever the weights are, what lies between products is f32.
     pub(crate) fn working_bytes(&self, model: &ModelConfig) -> u64 {
-        let (contexts, context) = (self.batch, self.context);
+        let (contexts, context) = (self.batch as u64, self.context);
         let width = model.width.max(model.heads * model.head_dim);
         // Scores, the same with what may not be seen, and patterns; the stream, queries, keys and values, turned, scaled and as the products
         // take them.
         let attention = 3 * model.heads * context + 12 * width;
         let mlp = 4 * model.mlp_width + 6 * width;
-        (4 * contexts * context * (2 * model.layers * model.width + attention.max(mlp))) as u64
+        let values = (2 * model.layers * model.width + attention.max(mlp)) as u64;
+        values.saturating_mul(4 * contexts).saturating_mul(context as u64)
     }
 }
 

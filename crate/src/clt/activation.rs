@@ -17,7 +17,8 @@ use rayon::prelude::*;
 pub enum Activation {
     /// `a = max(h, 0)`.
     Relu,
-    /// `a = h` where `h > θ`, else 0; one learned θ a feature, kept as its logarithm while training.
+    /// `a = h` where `h > θ`, else 0; one learned θ a feature, kept as its logarithm while training. A saved logarithm of
+    /// -infinity, of a checkpoint or another format, is a θ of 0, and stays that in further training.
     JumpRelu {
         /// θ before the first step, above 0, in units of the normalised pre-activation.
         threshold: f64,

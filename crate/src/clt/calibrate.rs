@@ -13,6 +13,7 @@
 use crate::activations::{Activations, Batch, Position, Reader, Scale};
 use crate::clt::activation::CutOff;
 use crate::clt::{Activation, Clt, CltConfig};
+use crate::device::require_memory;
 use crate::error::{Error, ErrorKind, Result};
 use candle_core::{Device, Tensor};
 
@@ -76,6 +77,8 @@ impl Clt {
         let mut batch = Batch::default();
         let pools = if scope == Scope::AllLayers { 1 } else { layers };
         let wanted = ((l0 * (config.tokens * layers / pools) as f64).round() as usize).max(1);
+        // Twice as many are held before the least of them are dropped.
+        require_memory("Calibration::tokens", (wanted as u64).saturating_mul(8 * pools as u64), "look at fewer tokens, or ask for a lower l0")?;
         let mut largest: Vec<Largest> = (0..pools).map(|_| Largest { wanted, ..Largest::default() }).collect();
         let mut done = 0;
         while done < config.tokens {
@@ -109,6 +112,7 @@ impl Clt {
         if config.tokens == 0 {
             return bad("tokens", "0".into(), "at least 1".into());
         }
+        Error::at_most(ErrorKind::BadConfig, "Calibration::tokens", config.tokens, 1 << 30)?;
         let usual = if activation.ranks_layers() { Scope::AllLayers } else { Scope::Layer };
         Ok((l0, config.scope.unwrap_or(usual)))
     }

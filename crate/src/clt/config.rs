@@ -126,9 +126,7 @@ impl CltConfig {
         }
         // Counts of weights and their bytes then fit into 64 bits.
         for (field, value, most) in [("layers", self.layers, 1 << 14), ("width", self.width, 1 << 24)] {
-            if value > most {
-                return Err(Error::expected(ErrorKind::BadConfig, format_args!("CltConfig::{field}"), value, format_args!("at most {most}")));
-            }
+            Error::at_most(ErrorKind::BadConfig, format_args!("CltConfig::{field}"), value, most)?;
         }
         let rows = if self.per_layer { 2 * self.layers as u128 } else { (self.layers as u128 + 3) * self.layers as u128 };
         if rows * self.features as u128 * self.width as u128 > 1 << 56 {
@@ -159,10 +157,11 @@ impl CltConfig {
         self.parameters() - (self.decoders() * self.width) as u64 * self.features as u64 + once * self.features as u64
     }
 
-    /// Target layers that layer `layer` writes to: `L - layer`, or 1 in a PLT.
+    /// Target layers that layer `layer` writes to: `L - layer`, or 1 in a PLT; 0 for a missing layer.
     #[doc(hidden)]
     pub fn slots(&self, layer: usize) -> usize {
-        if self.per_layer { 1 } else { self.layers - layer }
+        let later = self.layers.saturating_sub(layer);
+        if self.per_layer { later.min(1) } else { later }
     }
 
     /// Features of one layer that a token may keep, or a batch's tokens on average, when `k` are wanted of each and all layers are ranked

@@ -49,7 +49,7 @@ impl Clt {
         self.check_codes(&code.layers, self.layers() - 1)?;
         self.bring_rows(code)?;
         let (layers, tokens, width) = (self.layers(), code.tokens(), self.config().width);
-        let biases = (0..layers).map(|target| Ok(self.decoder_bias(target).to_vec1::<f32>()?)).collect::<Result<Vec<_>>>()?.concat();
+        let biases = (0..layers).map(|target| Ok(self.decoder_bias(target)?.to_vec1::<f32>()?)).collect::<Result<Vec<_>>>()?.concat();
         let decode = |p: usize| -> Result<Vec<f32>> {
             let mut out = biases.clone();
             for (s, code) in code.layers.iter().enumerate() {
@@ -101,8 +101,7 @@ impl Clt {
     /// # Errors
     /// `BadInput` for a missing layer, `BadTensor` for another width.
     pub(crate) fn skip_output(&self, layer: usize, x: &Tensor) -> Result<Option<Tensor>> {
-        self.check_layer(layer)?;
-        let Some(skip) = self.skip(layer) else { return Ok(None) };
+        let Some(skip) = self.skip(layer)? else { return Ok(None) };
         check("input of the skip connection", x, &[x.dims().first().copied().unwrap_or(0), self.config().width])?;
         Ok(Some(x.matmul(skip)?))
     }
@@ -129,7 +128,7 @@ impl Clt {
                 None => self.decode_target_dense(codes, target),
             };
         }
-        let bias = self.decoder_bias(target).to_vec1::<f32>()?;
+        let bias = self.decoder_bias(target)?.to_vec1::<f32>()?;
         let mut out = bias.repeat(tokens);
         for (s, code) in codes.iter().enumerate().skip(self.config().first_source(target)) {
             self.decoder_store(s).with(|weights| {
@@ -161,7 +160,7 @@ impl Clt {
     /// GPU's kernel does not take.
     fn decode_target_dense(&self, codes: &[LayerCode], target: usize) -> Result<Tensor> {
         let tokens = codes[0].tokens;
-        let mut out = self.decoder_bias(target).broadcast_as((tokens, self.config().width))?.contiguous()?;
+        let mut out = self.decoder_bias(target)?.broadcast_as((tokens, self.config().width))?.contiguous()?;
         for (s, code) in codes.iter().enumerate().skip(self.config().first_source(target)) {
             let active = code.distinct();
             if active.is_empty() {

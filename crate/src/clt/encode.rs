@@ -54,7 +54,7 @@ impl Clt {
         } else {
             x.matmul(&self.encoder(layer)?.t()?)?
         };
-        Ok(h.broadcast_add(self.encoder_bias(layer))?)
+        Ok(h.broadcast_add(self.encoder_bias(layer)?)?)
     }
 
     /// The sparse code of one layer.
@@ -79,7 +79,7 @@ impl Clt {
         if !self.device().is_cpu() {
             return self.candidates_on_gpu(layer, x);
         }
-        let thresholds = self.threshold(layer).map(Tensor::to_vec1::<f32>).transpose()?;
+        let thresholds = self.threshold(layer)?.map(Tensor::to_vec1::<f32>).transpose()?;
         let rule = match (&self.config().activation, &thresholds) {
             (Activation::TopK { k }, _) => Rule::Top(*k),
             (Activation::GlobalTopK { k }, _) => Rule::Top(self.config().most_of_layers(*k)),
@@ -96,13 +96,13 @@ impl Clt {
         let keep = match self.config().activation {
             Activation::TopK { k } => Keep::Top(k),
             Activation::GlobalTopK { k } => Keep::Top(self.config().most_of_layers(k)),
-            _ => Keep::Above(self.threshold(layer)),
+            _ => Keep::Above(self.threshold(layer)?),
         };
         let mut parts = Vec::new();
         for block in self.blocks(x)? {
             let h = block.matmul(&self.encoder(layer)?.t()?)?;
             finite(layer, h.narrow(1, 0, 1)?.flatten_all()?.to_vec1::<f32>()?)?;
-            parts.push(kernels::cuda::select(&h, self.encoder_bias(layer), &keep)?);
+            parts.push(kernels::cuda::select(&h, self.encoder_bias(layer)?, &keep)?);
         }
         Ok(LayerCode::concat(&parts))
     }

@@ -250,8 +250,7 @@ impl Clt {
     /// # Errors
     /// `BadInput` for a missing layer; what reading the file says, `OutOfMemory` among it.
     pub fn encoder(&self, layer: usize) -> Result<&Tensor> {
-        self.check_layer(layer)?;
-        self.encoder_store(layer).tensor()
+        self.layer(layer)?.encoder.tensor()
     }
 
     /// `W_enc[layer]`, wherever it lies.
@@ -259,14 +258,20 @@ impl Clt {
         &self.0.layers[layer].encoder
     }
 
-    /// `b_enc[layer]`, `[F]`. Panics when there is no such layer, as indexing does.
-    pub fn encoder_bias(&self, layer: usize) -> &Tensor {
-        &self.0.layers[layer].encoder_bias
+    /// `b_enc[layer]`, `[F]`.
+    ///
+    /// # Errors
+    /// `BadInput` for a missing layer.
+    pub fn encoder_bias(&self, layer: usize) -> Result<&Tensor> {
+        Ok(&self.layer(layer)?.encoder_bias)
     }
 
-    /// JumpReLU thresholds of `layer`, `[F]`. Panics when there is no such layer, as indexing does.
-    pub fn threshold(&self, layer: usize) -> Option<&Tensor> {
-        self.0.layers[layer].threshold.as_ref()
+    /// JumpReLU thresholds of `layer`, `[F]`, if the CLT has them.
+    ///
+    /// # Errors
+    /// `BadInput` for a missing layer.
+    pub fn threshold(&self, layer: usize) -> Result<Option<&Tensor>> {
+        Ok(self.layer(layer)?.threshold.as_ref())
     }
 
     /// `W_dec[layer]`, `[F, L - layer, d]`; slot j writes layer + j. A loaded CLT reads it whole from its
@@ -275,8 +280,7 @@ impl Clt {
     /// # Errors
     /// As [`Clt::encoder`].
     pub fn decoder(&self, layer: usize) -> Result<&Tensor> {
-        self.check_layer(layer)?;
-        self.decoder_store(layer).tensor()
+        self.layer(layer)?.decoder.tensor()
     }
 
     /// `W_dec[layer]`, wherever it lies.
@@ -284,15 +288,20 @@ impl Clt {
         &self.0.layers[layer].decoder
     }
 
-    /// `b_dec[layer]`, `[d]`. Panics when there is no such layer, as indexing does.
-    pub fn decoder_bias(&self, layer: usize) -> &Tensor {
-        &self.0.layers[layer].decoder_bias
+    /// `b_dec[layer]`, `[d]`.
+    ///
+    /// # Errors
+    /// `BadInput` for a missing layer.
+    pub fn decoder_bias(&self, layer: usize) -> Result<&Tensor> {
+        Ok(&self.layer(layer)?.decoder_bias)
     }
 
-    /// The skip connection of `layer`, `[d, d]` (input, output), if the CLT has them. Panics when there
-    /// is no such layer, as indexing does.
-    pub fn skip(&self, layer: usize) -> Option<&Tensor> {
-        self.0.layers[layer].skip.as_ref()
+    /// The skip connection of `layer`, `[d, d]` (input, output), if the CLT has them.
+    ///
+    /// # Errors
+    /// `BadInput` for a missing layer.
+    pub fn skip(&self, layer: usize) -> Result<Option<&Tensor>> {
+        Ok(self.layer(layer)?.skip.as_ref())
     }
 
     /// Encoder rows of `features`, `[n, d]`.
@@ -328,11 +337,12 @@ impl Clt {
         Ok(())
     }
 
+    fn layer(&self, layer: usize) -> Result<&Layer> {
+        self.0.layers.get(layer).ok_or_else(|| Error::expected(ErrorKind::BadInput, "layer of the CLT", layer, format_args!("less than {}", self.layers())))
+    }
+
     pub(crate) fn check_layer(&self, layer: usize) -> Result<()> {
-        if layer < self.layers() {
-            return Ok(());
-        }
-        Err(Error::expected(ErrorKind::BadInput, "layer of the CLT", layer, format_args!("less than {}", self.layers())))
+        self.layer(layer).map(|_| ())
     }
 }
 

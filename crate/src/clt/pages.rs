@@ -53,7 +53,7 @@ fn advise(bytes: &[u8], parts: &[Range<usize>], advice: Advice) {
     let place = |part: &Range<usize>| {
         let (start, end) = (first + part.start, first + part.end);
         let (start, end) = if advice == Advice::DontNeed { (start.next_multiple_of(page), end / page * page) } else { (start / page * page, end) };
-        (start < end).then_some(libc::iovec { iov_base: start as *mut libc::c_void, iov_len: end - start })
+        (start < end).then(|| libc::iovec { iov_base: start as *mut libc::c_void, iov_len: end - start })
     };
     let places: Vec<libc::iovec> = parts.iter().filter_map(place).collect();
     let word = if advice == Advice::DontNeed { libc::MADV_DONTNEED } else { libc::MADV_WILLNEED };

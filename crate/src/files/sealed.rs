@@ -127,7 +127,7 @@ impl Sealed {
     /// # Errors
     /// `MissingFile`; `BadFile` when it is cut off, damaged or not sealed.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = std::fs::File::open(path).map_err(|error| Error::io(path, error))?;
+        let file = super::open(path)?;
         if file.metadata().is_ok_and(|about| about.len() == 0) {
             return Err(Error::new(ErrorKind::BadFile, format!("{}: truncated: it is empty", path.display())));
         }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Calls `visit` with every file below `folder`, `depth` folders down at most; hidden ones too. Files of a folder come in the
+/// Calls `visit` with everything but folders below `folder`, `depth` folders down at most; hidden ones too. Files of a folder come in the
 /// order of their names, before those of its folders. A folder that several links lead to is read once, by its own name if
 /// that is below `folder`.
 ///
@@ -35,7 +35,7 @@ fn below(folder: &Path, depth: usize, seen: &mut HashSet<(u64, u64)>, links: &mu
     let mut inside = std::fs::read_dir(folder).map_err(unreadable)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
     inside.sort();
     let (folders, files): (Vec<_>, Vec<_>) = inside.into_iter().partition(|path| path.is_dir());
-    files.into_iter().filter(|path| path.is_file()).try_for_each(&mut *visit)?;
+    files.into_iter().filter(|path| path.exists()).try_for_each(&mut *visit)?;
     if depth == 0 {
         return Ok(());
     }

@@ -56,7 +56,7 @@ impl Edges {
         }
         edges.retain_rows();
         for row in edges.rows() {
-            let later = row.sources.iter().find(|source| **source >= row.target && edges.row_of(**source).is_some());
+            let later = row.sources.iter().find(|source| **source >= row.target && edges.row_of(**source as usize).is_some());
             if let Some(source) = later {
                 return Err(Error::expected(ErrorKind::BadInput, format_args!("Edges::from_dense: effect on {}", row.target), format_args!("one from {source}"), "sources that come before it"));
             }
@@ -182,13 +182,13 @@ impl Edges {
     }
 
     /// Row of a target, if it has one and rows ascend.
-    fn row_of(&self, target: u32) -> Option<usize> {
-        self.targets.binary_search(&target).ok()
+    fn row_of(&self, target: usize) -> Option<usize> {
+        self.targets.binary_search(&u32::try_from(target).ok()?).ok()
     }
 
     /// The effects on `target` as `(sources, weights)`; empty when nothing reaches it.
     pub fn into(&self, target: usize) -> (&[u32], &[f32]) {
-        self.row_of(target as u32).map_or((&[], &[]), |r| {
+        self.row_of(target).map_or((&[], &[]), |r| {
             let row = self.row(r);
             (row.sources, row.weights)
         })
@@ -197,7 +197,7 @@ impl Edges {
     /// The effect of `source` on `target`, 0 when there is none.
     pub fn weight(&self, source: usize, target: usize) -> f32 {
         let (sources, weights) = self.into(target);
-        sources.binary_search(&(source as u32)).map_or(0.0, |at| weights[at])
+        u32::try_from(source).ok().and_then(|source| sources.binary_search(&source).ok()).map_or(0.0, |at| weights[at])
     }
 
     /// Every edge, by ascending target, then source.

@@ -175,7 +175,7 @@ fn writes(local: &LocalReplacement, graph: &Graph, source: usize, below: usize) 
             });
             Ok(scaled.collect())
         }
-        NodeKind::Error { layer } if layer < below => Ok(vec![Write { site: Site::MlpOut(layer), position, vector: row(local.errors(layer))? }]),
+        NodeKind::Error { layer } if layer < below => Ok(vec![Write { site: Site::MlpOut(layer), position, vector: row(local.errors(layer)?)? }]),
         NodeKind::Error { .. } => Ok(Vec::new()),
         NodeKind::Token { .. } => Ok(vec![Write { site: Site::Embedding, position, vector: row(local.embeddings())? }]),
         NodeKind::Position => Ok(vec![Write { site: Site::Embedding, position, vector: row(&learnt_positions(local)?)? }]),

@@ -18,7 +18,7 @@ impl OnDevice {
     pub fn new(local: &LocalReplacement, sources: &Sources) -> Result<Self> {
         let mut dense = Vec::new();
         for t in 0..sources.layers {
-            dense.push(DenseRows { site: t, rows: local.errors(t).contiguous()?, node: sources.error(t) });
+            dense.push(DenseRows { site: t, rows: local.errors(t)?.contiguous()?, node: sources.error(t) });
         }
         dense.push(DenseRows { site: sources.layers, rows: local.embeddings().contiguous()?, node: sources.token() });
         if sources.has_positions {

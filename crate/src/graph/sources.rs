@@ -99,7 +99,7 @@ impl Vectors {
             config: clt.config().clone(),
             code: local.code().clone(),
             decoders: (0..sources.layers).map(|l| clt.decoder_store(l).on_cpu()).collect::<Result<_>>()?,
-            errors: (0..sources.layers).map(|l| host(local.errors(l))).collect::<Result<_>>()?,
+            errors: (0..sources.layers).map(|l| host(local.errors(l)?)).collect::<Result<_>>()?,
             embeddings: host(local.embeddings())?,
             positions: if sources.has_positions { host(&learnt_positions(local)?)? } else { Vec::new() },
         })

@@ -56,7 +56,7 @@ pub(super) fn read() -> HubConfig {
     let hf_home = path("HF_HOME").unwrap_or_else(|| caches().join("huggingface"));
     let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
     let given = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find_map(|name| set(name).and_then(|token| clean(&token)));
-    let saved = || std::fs::read_to_string(token_file).ok().and_then(|token| clean(&token));
+    let saved = || crate::files::read_text(token_file).ok().and_then(|token| clean(&token));
     HubConfig {
         endpoint: set("HF_ENDPOINT").map_or_else(|| "https://huggingface.co".to_string(), |url| url.trim().trim_end_matches('/').to_string()),
         cache: path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| hf_home.join("hub")),

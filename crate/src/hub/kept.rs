@@ -34,7 +34,7 @@ impl Kept {
         if is_hash {
             return Some(self.revision.clone());
         }
-        let text = std::fs::read_to_string(self.folder().join("refs").join(&self.revision)).unwrap_or_default();
+        let text = crate::files::read_text(self.folder().join("refs").join(&self.revision)).unwrap_or_default();
         let commit = text.trim();
         if is_one(commit) {
             return Some(commit.to_string());

@@ -212,7 +212,7 @@ impl Check<'_> {
                 writes.add(layer, &BTreeMap::from([((node.position, feature as u32), activation)]))?;
             }
             NodeKind::Error { layer } => {
-                let error = self.local.errors(layer).get(node.position)?.to_vec1::<f32>()?;
+                let error = self.local.errors(layer)?.get(node.position)?.to_vec1::<f32>()?;
                 let start = node.position * error.len();
                 writes.layers[layer][start..start + error.len()].copy_from_slice(&error);
             }

@@ -60,8 +60,7 @@ impl SupernodeConfig {
             Some(factor) => bad("factors", factor.to_string(), "finite numbers other than 1, which changes nothing"),
             None if self.factors.is_empty() => bad("factors", "none".into(), "at least one"),
             // Each is a run of the model.
-            None if self.controls > 10_000 => bad("controls", self.controls.to_string(), "at most 10000"),
-            None => Ok(()),
+            None => Error::at_most(ErrorKind::BadConfig, "SupernodeConfig::controls", self.controls, 10_000),
         }
     }
 }

@@ -60,9 +60,10 @@ impl Model {
     /// # Errors
     /// `BadInput` when the run lacks scales.
     pub(crate) fn mlp_normalized_back(&self, layer: usize, run: &Run, g: &Flow) -> Result<Flow> {
+        let site = self.layer_run(layer, run)?;
         match self.config().norm {
             NormKind::Rms if self.parts().layers[layer].norm(Place::Mlp).is_some() => {
-                Ok(g.with(g.rows.broadcast_mul(&g.each_row(self.layer_run(layer, run)?.scale(Place::Mlp)?)?)?))
+                Ok(g.with(g.rows.broadcast_mul(&g.each_row(site.scale(Place::Mlp)?)?)?))
             }
             _ => self.mlp_norm_back(layer, run, g),
         }
@@ -78,6 +79,7 @@ impl Model {
     }
 
     pub(crate) fn mlp_out_back(&self, layer: usize, run: &Run, g: &Flow) -> Result<Flow> {
+        self.layer_run(layer, run)?;
         if self.output() == OutputSite::AfterNorm {
             return Ok(g.clone());
         }

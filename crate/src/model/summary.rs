@@ -153,13 +153,13 @@ impl Summary {
     #[doc(hidden)]
     pub fn cache(&self, tokens: usize) -> u64 {
         let c = &self.config;
-        4 * 2 * (c.layers * c.kv_heads * c.head_dim) as u64 * tokens as u64
+        (4 * 2 * (c.layers * c.kv_heads * c.head_dim) as u64).saturating_mul(tokens as u64)
     }
 
     /// What a CLT of this model with `features` features per layer takes.
     pub fn clt(&self, features: usize) -> CltNeed {
         let (l, d, f) = (self.config.layers as u64, self.config.width as u64, features as u64);
-        CltNeed { features, parameters: l * f * d + l * (l + 1) / 2 * f * d + l * (f + d) }
+        CltNeed { features, parameters: f.saturating_mul(l * d + l * (l + 1) / 2 * d + l).saturating_add(l * d) }
     }
 
     /// CLTs that the pictures show: 2 features per unit of width (a start), 8, and 32 (as published).

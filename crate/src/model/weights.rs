@@ -155,7 +155,7 @@ pub(crate) fn release(mapped: &[u8]) {
 /// named as such.
 pub(crate) fn check_safetensors(path: &Path) -> Result<()> {
     use std::io::Read;
-    let mut file = std::fs::File::open(path).map_err(|error| Error::io(path, error))?;
+    let mut file = crate::files::open(path)?;
     if let Some(error) = stands_in(path) {
         return Err(error);
     }

@@ -153,9 +153,11 @@ impl FrozenModel {
     /// what reaches the attention's output, and what goes past the attention. They differ by the skip
     /// connection where attention and MLP stand side by side.
     fn past_mlp(&self, layer: usize, g: Flow, at_mlp: &Flow) -> Result<(Flow, Flow)> {
-        let Some((clt, skip)) = self.skips.as_ref().and_then(|clt| Some((clt, clt.skip(layer)?))) else {
-            return Ok((g.clone(), g));
+        let skipping = match &self.skips {
+            Some(clt) => clt.skip(layer)?.map(|skip| (clt, skip)),
+            None => None,
         };
+        let Some((clt, skip)) = skipping else { return Ok((g.clone(), g)) };
         let at_input = at_mlp.with(at_mlp.rows.matmul(&skip.t()?)?);
         let past = g.with((&g.rows + self.from_site(layer, clt.config().input, &at_input)?.rows)?);
         Ok(if self.model.parallel_blocks() { (g, past) } else { (past.clone(), past) })

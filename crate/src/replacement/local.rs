@@ -79,7 +79,7 @@ impl Replacement {
     pub(crate) fn held_output(&self, run: &Run, layer: usize, site: &MlpSite<'_>) -> Result<Tensor> {
         let (clt, held) = (self.clt(), &run.layers[layer]);
         let kept = held.mlp_out.as_ref().unwrap_or(site.mlp_out);
-        if clt.skip(layer).is_none() {
+        if clt.skip(layer)?.is_none() {
             return Ok(kept.clone());
         }
         let moved = (self.read(site)? - clt.input(held)?)?;
@@ -103,10 +103,12 @@ impl LocalReplacement {
         &self.code
     }
 
-    /// Error vectors of a layer, `[T, d]`, zero at the zero positions. Panics when there is no such
-    /// layer, as indexing does.
-    pub fn errors(&self, layer: usize) -> &Tensor {
-        &self.errors[layer]
+    /// Error vectors of a layer, `[T, d]`, zero at the zero positions.
+    ///
+    /// # Errors
+    /// `BadInput` for a missing layer.
+    pub fn errors(&self, layer: usize) -> Result<&Tensor> {
+        self.errors.get(layer).ok_or_else(|| Error::expected(ErrorKind::BadInput, "LocalReplacement::errors: layer", layer, format_args!("less than {}", self.errors.len())))
     }
 
     /// Token embeddings as they enter the stream, without positions, `[T, d]`.

@@ -25,7 +25,7 @@ const TYPES: [(u32, &str, u64, u64); 40] = [
 /// # Errors
 /// `MissingFile`; `BadFile` naming what is wrong; `Unsupported` for a tensor type that is not read, by its name.
 pub(crate) fn read(path: &Path) -> Result<(Content, BufReader<File>)> {
-    let file = File::open(path).map_err(|error| Error::io(path, error))?;
+    let file = crate::files::open(path)?;
     let length = file.metadata().map_err(|error| Error::io(path, error))?.len();
     let mut scan = Scan { reader: BufReader::new(file), at: 0, length, narrow: false, path };
     scan.check()?;

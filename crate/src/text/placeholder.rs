@@ -22,7 +22,7 @@ pub(crate) fn placeholder(start: &[u8]) -> Option<(&'static str, &'static str)> 
 /// The error for a file at `path` that begins like a placeholder; `None` for any other, and for one that cannot be read.
 pub(crate) fn stands_in(path: &Path) -> Option<Error> {
     let mut start = Vec::with_capacity(START);
-    std::fs::File::open(path).ok()?.take(START as u64).read_to_end(&mut start).ok()?;
+    crate::files::open(path).ok()?.take(START as u64).read_to_end(&mut start).ok()?;
     refused(path, &start)
 }
 

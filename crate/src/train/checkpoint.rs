@@ -153,6 +153,8 @@ impl Trainer {
         if state.steps > length / 4 {
             return Err(bad(format!("steps: got {}, expected at most {}, for which the file has room", state.steps, length / 4)));
         }
+        // It was set by runs of as many steps at most, the last of which is not done.
+        Error::at_most(ErrorKind::BadFile, format_args!("{}: target", path.display()), state.target, state.steps as usize + TrainConfig::MOST_STEPS)?;
         let mut live = LiveClt::empty(&state.clt, state.train.moments == Moments::EightBit)?;
         live.steps = state.steps;
         for (name, values) in live.arrays_mut() {
@@ -160,6 +162,14 @@ impl Trainer {
         }
         for (l, (layer, (cut, density))) in live.layers.iter_mut().zip(state.cuts.into_iter().zip(state.densities)).enumerate() {
             (layer.cut, layer.density) = (cut, density);
+            for log in layer.log_threshold.iter_mut().flat_map(|log| log.w.iter_mut()) {
+                match *log {
+                    // Of a threshold of 0. Finite, its gradient is no product of 0 and infinity; exp(-200) is 0 in f32 as well.
+                    f32::NEG_INFINITY => *log = -200.0,
+                    log if log.exp().is_finite() => {}
+                    log => return Err(bad(format!("{l}.log_threshold.w: got {log}, expected the logarithm of a threshold"))),
+                }
+            }
             file.fill(&format!("{l}.idle"), ArrayMut::U32(&mut layer.idle))?;
         }
         let unpack = |l: usize, side: usize| -> Result<Affine> {

@@ -16,7 +16,7 @@ fn step_of(path: &Path) -> Option<usize> {
 
 /// Checkpoints of a folder, oldest first; a file stands for itself.
 pub(super) fn all(path: &Path) -> Result<Vec<PathBuf>> {
-    if path.is_file() {
+    if path.exists() && !path.is_dir() {
         return Ok(vec![path.to_path_buf()]);
     }
     let mut found = Vec::new();

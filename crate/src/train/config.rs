@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Optimiser steps of one `run`. Default 2,000.
+    /// Optimiser steps of one `run`, 10⁹ at most. Default 2,000.
     pub steps: usize,
-    /// Tokens in a step. Default 1,024.
+    /// Tokens in a step, 2³⁰ at most. Default 1,024.
     pub batch_tokens: usize,
     /// Largest learning rate. Default 1e-3; for wide CLTs and long runs 1e-4 to 4e-4.
     pub lr: f64,
@@ -192,6 +192,8 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
+    pub(super) const MOST_STEPS: usize = 1_000_000_000;
+
     /// Checks every field.
     ///
     /// # Errors
@@ -206,6 +208,10 @@ impl TrainConfig {
             if value == 0 {
                 return bad(field, "0".into(), "at least 1");
             }
+        }
+        // Steps are counted in 32 bits and leave a line of history each; so are the tokens of a batch and features.
+        for (field, value, most) in [("steps", self.steps, Self::MOST_STEPS), ("batch_tokens", self.batch_tokens, 1 << 30), ("aux_k", self.aux_k.unwrap_or(1), 1 << 31)] {
+            Error::at_most(ErrorKind::BadConfig, format_args!("TrainConfig::{field}"), value, most)?;
         }
         for (field, value) in [("lr", self.lr), ("eps", self.eps), ("tanh_scale", self.tanh_scale), ("target_l0", self.target_l0.unwrap_or(1.0)), ("clip", self.clip.unwrap_or(1.0))] {
             if !(value > 0.0 && value.is_finite()) {

@@ -44,7 +44,7 @@ impl History {
     /// `MissingFile`; `BadFile` for what is no history, with the line.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let Some(file) = (if path.is_dir() { NAMES.iter().map(|name| path.join(name)).find(|file| file.is_file()) } else { Some(path.to_path_buf()) }) else {
+        let Some(file) = (if path.is_dir() { NAMES.iter().map(|name| path.join(name)).find(|file| file.exists()) } else { Some(path.to_path_buf()) }) else {
             return Err(Error::expected(ErrorKind::MissingFile, format_args!("{}", path.display()), "a folder without a history", NAMES.join(" or ")));
         };
         if file.extension().is_none_or(|ending| ending != "jsonl") {

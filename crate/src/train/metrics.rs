@@ -68,7 +68,7 @@ struct Read {
 
 /// The history that a file of metrics holds. A last line without its end was being written when the process ended.
 pub(super) fn read(path: &Path) -> Result<History> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+    let text = crate::files::read_text(path)?;
     let mut history = History::default();
     for (number, line) in text.split_inclusive('\n').enumerate() {
         let read: Read = match serde_json::from_str(line) {

@@ -74,7 +74,7 @@ fn unfold(clt: &Clt, scale: &Scale, l: usize, part: &str, into: &mut [f32]) -> R
         "encoder" => into.iter_mut().zip(flat(clt.encoder(l)?)?).for_each(|(w, own)| *w = own / input.factor),
         "encoder_bias" => {
             let rows = flat(clt.encoder(l)?)?;
-            for ((b, own), row) in into.iter_mut().zip(flat(clt.encoder_bias(l))?).zip(rows.chunks_exact(d)) {
+            for ((b, own), row) in into.iter_mut().zip(flat(clt.encoder_bias(l)?)?).zip(rows.chunks_exact(d)) {
                 let shift: f64 = row.iter().zip(&input.mean).map(|(&w, &mean)| f64::from(w) * f64::from(mean)).sum();
                 *b = (f64::from(own) + shift) as f32;
             }
@@ -89,21 +89,21 @@ fn unfold(clt: &Clt, scale: &Scale, l: usize, part: &str, into: &mut [f32]) -> R
         }
         "decoder_bias" => {
             let mut through = vec![0f64; d];
-            if let Some(skip) = clt.skip(l) {
+            if let Some(skip) = clt.skip(l)? {
                 for (row, &mean) in flat(skip)?.chunks_exact(d).zip(&input.mean) {
                     through.iter_mut().zip(row).for_each(|(sum, &w)| *sum += f64::from(w) * f64::from(mean));
                 }
             }
-            for (((b, own), mean), through) in into.iter_mut().zip(flat(clt.decoder_bias(l))?).zip(&target.mean).zip(through) {
+            for (((b, own), mean), through) in into.iter_mut().zip(flat(clt.decoder_bias(l)?)?).zip(&target.mean).zip(through) {
                 *b = ((f64::from(own) + through - f64::from(*mean)) * f64::from(target.factor)) as f32;
             }
         }
         "skip" => {
-            let Some(skip) = clt.skip(l) else { return Ok(()) };
+            let Some(skip) = clt.skip(l)? else { return Ok(()) };
             into.iter_mut().zip(flat(skip)?).for_each(|(w, own)| *w = own * target.factor / input.factor);
         }
         "log_threshold" => {
-            let Some(thresholds) = clt.threshold(l) else { return Ok(()) };
+            let Some(thresholds) = clt.threshold(l)? else { return Ok(()) };
             for (f, (log, own)) in into.iter_mut().zip(flat(thresholds)?).enumerate() {
                 if !(own > 0.0 && own.is_finite()) {
                     return Err(Error::expected(ErrorKind::BadTensor, format_args!("threshold_{l}[{f}]"), own, "a number above 0, because training keeps its logarithm"));

@@ -108,15 +108,20 @@ impl PlanSource {
         dtype.unwrap_or(if gpu { DType::BF16 } else { DType::F32 })
     }
 
+    /// Bytes of fillings; large where they cannot be counted.
+    fn bytes(factors: [u64; 4]) -> u64 {
+        factors.into_iter().fold(1, u64::saturating_mul)
+    }
+
     /// Bytes of main memory, for a training on the CPU.
     pub(super) fn on_cpu(&self, clt: &CltConfig) -> Supply {
         let numbers = 2 * (clt.layers * clt.width) as u64;
         match self {
             PlanSource::Memory { .. } => Supply::default(),
-            PlanSource::Store { .. } => Supply { buffer: 4 * numbers * self.filling(clt) * self.fillings(false), model: 0 },
+            PlanSource::Store { .. } => Supply { buffer: Self::bytes([4, numbers, self.filling(clt), self.fillings(false)]), model: 0 },
             PlanSource::Stream { model, dtype, stream, .. } => Supply {
-                buffer: 4 * numbers * self.filling(clt) * self.fillings(false),
-                model: model.memory(Self::held(*dtype, false)) + stream.working_bytes(&model.config),
+                buffer: Self::bytes([4, numbers, self.filling(clt), self.fillings(false)]),
+                model: model.memory(Self::held(*dtype, false)).saturating_add(stream.working_bytes(&model.config)),
             },
         }
     }
@@ -126,12 +131,12 @@ impl PlanSource {
     pub(super) fn on_gpu(&self, clt: &CltConfig, weight: u64) -> Supply {
         let numbers = 2 * (clt.layers * clt.width) as u64;
         match self {
-            PlanSource::Memory { .. } | PlanSource::Store { .. } => Supply { buffer: weight * numbers * self.filling(clt), model: 0 },
+            PlanSource::Memory { .. } | PlanSource::Store { .. } => Supply { buffer: Self::bytes([1, weight, numbers, self.filling(clt)]), model: 0 },
             PlanSource::Stream { model, dtype, stream, .. } => {
                 let (dtype, filling) = (Self::held(*dtype, true), self.filling(clt));
                 let number = Held::dtype_for(dtype).size_in_bytes() as u64;
-                let held = number * numbers * filling * self.fillings(true) + Held::measuring_bytes(filling, clt.width);
-                Supply { buffer: held, model: model.memory(dtype) + stream.working_bytes(&model.config) }
+                let held = Self::bytes([number, numbers, filling, self.fillings(true)]).saturating_add(Held::measuring_bytes(filling, clt.width));
+                Supply { buffer: held, model: model.memory(dtype).saturating_add(stream.working_bytes(&model.config)) }
             }
         }
     }

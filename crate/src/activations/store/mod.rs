@@ -97,7 +97,7 @@ impl StoreConfig {
             StoreFormat::F16 | StoreFormat::Bf16 => 2,
             StoreFormat::Int8 => 1,
         };
-        2 * each * (layers * width) as u64 * tokens as u64
+        [width as u64, tokens as u64].into_iter().fold(2 * each * layers as u64, u64::saturating_mul)
     }
 
     /// Checks the fields against the model's longest context.
@@ -115,6 +115,7 @@ impl StoreConfig {
         if self.batch == 0 {
             return bad("batch", "0".into(), "at least 1".into());
         }
+        Error::at_most(ErrorKind::BadConfig, "StoreConfig::batch", self.batch, super::stream::MOST_BLOCKS)?;
         if !(1..=LARGEST_SHARD).contains(&self.shard_bytes) {
             return bad("shard_bytes", self.shard_bytes.to_string(), format!("1 to {LARGEST_SHARD}"));
         }

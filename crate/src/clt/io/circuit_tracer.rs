@@ -51,14 +51,14 @@ impl Clt {
         for l in (0..config.layers).filter(|_| !config.per_layer) {
             let mut encoder = vec![
                 (format!("W_enc_{l}"), vec![f, d], self.encoder(l)?),
-                (format!("b_enc_{l}"), vec![f], self.encoder_bias(l)),
-                (format!("b_dec_{l}"), vec![d], self.decoder_bias(l)),
+                (format!("b_enc_{l}"), vec![f], self.encoder_bias(l)?),
+                (format!("b_dec_{l}"), vec![d], self.decoder_bias(l)?),
             ];
-            encoder.extend(self.threshold(l).map(|threshold| (format!("threshold_{l}"), vec![f], threshold)));
+            encoder.extend(self.threshold(l)?.map(|threshold| (format!("threshold_{l}"), vec![f], threshold)));
             write_as(&folder.join(format!("W_enc_{l}.safetensors")), &encoder, dtype)?;
             let decoder = [(format!("W_dec_{l}"), vec![f, config.slots(l), d], self.decoder(l)?)];
             write_as(&folder.join(format!("W_dec_{l}.safetensors")), &decoder, dtype)?;
-            if let Some(skip) = self.skip(l) {
+            if let Some(skip) = self.skip(l)? {
                 write_as(&folder.join(skip_file(l)), &[(format!("W_skip_{l}"), vec![d, d], skip)], dtype)?;
             }
         }

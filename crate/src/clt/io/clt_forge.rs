@@ -21,6 +21,8 @@ use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 
 const NAME: &str = "clt-forge";
+const COUNT: &str = "feature_count";
+const MASK: &str = "layer_mask";
 const WEIGHTS: &str = "clt_weights.safetensors";
 
 #[derive(serde::Deserialize)]
@@ -109,7 +111,7 @@ pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> 
         layers.push(LayerWeights {
             encoder: across(&|f, shard| turned(&shard.take_row("W_enc", &[l, d, f], s)?), 0)?,
             encoder_bias: across(&|f, shard| shard.take_row("b_enc", &[l, f], s), 0)?,
-            threshold: Some(exponential(&across(&|f, shard| shard.take_row("log_threshold", &[l, f], s), 0)?, false)?),
+            threshold: Some(exponential(&across(&|f, shard| shard.take_row("log_threshold", &[l, f], s), 0)?, false).map_err(|error| error.context(format_args!("{}: row {s}", first.place("log_threshold"))))?),
             decoder: joined(&decoders)?,
             decoder_bias: summed(&biases)?,
             skip: None,
@@ -124,9 +126,41 @@ pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> 
         floats(&first.take(name, &[l])?)?.into_iter().map(norm).collect()
     };
     let layers = fold(layers, &norms("estimated_norm_scaling_factor_in")?, &norms("estimated_norm_scaling_factor_out")?)?;
-    let copies = ["b_dec", "estimated_norm_scaling_factor_in", "estimated_norm_scaling_factor_out", "feature_count", "layer_mask"];
+    for (features, shard) in &shards {
+        check_bookkeeping(shard, &config, *features)?;
+    }
+    let copies = ["b_dec", "estimated_norm_scaling_factor_in", "estimated_norm_scaling_factor_out", COUNT, MASK];
     shards.into_iter().try_for_each(|(_, shard)| shard.finish(&copies))?;
     assemble(config, layers, device)
+}
+
+/// Which of the K pairs each layer writes, 1 or 0, `[L, K]`.
+fn layer_mask(config: &CltConfig) -> Vec<f32> {
+    let pairs = config.decoders();
+    let mut mask = vec![0.0; config.layers * pairs];
+    let mut first = 0;
+    for s in 0..config.layers {
+        mask[s * pairs + first..][..config.slots(s)].fill(1.0);
+        first += config.slots(s);
+    }
+    mask
+}
+
+/// Refuses a file whose mask says that its pairs stand in another order, or whose counters are of another shape: no
+/// function of the CLT depends on them, but then its weights are not what they are taken for.
+fn check_bookkeeping(shard: &Tensors, config: &CltConfig, features: usize) -> Result<()> {
+    if shard.has(COUNT) {
+        let found = shard.shape::<2>(COUNT, "[layers, features]")?;
+        if found != [config.layers, features] {
+            return Err(Error::expected(ErrorKind::BadTensor, shard.place(COUNT), format_args!("shape {found:?}"), format_args!("{:?}", [config.layers, features])));
+        }
+    }
+    let Some(mask) = shard.take_if(MASK, &[config.layers, config.decoders()])? else { return Ok(()) };
+    let differs = floats(&mask)?.iter().zip(layer_mask(config)).position(|(found, expected)| *found != expected);
+    differs.map_or(Ok(()), |at| {
+        let (layer, pair) = (at / config.decoders(), at % config.decoders());
+        Err(Error::expected(ErrorKind::BadTensor, shard.place(MASK), format_args!("another value at layer {layer}, pair {pair}"), "1 where the layer is the pair's source, pairs in the order (0, 0), (0, 1) … (1, 1) …"))
+    })
 }
 
 /// One file, no sharding, scaling factors 1, the bias of a target in its own pair.
@@ -146,28 +180,27 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
         return Err(no_place(NAME, "input and output", got, "ln2.hook_normalized to hook_mlp_out, the ones that it reads and writes"));
     }
     let stack = |part: &dyn Fn(usize) -> Result<Tensor>| -> Result<Tensor> { Ok(Tensor::stack(&(0..l).map(part).collect::<Result<Vec<_>>>()?, 0)?) };
-    let (mut decoders, mut biases, mut mask) = (Vec::new(), Vec::new(), vec![0f32; l * c.decoders()]);
+    let (mut decoders, mut biases) = (Vec::new(), Vec::new());
     for s in 0..l {
         for t in s..s + c.slots(s) {
-            mask[s * c.decoders() + decoders.len()] = 1.0;
             decoders.push(clt.decoder(s)?.narrow(1, t - s, 1)?.squeeze(1)?);
-            biases.push(if s == t { clt.decoder_bias(t).clone() } else { clt.decoder_bias(t).zeros_like()? });
+            biases.push(if s == t { clt.decoder_bias(t)?.clone() } else { clt.decoder_bias(t)?.zeros_like()? });
         }
     }
     let ones = Tensor::ones(l, DType::F32, &Device::Cpu)?;
     let mut tensors = vec![
         ("W_enc".to_string(), stack(&|s| turned(clt.encoder(s)?))?),
-        ("b_enc".to_string(), stack(&|s| Ok(clt.encoder_bias(s).clone()))?),
+        ("b_enc".to_string(), stack(&|s| Ok(clt.encoder_bias(s)?.clone()))?),
         ("W_dec".to_string(), Tensor::stack(&decoders, 0)?),
         ("b_dec".to_string(), Tensor::stack(&biases, 0)?),
         ("log_threshold".to_string(), stack(&|s| log_thresholds(clt, s, NAME))?),
         ("estimated_norm_scaling_factor_in".to_string(), ones.clone()),
         ("estimated_norm_scaling_factor_out".to_string(), ones),
         // A count of steps since each feature fired, which its loader insists on.
-        ("feature_count".to_string(), Tensor::zeros((l, f), DType::F32, &Device::Cpu)?),
+        (COUNT.to_string(), Tensor::zeros((l, f), DType::F32, &Device::Cpu)?),
     ];
     if !c.per_layer {
-        tensors.push(("layer_mask".to_string(), Tensor::from_vec(mask, (l, c.decoders()), &Device::Cpu)?));
+        tensors.push((MASK.to_string(), Tensor::from_vec(layer_mask(c), (l, c.decoders()), &Device::Cpu)?));
     }
     write_owned(&folder.join(WEIGHTS), &tensors)?;
     let config = serde_json::json!({

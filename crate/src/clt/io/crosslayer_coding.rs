@@ -138,8 +138,8 @@ pub(super) fn load(source: &Source, import: &CltLoadConfig, device: &Device) -> 
     let thresholds = match activation {
         Activation::Relu => None,
         _ => {
-            let name = ["theta_manager.log_threshold", "log_threshold"].into_iter().find(|name| tensors.has(name));
-            Some(exponential(&tensors.take(name.unwrap_or("theta_manager.log_threshold"), &[l, f])?, true)?)
+            let name = ["theta_manager.log_threshold", "log_threshold"].into_iter().find(|name| tensors.has(name)).unwrap_or("theta_manager.log_threshold");
+            Some(exponential(&tensors.take(name, &[l, f])?, true).map_err(|error| error.context(tensors.place(name)))?)
         }
     };
     let decoders = decoders(&tensors, &cfg)?;
@@ -278,12 +278,12 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     let zero = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu);
     for s in 0..l {
         tensors.push((format!("encoder_module.encoders.{s}.weight"), clt.encoder(s)?.clone()));
-        tensors.push((format!("encoder_module.encoders.{s}.bias_param"), clt.encoder_bias(s).clone()));
+        tensors.push((format!("encoder_module.encoders.{s}.bias_param"), clt.encoder_bias(s)?.clone()));
         for t in s..l {
             let decoder = if t - s < c.slots(s) { turned(&clt.decoder(s)?.narrow(1, t - s, 1)?.squeeze(1)?)? } else { zero(&[d, f])? };
             tensors.push((format!("decoder_module.decoders.{s}->{t}.weight"), decoder));
-            tensors.push((format!("decoder_module.decoders.{s}->{t}.bias_param"), if s == t { clt.decoder_bias(t).clone() } else { zero(&[d])? }));
-            if let Some(skip) = clt.skip(s) {
+            tensors.push((format!("decoder_module.decoders.{s}->{t}.bias_param"), if s == t { clt.decoder_bias(t)?.clone() } else { zero(&[d])? }));
+            if let Some(skip) = clt.skip(s)? {
                 tensors.push((format!("decoder_module.skip_weights.{s}->{t}"), if s == t { turned(skip)? } else { zero(&[d, d])? }));
             }
         }

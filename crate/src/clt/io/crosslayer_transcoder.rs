@@ -137,8 +137,8 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     let stack = |part: &dyn Fn(usize) -> Result<Tensor>| -> Result<Tensor> { Ok(Tensor::stack(&(0..l).map(part).collect::<Result<Vec<_>>>()?, 0)?) };
     let mut tensors = vec![
         ("encoder.W".to_string(), stack(&|s| turned(clt.encoder(s)?))?),
-        ("encoder.b".to_string(), stack(&|s| Ok(clt.encoder_bias(s).clone()))?),
-        ("decoder.b".to_string(), stack(&|s| Ok(clt.decoder_bias(s).clone()))?),
+        ("encoder.b".to_string(), stack(&|s| Ok(clt.encoder_bias(s)?.clone()))?),
+        ("decoder.b".to_string(), stack(&|s| Ok(clt.decoder_bias(s)?.clone()))?),
     ];
     let decoder = |s: usize, t: usize| -> Result<Tensor> { Ok(clt.decoder(s)?.narrow(1, t - s, 1)?.squeeze(1)?) };
     if c.per_layer {

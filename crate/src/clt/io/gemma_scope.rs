@@ -95,9 +95,9 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     for l in 0..c.layers {
         let arrays = [
             ("W_enc", turned(clt.encoder(l)?)?),
-            ("b_enc", clt.encoder_bias(l).clone()),
+            ("b_enc", clt.encoder_bias(l)?.clone()),
             ("W_dec", clt.decoder(l)?.squeeze(1)?),
-            ("b_dec", clt.decoder_bias(l).clone()),
+            ("b_dec", clt.decoder_bias(l)?.clone()),
             ("threshold", thresholds(clt, l, NAME)?),
         ];
         let arrays = arrays.map(|(name, tensor)| tensor.to_device(&Device::Cpu).map(|tensor| (name, tensor))).into_iter().collect::<candle_core::Result<Vec<_>>>()?;

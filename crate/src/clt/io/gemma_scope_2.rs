@@ -62,7 +62,7 @@ fn read(source: &Source, import: &CltLoadConfig, files: &[PathBuf], device: &Dev
         let layer = if cross { cross_layer(path, l, files.len())? } else { transcoder(path)? };
         let beside = path.with_file_name("config.json");
         // A CLT has one for all layers.
-        let given: Option<Config> = if beside.is_file() && !(cross && l > 0) { Some(files::read_json_object(&beside)?) } else { None };
+        let given: Option<Config> = if beside.exists() && !(cross && l > 0) { Some(files::read_json_object(&beside)?) } else { None };
         let place = beside.display().to_string();
         let refuse = |field: &str, got: &str, expected: &str| Err(Error::expected(ErrorKind::Unsupported, format_args!("{place}: {field}"), got, expected));
         let usual = [sites_names(l, InputSite::MlpIn), sites_names(l, OutputSite::AfterNorm)];
@@ -152,12 +152,12 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
         };
         let mut tensors = vec![
             ("w_enc".to_string(), turned(clt.encoder(l)?)?),
-            ("b_enc".to_string(), clt.encoder_bias(l).clone()),
+            ("b_enc".to_string(), clt.encoder_bias(l)?.clone()),
             ("w_dec".to_string(), decoder),
-            ("b_dec".to_string(), clt.decoder_bias(l).clone()),
+            ("b_dec".to_string(), clt.decoder_bias(l)?.clone()),
             ("threshold".to_string(), thresholds(clt, l, NAME)?),
         ];
-        tensors.extend(clt.skip(l).map(|skip| ("affine_skip_connection".to_string(), skip.clone())));
+        tensors.extend(clt.skip(l)?.map(|skip| ("affine_skip_connection".to_string(), skip.clone())));
         let config = Config {
             model_name: c.model_name.clone(),
             architecture: jump_relu(),

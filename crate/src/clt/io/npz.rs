@@ -40,7 +40,7 @@ pub(super) struct Npz {
 impl Npz {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let file = std::fs::File::open(&path).map_err(|error| Error::io(&path, error))?;
+        let file = crate::files::open(&path)?;
         let broken = |error: zip::result::ZipError| {
             Error::wrap(ErrorKind::BadFile, format_args!("{}: not a whole npz file", path.display()), error)
                 .help("the file is truncated or of another kind; copy or download it again")

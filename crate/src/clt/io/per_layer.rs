@@ -142,14 +142,14 @@ impl Clt {
         let (f, d) = (self.features(), self.config().width);
         for l in 0..self.layers() {
             let decoder = self.decoder(l)?.squeeze(1)?;
-            let skip = self.skip(l).map(|skip| skip.t()).transpose()?;
+            let skip = self.skip(l)?.map(|skip| skip.t()).transpose()?;
             let mut tensors = vec![
                 ("W_enc".to_string(), vec![f, d], self.encoder(l)?),
-                ("b_enc".to_string(), vec![f], self.encoder_bias(l)),
+                ("b_enc".to_string(), vec![f], self.encoder_bias(l)?),
                 ("W_dec".to_string(), vec![f, d], &decoder),
-                ("b_dec".to_string(), vec![d], self.decoder_bias(l)),
+                ("b_dec".to_string(), vec![d], self.decoder_bias(l)?),
             ];
-            tensors.extend(self.threshold(l).map(|threshold| (THRESHOLD.to_string(), vec![f], threshold)));
+            tensors.extend(self.threshold(l)?.map(|threshold| (THRESHOLD.to_string(), vec![f], threshold)));
             tensors.extend(skip.as_ref().map(|skip| (SKIP.to_string(), vec![d, d], skip)));
             write_as(&folder.join(format!("layer_{l}.safetensors")), &tensors, dtype)?;
         }

@@ -193,14 +193,14 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
         let cuts = thresholds(clt, l, NAME)?;
         let mut tensors = vec![
             ("W_enc".to_string(), turned(clt.encoder(l)?)?),
-            ("b_enc".to_string(), clt.encoder_bias(l).clone()),
+            ("b_enc".to_string(), clt.encoder_bias(l)?.clone()),
             ("W_dec".to_string(), clt.decoder(l)?.squeeze(1)?),
-            ("b_dec".to_string(), clt.decoder_bias(l).clone()),
+            ("b_dec".to_string(), clt.decoder_bias(l)?.clone()),
         ];
         if jumps {
             tensors.push(("threshold".to_string(), cuts));
         }
-        if let Some(skip) = clt.skip(l) {
+        if let Some(skip) = clt.skip(l)? {
             tensors.push(("W_skip".to_string(), turned(skip)?));
         }
         let place = folder.join(format!("layer_{l}"));

@@ -21,7 +21,7 @@ impl Source {
         if path.is_dir() {
             return Ok(Source::Folder(path));
         }
-        if path.is_file() {
+        if path.exists() {
             refuse_pickle(&path)?;
             return Err(Error::expected(ErrorKind::BadInput, source, "a file", "the folder that it lies in"));
         }
@@ -71,7 +71,7 @@ impl Source {
     /// Whether a file is there; on the hub, whether the repository has it.
     pub fn has(&self, name: &str) -> Result<bool> {
         match self {
-            Source::Folder(folder) => Ok(folder.join(name).is_file()),
+            Source::Folder(folder) => Ok(folder.join(name).exists()),
             Source::Hub(repo, folder, _) if folder.is_empty() => Ok(repo.optional(name)?.is_some()),
             Source::Hub(repo, folder, _) => Ok(repo.optional(&format!("{folder}/{name}"))?.is_some()),
         }

@@ -294,7 +294,7 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
         (_, true) => ("layers", "pre_feedforward_layernorm"),
         _ => ("layers", "post_attention_layernorm"),
     };
-    let module = if name.contains("gemma") && c.output == OutputSite::AfterNorm { "post_feedforward_layernorm" } else { "mlp" };
+    let module = if (name.contains("gemma") || name.contains("olmo")) && c.output == OutputSite::AfterNorm { "post_feedforward_layernorm" } else { "mlp" };
     let reads = match c.input {
         InputSite::ResidMid => norm,
         InputSite::MlpIn => "mlp",
@@ -302,13 +302,13 @@ pub(super) fn write(clt: &Clt, folder: &Path) -> Result<()> {
     };
     let points = |module: &str| (0..c.layers).map(|l| format!("{layers}.{l}.{module}")).collect::<Vec<_>>();
     for l in 0..c.layers {
-        let mut tensors = vec![("encoder.weight".to_string(), clt.encoder(l)?.clone()), ("encoder.bias".to_string(), clt.encoder_bias(l).clone())];
+        let mut tensors = vec![("encoder.weight".to_string(), clt.encoder(l)?.clone()), ("encoder.bias".to_string(), clt.encoder_bias(l)?.clone())];
         for i in 0..c.slots(l) {
             let entry = |what: &str| if c.per_layer { what.to_string() } else { format!("{what}s.{i}") };
             let own = |tensor: Tensor| if i == 0 { Ok(tensor) } else { tensor.zeros_like() };
             tensors.push((entry("W_dec"), clt.decoder(l)?.narrow(1, i, 1)?.squeeze(1)?));
-            tensors.push((entry("b_dec"), own(clt.decoder_bias(l).clone())?));
-            if let Some(skip) = clt.skip(l) {
+            tensors.push((entry("b_dec"), own(clt.decoder_bias(l)?.clone())?));
+            if let Some(skip) = clt.skip(l)? {
                 tensors.push((entry("W_skip"), own(turned(skip)?)?));
             }
         }

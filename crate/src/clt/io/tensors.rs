@@ -27,7 +27,7 @@ pub(crate) struct Reader {
 impl Reader {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let file = std::fs::File::open(&path).map_err(|error| Error::io(&path, error))?;
+        let file = crate::files::open(&path)?;
         // SAFETY: the map is only read; a file that another program cuts meanwhile would fault,
         // and every writer of ours replaces files by renaming.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(&path, error))?;
@@ -59,7 +59,7 @@ impl Reader {
     /// Tensor `name` as f32, checked against `shape`.
     pub fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
         let values = self.checked(name, shape)?;
-        finite(self.place(name), &values, shape)?;
+        self.finite(name, &values, shape)?;
         Ok(Tensor::from_vec(values, shape, device)?)
     }
 
@@ -76,8 +76,12 @@ impl Reader {
         Ok(values)
     }
 
-    /// Refuses NaN and infinity among `values` of tensor `name`, which has `shape`.
+    /// Refuses NaN and infinity among `values` of tensor `name`, which has `shape`. A logarithm of thresholds may be
+    /// -infinity, that of 0.
     pub fn finite(&self, name: &str, values: &[f32], shape: &[usize]) -> Result<()> {
+        if name.ends_with("log_threshold") && values.iter().all(|value| value.is_finite() || *value == f32::NEG_INFINITY) {
+            return Ok(());
+        }
         finite(self.place(name), values, shape)
     }
 
@@ -89,7 +93,7 @@ impl Reader {
         }
         let mut values = vec![0f32; shape[1..].iter().product()];
         self.read_from(name, index * values.len(), &mut values)?;
-        finite(format_args!("{}[{index}]", self.place(name)), &values, &shape[1..])?;
+        self.finite(name, &values, &shape[1..]).map_err(|error| error.context(format_args!("row {index}")))?;
         Ok(Tensor::from_vec(values, &shape[1..], &Device::Cpu)?)
     }
 

@@ -122,13 +122,15 @@ pub(super) fn positive(threshold: &Tensor) -> Result<Tensor> {
     Ok(threshold.relu()?)
 }
 
-/// θ from its logarithm, taken in f64. With `reached` the feature is active at θ itself: the threshold is then the number below.
+/// θ from its logarithm, taken in f64; that of -infinity is 0. With `reached` the feature is active at θ itself: the threshold is then the
+/// number below.
 pub(super) fn exponential(log: &Tensor, reached: bool) -> Result<Tensor> {
-    let values = floats(log)?.into_iter().map(|log| {
-        let theta = f64::from(log).exp() as f32;
-        if reached { theta.next_down().max(0.0) } else { theta }
-    });
-    Ok(Tensor::from_vec(values.collect(), log.dims(), &Device::Cpu)?)
+    let theta = |log: f32| match f64::from(log).exp() as f32 {
+        theta if !theta.is_finite() => Err(Error::expected(ErrorKind::NotFinite, "log_threshold", log, "the logarithm of a number that f32 holds, below 88.7")),
+        theta => Ok(if reached { theta.next_down().max(0.0) } else { theta }),
+    };
+    let values = floats(log)?.into_iter().map(theta).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::from_vec(values, log.dims(), &Device::Cpu)?)
 }
 
 /// How one layer's values were normalised: `x̂ = (x − mean) / scale`, entry by entry, `[d]` both.
@@ -207,7 +209,7 @@ pub(super) fn no_place(format: &str, field: &str, got: impl std::fmt::Display, e
 /// A layer's thresholds, `[F]`, of a format that knows JumpReLU only: 0 for ReLU.
 pub(super) fn thresholds(clt: &Clt, layer: usize, format: &str) -> Result<Tensor> {
     let activation = &clt.config().activation;
-    match (activation, clt.threshold(layer)) {
+    match (activation, clt.threshold(layer)?) {
         (Activation::Relu, _) => Ok(Tensor::zeros(clt.features(), DType::F32, &Device::Cpu)?),
         (Activation::JumpRelu { .. }, Some(threshold)) => {
             let values = floats(threshold)?;

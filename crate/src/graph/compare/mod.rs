@@ -44,17 +44,18 @@ impl Overlay {
     /// An edge's weight in each graph, 0 where it has none.
     #[doc(hidden)]
     pub fn weights(&self, edge: &Edge) -> Vec<f32> {
-        let weight = |(graph, places): (&Graph, &Vec<Option<usize>>)| match (places[edge.source], places[edge.target]) {
+        let place = |places: &Vec<Option<usize>>, node: usize| places.get(node).copied().flatten();
+        let weight = |(graph, places): (&Graph, &Vec<Option<usize>>)| match (place(places, edge.source), place(places, edge.target)) {
             (Some(source), Some(target)) => graph.edges().weight(source, target),
             _ => 0.0,
         };
         self.graphs.iter().zip(&self.places).map(weight).collect()
     }
 
-    /// How many of the graphs have a node.
+    /// How many of the graphs have a node; 0 for one beyond the last.
     #[doc(hidden)]
     pub fn count(&self, node: usize) -> usize {
-        self.places.iter().filter(|places| places[node].is_some()).count()
+        self.places.iter().filter(|places| matches!(places.get(node), Some(Some(_)))).count()
     }
 }
 

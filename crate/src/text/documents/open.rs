@@ -2,7 +2,6 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::decode::{self, Utf8};
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
@@ -47,7 +46,7 @@ pub(super) fn no_text(path: &Path, got: &str) -> Error {
 /// The text of a file. It fails once there is more than `room` bytes, or more than a packed text can hold.
 pub(super) fn open(path: &Path, room: u64) -> Result<BufReader<Utf8<Box<dyn BufRead>>>> {
     let fault = |error: io::Error| unreadable(path, error);
-    let file = File::open(path).map_err(|error| Error::io(path, error))?;
+    let file = crate::files::open(path)?;
     let length = file.metadata().map_err(fault)?.len();
     let file = BufReader::new(file);
     let packed = length.saturating_mul(RATIO).max(SLACK);

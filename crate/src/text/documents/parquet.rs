@@ -9,7 +9,6 @@ use parquet::basic::{Compression, ConvertedType, Repetition};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::schema::types::Type;
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,7 +23,7 @@ fn is_text(column: &Type) -> bool {
 impl Documents<'_> {
     pub(super) fn read_parquet(&mut self, path: &Path) -> Result<()> {
         let bad = |error: parquet::errors::ParquetError| Error::new(ErrorKind::BadFile, format!("{}: {}", path.display(), shown(&error.to_string()))).caused_by(error);
-        let file = File::open(path).map_err(|error| Error::io(path, error))?;
+        let file = crate::files::open(path)?;
         let mut start = [0; 64];
         let count = file.read_at(&mut start, 0).map_err(|error| Error::io(path, error))?;
         if let Some(what) = binary(&start[..count]).filter(|_| !start.starts_with(b"PAR1")) {

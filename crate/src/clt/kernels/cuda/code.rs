@@ -92,7 +92,7 @@ pub(crate) fn decode(clt: &Clt, codes: &[LayerCode], targets: std::ops::Range<us
     let aligned = |at: &At| at.is_multiple_of(16);
     let mut out = Vec::with_capacity(targets.len());
     for t in targets {
-        let bias = gpu.place(clt.decoder_bias(t))?;
+        let bias = gpu.place(clt.decoder_bias(t)?)?;
         if !aligned(&bias) || !decoders.iter().all(aligned) {
             return Ok(None);
         }

@@ -1,8 +1,8 @@
 """An ordinary crate outside this folder that depends on the library: builds it and trains a CLT with it.
 
-python3 tests/outside.py [debug] [release] [lto] [abort] [shared]: the builds to try, the first four by default; `abort` is release
-with panic = "abort". `shared`, the cheap form for every test run, uses this project's own profile, flags and target folder, so that only the
-crate itself is compiled. CLTLAB_OUTSIDE names the folder for the crate and its build (default: target/outside), which is kept, so that
+python3 tests/outside.py [debug] [release] [lto] [abort] [shared] [check]: the builds to try, the first four by default; `abort` is release
+with panic = "abort". `shared` uses this project's own profile, flags and target folder, so that only the library and the crate are compiled (3 CPU
+minutes); `check`, for every test run, does not train, and only checks types there (half a CPU minute). CLTLAB_OUTSIDE names the folder for the crate and its build (default: target/outside), which is kept, so that
 the dependencies are compiled once for debug and once for release. The first time takes about 25 CPU minutes.
 """
 
@@ -14,7 +14,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILDS = ["debug", "release", "lto", "abort"]
-SHARED = "shared"
+HERE = {"shared": "build", "check": "check"}
 
 MANIFEST = """[package]
 name = "outside"
@@ -77,9 +77,9 @@ def profile_of_tests():
 
 def main():
     builds = sys.argv[1:] or BUILDS
-    unknown = [build for build in builds if build not in [*BUILDS, SHARED]]
+    unknown = [build for build in builds if build not in [*BUILDS, *HERE]]
     if unknown:
-        sys.exit(f"unknown build {unknown[0]}: one of {', '.join([*BUILDS, SHARED])}")
+        sys.exit(f"unknown build {unknown[0]}: one of {', '.join([*BUILDS, *HERE])}")
     crate = pathlib.Path(os.environ.get("CLTLAB_OUTSIDE", ROOT / "target/outside"))
     (crate / "src").mkdir(parents=True, exist_ok=True)
     (crate / "src/main.rs").write_text(PROGRAM)
@@ -87,16 +87,20 @@ def main():
     failed = []
     for build in builds:
         manifest, (command, folder, environment) = MANIFEST.format(root='"%s"' % ROOT), own(crate, build)
-        if build == SHARED:
+        if build in HERE:
             manifest, (command, folder, environment) = manifest + "\n" + profile_of_tests(), shared()
         (crate / "Cargo.toml").write_text(manifest)
-        built = subprocess.run(["cargo", "build", "--quiet", *command], cwd=crate, env={**os.environ, **environment})
+        built = subprocess.run(["cargo", HERE.get(build, "build"), "--quiet", *command], cwd=crate, env={**os.environ, **environment})
+        if build == "check":
+            print(f"{'FAILED' if built.returncode else 'ok    '}  check", flush=True)
+            failed += [build] * bool(built.returncode)
+            continue
         program = folder / "outside"
         ran = subprocess.run([program], capture_output=True, text=True) if built.returncode == 0 else None
         words = re.search(r"reconstruction (\S+) -> (\S+)", ran.stdout) if ran else None
         learns = words is not None and ran.returncode == 0 and float(words[2]) < 0.9 * float(words[1])
         # In the project's own folder lies the shared library of notebook cells.
-        objects = [] if build == SHARED else sorted(path.name for path in folder.glob("libcltlab*.so"))
+        objects = [] if build in HERE else sorted(path.name for path in folder.glob("libcltlab*.so"))
         print(f"{'ok    ' if learns and not objects else 'FAILED'}  {build}: {words[0] if words else (ran.stderr if ran else 'it does not build')}", *objects, flush=True)
         if not learns or objects:
             failed.append(build)

@@ -68,7 +68,7 @@ enum Command {
     /// Lay the graphs of several prompts over each other: their difference, or their mean; compare reports: the evaluations of several CLTs as one table
     Compare(compare::CompareArgs),
     /// The evaluations of several CLTs as one table
-    #[command(hide = true, name = "compare-reports", display_name = "cltlab compare reports", bin_name = "cltlab compare reports")]
+    #[command(hide = true, override_usage = "cltlab compare reports [OPTIONS] <REPORTS>...")]
     CompareReports(reports::ReportsArgs),
     /// Does changing groups of features do what the graph says? Predicted, measured, random features
     Check(check::CheckArgs),

@@ -90,12 +90,9 @@ fn every_line_of_the_example_parses() {
 fn the_example_trains() {
     let folder = scratch("example-trains");
     std::fs::write(folder.join("train.toml"), example()).unwrap();
-    let model = fixture("attribution/gpt2/model");
-    let text = (0..800).map(|i| format!("w{} ", 1 + i * 7 % 127)).collect::<String>();
-    std::fs::write(folder.join("stories.txt"), text).unwrap();
-    let output = train(&folder, &["--set", &format!("model.source={}", model.display()), "--set", "clt.features=32", "--set", "clt.k=4", "--set", "train.steps=3", "--set", "train.batch_tokens=64", "--set", "train.eval_every=2", "--set", "stream.context=16", "--set", "eval.tokens=64", "--set", "eval.fidelity_tokens=0"]);
+    let output = train(&folder, &["--set", "stream.max_tokens=4000", "--set", "clt.features=32", "--set", "clt.k=4", "--set", "train.steps=3", "--set", "train.batch_tokens=64", "--set", "train.eval_every=2", "--set", "stream.context=16", "--set", "eval.tokens=64", "--set", "eval.fidelity_tokens=0"]);
     assert!(output.status.success(), "{}", said(&output));
-    assert!(folder.join("runs/gpt2/clt/config.yaml").exists());
+    assert!(folder.join("runs/first/clt/config.yaml").exists());
 }
 
 #[test]
@@ -206,8 +203,8 @@ fn what_is_missing_is_named_with_the_example_s_line() {
     let folder = scratch("missing-keys");
     let file = folder.join("train.toml");
     for (text, words) in [
-        ("[model]\nsource = \"x\"\n", &["[output] folder is missing", "add a table [output] with: folder = \"runs/gpt2\"", "--example"][..]),
-        ("[output]\ndtype = \"f32\"\n", &["[output] folder is missing", "add to [output]: folder = \"runs/gpt2\""]),
+        ("[model]\nsource = \"x\"\n", &["[output] folder is missing", "add a table [output] with: folder = \"runs/first\"", "--example"][..]),
+        ("[output]\ndtype = \"f32\"\n", &["[output] folder is missing", "add to [output]: folder = \"runs/first\""]),
         ("[output]\nfolder = \"run\"\n[text]\nsource = \"train.toml\"\n", &["[model] source is missing", "source = \"gpt2\""]),
         ("[output]\nfolder = \"run\"\n[model]\ndtype = \"f32\"\n", &["[model] source is missing", "add to [model]: source = \"gpt2\""]),
     ] {

@@ -72,7 +72,7 @@ struct Entry {
 /// Layers, width and tokens of a file of activations, from its header: its length in 8 bytes, then JSON.
 fn header(path: &Path) -> Result<[usize; 3]> {
     let broken = |why: &str| Error::new(ErrorKind::BadFile, format!("{}: not a whole safetensors file: {why}", path.display()));
-    let mut file = cltlab::files::open(path)?;
+    let mut file = cltlab::internal::files::open(path)?;
     let room = file.metadata().map_err(|error| Error::io(path, error))?.len();
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|_| broken("it ends within its header"))?;

@@ -205,8 +205,8 @@ fn what_is_missing_is_named_with_the_example_s_line() {
     for (text, words) in [
         ("[model]\nsource = \"x\"\n", &["[output] folder is missing", "add a table [output] with: folder = \"runs/first\"", "--example"][..]),
         ("[output]\ndtype = \"f32\"\n", &["[output] folder is missing", "add to [output]: folder = \"runs/first\""]),
-        ("[output]\nfolder = \"run\"\n[text]\nsource = \"train.toml\"\n", &["[model] source is missing", "source = \"gpt2\""]),
-        ("[output]\nfolder = \"run\"\n[model]\ndtype = \"f32\"\n", &["[model] source is missing", "add to [model]: source = \"gpt2\""]),
+        ("[output]\nfolder = \"run\"\n[text]\nsource = \"train.toml\"\n", &["[model] source is missing", "source = \"states\""]),
+        ("[output]\nfolder = \"run\"\n[model]\ndtype = \"f32\"\n", &["[model] source is missing", "add to [model]: source = \"states\""]),
     ] {
         std::fs::write(&file, text).unwrap();
         refused(&train(&folder, &[]), words);
@@ -214,6 +214,6 @@ fn what_is_missing_is_named_with_the_example_s_line() {
     }
     let model = fixture("attribution/gpt2/model");
     std::fs::write(&file, format!("[output]\nfolder = \"run\"\n[model]\nsource = {:?}\n", model.display().to_string())).unwrap();
-    refused(&train(&folder, &[]), &["[text] source is missing", "source = \"stories.txt\""]);
+    refused(&train(&folder, &[]), &["[text] source is missing", "source = \"states\""]);
     assert_eq!(cltlab(&["train"]).status.code(), Some(2));
 }

@@ -193,7 +193,7 @@ fn state_features_are_counted_and_swapped() {
 
 #[test]
 fn the_command_prints_what_is_known() {
-    let text = crate::train_command::said(&crate::train_command::cltlab(&["states"]));
+    let text = String::from_utf8(crate::train_command::cltlab(&["states"]).stdout).unwrap();
     for words in ["50 states, 405 cities, 10 attributes", "(this model)", "probe city", "ablation mlp_at_city", "skills agreement"] {
         assert!(text.contains(words), "'{words}' is not in {text}");
     }

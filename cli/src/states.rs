@@ -2,7 +2,7 @@
 
 use clap::Args;
 use cltlab::prelude::*;
-use cltlab::states::{Facts, StateFeatures, SwapConfig};
+use cltlab::states::{Facts, QuestionToken, StateFeatures, SwapConfig};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -26,7 +26,10 @@ pub struct StatesArgs {
     /// Seed of the questions and of the random features
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Each swap and the figures as JSON
+    /// Print for each state the feature that tells it best, at the city and at the last token
+    #[arg(long, requires = "clt")]
+    list: bool,
+    /// State features, each swap and the figures as JSON
     #[arg(short, long, requires = "clt")]
     output: Option<PathBuf>,
     /// Predicted against measured changes, as .svg or .png
@@ -44,13 +47,29 @@ pub fn states(args: &StatesArgs) -> Result<()> {
     let replacement = Replacement::new(&model, &Clt::load(clt, &Default::default())?)?;
     let features = StateFeatures::find(&replacement)?;
     println!("{features}");
+    if args.list {
+        list(&features);
+    }
     let config = SwapConfig { layers: args.layers, features: args.features, seed: args.seed, ..SwapConfig::default() };
     let check = features.check_swaps(args.swaps, &config)?;
     println!("{check}");
     if let Some(path) = &args.picture {
         check.picture().ok_or_else(|| Error::new(ErrorKind::NotFinite, "no change that was measured is finite"))?.save(path)?;
     }
-    args.output.as_ref().map_or(Ok(()), |path| check.save(path))
+    let whole = || serde_json::json!({"features": features.best(), "figures": check.figures(), "check": check});
+    args.output.as_ref().map_or(Ok(()), |path| cltlab::internal::files::write_json(path, &whole()))
+}
+
+/// For each state its best feature at each place, as layer_feature, with its F1.
+fn list(features: &StateFeatures) {
+    println!("{:>16} {:>18} {:>18}", "state", "at the city", "at the last token");
+    for state in &features.facts().states {
+        let best = |place: QuestionToken| {
+            let of = features.best().iter().filter(|feature| feature.state == state.name && feature.place == place);
+            of.max_by(|a, b| a.f1.total_cmp(&b.f1)).map_or_else(String::new, |best| format!("{}_{} {:.2}", best.layer, best.feature, best.f1))
+        };
+        println!("{:>16} {:>18} {:>18}", state.name, best(QuestionToken::City), best(QuestionToken::Last));
+    }
 }
 
 /// Facts, held-out questions, and the recipe's figures of each seed.

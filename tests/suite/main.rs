@@ -59,6 +59,7 @@ mod qk;
 mod reader_gguf;
 mod reader_models;
 mod reader_tokens;
+mod readme;
 mod recipe_words;
 mod recipes;
 mod reports;

@@ -105,7 +105,7 @@ impl Error {
         Error::new(kind, format!("{place}: got {}, expected {expected}", shortened(got.to_string(), LONGEST / 10)))
     }
 
-    /// Refuses a count above `most`: memory and time are reckoned from it, or it is a number in 32 bits somewhere.
+    /// Refuses a count above `most`, for counts from which memory or time is computed, or that are held in 32 bits later.
     pub(crate) fn at_most(kind: ErrorKind, place: impl fmt::Display, count: usize, most: usize) -> Result<()> {
         if count <= most { Ok(()) } else { Err(Error::expected(kind, place, count, format_args!("at most {most}"))) }
     }

@@ -4,9 +4,15 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use std::io::Read;
+use std::path::Path;
 
 /// The name that [`Model::load`](crate::Model::load) and [`Corpus::load`](crate::Corpus::load) know it and its text by.
 pub(crate) const STATES: &str = "states";
+
+/// Whether `source` is that name, and no file or folder here is called so.
+pub(crate) fn is_named(source: &Path) -> bool {
+    source == Path::new(STATES) && !source.exists()
+}
 
 /// `config.json`.
 pub(crate) const CONFIG: &[u8] = include_bytes!("../../models/states/config.json");

@@ -1,4 +1,4 @@
-//! Counts from which memory or time is reckoned, and numbers of layers, features and nodes that are not there.
+//! Counts from which memory or time is computed, and numbers of layers, features and nodes that do not exist.
 
 use crate::attribution::{replacement, TOKENS};
 use crate::support::{fixture, largest, says, scratch, small_folder, tensors, values, words};

@@ -133,8 +133,8 @@ pub fn worse<T: Number>(worst: T, next: T) -> T {
     T::of(before.max(after))
 }
 
-/// A new folder for one test. Those of processes that ended are removed by the next test: kept for whoever looks at a
-/// failure, they would fill the disk.
+/// A new folder for one test. It stays, so that a failure can be looked at. The first call in a process removes the folders that are
+/// older than ten minutes and whose process has ended; otherwise they fill the disk.
 pub fn scratch(name: &str) -> PathBuf {
     static SWEPT: std::sync::Once = std::sync::Once::new();
     SWEPT.call_once(|| {

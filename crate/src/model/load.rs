@@ -212,7 +212,7 @@ pub(super) fn find(source: &str) -> Result<Source<'_>> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("gguf") => Ok(Source::Gguf(path)),
         Some("bin") => Ok(Source::Llama2c(path)),
-        _ if source == included::STATES && !path.exists() => Ok(Source::Included),
+        _ if included::is_named(path) => Ok(Source::Included),
         _ if path.exists() => Err(Error::expected(ErrorKind::BadFile, source, "a file of unknown kind", "a folder, .gguf or .bin")),
         _ if source.starts_with(['.', '/', '~']) || source.matches('/').count() > 1 || source.is_empty() => {
             Err(Error::new(ErrorKind::MissingFile, format!("{source}: no such file or folder")).help("give a folder, a .gguf file, or a hub name like gpt2"))

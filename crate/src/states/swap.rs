@@ -183,8 +183,8 @@ impl StateFeatures {
             if stop_requested() {
                 return Err(Error::new(ErrorKind::Interrupted, "stopped while states were swapped"));
             }
-            let (attribute, city, to) = draw(&self.facts, &mut random)?;
-            swaps.push(self.effect(&attribute, &city, to, config, &mut random)?);
+            let (attribute, city, states) = draw(&self.facts, &mut random)?;
+            swaps.push(self.effect(&attribute, &city, states, config, &mut random)?);
             task.advance(swaps.len() as u64);
         }
         let check = SwapCheck { config: config.clone(), swaps };
@@ -192,11 +192,11 @@ impl StateFeatures {
         Ok(check)
     }
 
-    fn effect(&self, attribute: &str, city: &str, to: usize, config: &SwapConfig, random: &mut StdRng) -> Result<SwapEffect> {
+    fn effect(&self, attribute: &str, city: &str, states: [usize; 2], config: &SwapConfig, random: &mut StdRng) -> Result<SwapEffect> {
         let facts = &self.facts;
-        let (from, to) = (facts.state_of(city)?, &facts.states[to]);
+        let [from, to] = states.map(|state| &facts.states[state]);
         let local = self.replacement.local(facts.question(attribute, city), &Default::default())?;
-        let swap = self.changes(&local, [facts.index(&from.name)?, facts.index(&to.name)?], config, random)?;
+        let swap = self.changes(&local, states, config, random)?;
         let mut answers: Vec<String> = Vec::with_capacity(facts.states.len());
         for answer in [from, to].into_iter().chain(&facts.states).filter_map(|state| state.attributes.get(attribute)) {
             if !answers.contains(answer) {
@@ -230,14 +230,14 @@ fn one_token(model: &Model, name: &str) -> Result<u32> {
     }
 }
 
-/// An attribute, a city, and the place of another state whose answer differs.
-fn draw(facts: &Facts, random: &mut StdRng) -> Result<(String, String, usize)> {
+/// An attribute, a city, and the numbers of its state and of another one whose answer differs.
+fn draw(facts: &Facts, random: &mut StdRng) -> Result<(String, String, [usize; 2])> {
     for _ in 0..DRAWS {
         let (from, to) = (random.random_range(0..facts.states.len()), random.random_range(0..facts.states.len()));
         let (Some(attribute), Some(city)) = (facts.attributes.choose(random), facts.states[from].cities.choose(random)) else { continue };
         let answers = [from, to].map(|state| facts.states[state].attributes.get(attribute));
         if from != to && answers.iter().all(Option::is_some) && answers[0] != answers[1] {
-            return Ok((attribute.clone(), city.clone(), to));
+            return Ok((attribute.clone(), city.clone(), [from, to]));
         }
     }
     Err(Error::expected(ErrorKind::BadFile, "known.json: states", "no two states whose answers differ", "such states"))

@@ -15,7 +15,7 @@
 //! ‖W_dec,f‖ over the concatenation of all targets, with its gradient. θ is what a feature had to
 //! exceed: 0, its threshold, or the least value kept (a constant then). Variants: the first term
 //! over each target's variance (FVU), or its mean over nested groups of features (Matryoshka); a term
-//! that asks dead features for what is left over ([`aux`]).
+//! that asks dead features for what is left over ([`auxiliary`]).
 
 mod auxiliary;
 mod block;
